@@ -1,0 +1,303 @@
+"""What a run is: the model, the method, the device and the options, as frozen values checked when they are made.
+
+Every engine takes the same `RunSpec`, so that a prediction and a measurement of one run can be held side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from lorafa_prof.errors import BadInputError, UnknownNameError
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+AdapterDtype = Literal["auto", "bf16", "fp16", "fp32"]
+Attention = Literal["sdpa", "flash", "eager"]
+Checkpointing = Literal["none", "full", "selective"]
+Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
+Optimizer = Literal[
+    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa"
+]  # fmt: skip
+Loss = Literal["hf", "fused"]
+Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
+Task = Literal["causal-lm", "seq-cls", "seq2seq-lm"]
+
+#: Bytes of one element.
+ITEMSIZE: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp16": 2, "fp32": 4, "int64": 8, "uint8": 1, "bool": 1})
+
+#: The methods of the command-line contract, in the order in which they are listed.
+METHODS = (
+    "full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "vera", "dora", "pissa",
+    "lora-plus", "adalora", "lora-ga", "lora-pro",
+)  # fmt: skip
+
+#: No size of a real run comes near this; what lies beyond is a mistake, and would only overflow further on.
+LARGEST_SIZE = 2**40
+
+
+def require_int(what: str, value: object, low: int = 1, high: int = LARGEST_SIZE) -> int:
+    """Return `value` if it is an integer in [low, high], else raise `BadInputError` naming `what`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadInputError(f"{what} must be an integer, not {_short(value)}")
+    if not low <= value <= high:
+        raise BadInputError(f"{what} must be between {low} and {high}, not {_short(value)}")
+    return value
+
+
+def require_number(what: str, value: object, low: float, high: float) -> float:
+    """Return `value` as a finite float in [low, high], else raise `BadInputError` naming `what`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BadInputError(f"{what} must be a number, not {_short(value)}")
+    if not low <= value <= high or not math.isfinite(value):
+        raise BadInputError(f"{what} must be between {low:g} and {high:g}, not {_short(value)}")
+    return float(value)
+
+
+def require_choice(what: str, value: object, choices: object) -> None:
+    """Raise `UnknownNameError` unless `value` is one of the strings of the Literal (or tuple) `choices`."""
+    known = choices if isinstance(choices, tuple) else get_args(choices)
+    if value not in known:
+        raise UnknownNameError(what, str(value), known, f"Known: {', '.join(known)}.")
+
+
+def _short(value: object) -> str:
+    text = f"{type(value).__name__} of {value.bit_length()} bits" if _is_huge(value) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_huge(value: object) -> bool:  # repr of an integer past 4300 digits raises ValueError
+    return isinstance(value, int) and value.bit_length() > 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeSpec:
+    """Routed experts of a mixture-of-experts model."""
+
+    experts: int
+    """Routed experts per layer."""
+    experts_per_token: int
+    """Experts that each token is sent to."""
+    intermediate_size: int
+    """Inner width of one routed expert."""
+    shared_experts: int = 0
+    """Experts that every token passes through (DeepSeek)."""
+    first_dense_layers: int = 0
+    """Leading layers with a plain MLP instead of experts (DeepSeek)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlaSpec:
+    """Multi-head latent attention (DeepSeek-V2): keys and values pass through a narrow latent."""
+
+    kv_lora_rank: int
+    q_lora_rank: int | None
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The architecture of one model, as far as it decides memory and arithmetic.
+
+    Made by `lorafa_prof.catalog` from a Hugging Face configuration; `config` keeps that configuration, so that the
+    engines that run the real model build exactly the same one.
+    """
+
+    name: str
+    """Alias, hub id or path: what the user calls it."""
+    architecture: str
+    """`model_type` of transformers: "llama", "qwen3", "gpt2", ..."""
+    task: Task
+    """What it is fine-tuned for: decides the head and the loss."""
+    hidden_size: int
+    num_layers: int
+    """Decoder (or encoder) blocks; for an encoder-decoder the encoder's."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_positions: int | None
+    """Longest sequence the positions allow; None where positions are relative and unbounded (T5)."""
+    tie_word_embeddings: bool
+    hidden_act: str
+    """Activation as transformers names it: "silu", "gelu", "gelu_new", "gelu_pytorch_tanh", ..."""
+    gated_mlp: bool = True
+    attention_bias: bool = False
+    """Bias on the q, k and v projections."""
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head's q and k (Qwen 3, Gemma 3)."""
+    sliding_window: int | None = None
+    layer_types: tuple[str, ...] = ()
+    """Per layer "full_attention" or "sliding_attention"; empty where all are full."""
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    """Dropout after attention output, MLP and embeddings (GPT-2 resid_pdrop, RoBERTa hidden_dropout_prob, T5)."""
+    embedding_dropout: float = 0.0
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    num_decoder_layers: int = 0
+    """Decoder blocks of an encoder-decoder, else 0."""
+    num_labels: int = 2
+    """Classes of a sequence-classification head."""
+    type_vocab_size: int = 0
+    """Rows of the token-type embedding (RoBERTa), else 0."""
+    moe: MoeSpec | None = None
+    mla: MlaSpec | None = None
+    parameters: int | None = None
+    """Parameters as published with the catalog entry, for display; engines count for themselves."""
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The Hugging Face configuration that this was read from."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _MODEL_LIMITS:
+            require_int(f"{self.name}: {name}", getattr(self, name), low, high)
+        if self.num_heads % self.num_kv_heads:
+            raise BadInputError(
+                f"{self.name}: {self.num_heads} heads cannot share {self.num_kv_heads} key/value heads evenly"
+            )
+        if self.layer_types and len(self.layer_types) != self.num_layers:
+            raise BadInputError(f"{self.name}: {len(self.layer_types)} layer types for {self.num_layers} layers")
+        for name in ("attention_dropout", "hidden_dropout", "embedding_dropout"):
+            require_number(f"{self.name}: {name}", getattr(self, name), 0.0, 1.0)
+
+    @property
+    def kv_width(self) -> int:
+        """Width of the key (and value) projection's output: key/value heads times head width."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def q_width(self) -> int:
+        """Width of the query projection's output: heads times head width."""
+        return self.num_heads * self.head_dim
+
+
+_MODEL_LIMITS = (
+    ("hidden_size", 1, 2**20),
+    ("num_layers", 1, 2000),
+    ("num_heads", 1, 2**14),
+    ("num_kv_heads", 1, 2**14),
+    ("head_dim", 1, 2**14),
+    ("intermediate_size", 1, 2**22),
+    ("vocab_size", 1, 2**24),
+    ("num_decoder_layers", 0, 2000),
+    ("num_labels", 1, 2**20),
+    ("type_vocab_size", 0, 2**16),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec:
+    """One accelerator, as data; an unknown figure is None, never another card's."""
+
+    name: str
+    full_name: str
+    vendor: str
+    architecture: str
+    compute_capability: tuple[int, int] | None
+    total_bytes: int
+    """Memory that torch sees (`torch.cuda.mem_get_info`), bytes."""
+    bandwidth: float | None
+    """Peak memory bandwidth, bytes per second."""
+    peak_flops: Mapping[str, float | None]
+    """Dense peak FLOP/s per dtype, tensor cores with fp32 accumulation; sparsity never counted."""
+    context_bytes: int | None = None
+    """CUDA context and libraries outside the allocator, bytes; None where nobody has measured it."""
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each figure comes from, by its key ("memory", "bandwidth", "peak_flops.bf16", "context")."""
+
+    def __post_init__(self) -> None:
+        require_int(f"{self.name}: memory", self.total_bytes, 2**20, 2**50)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """A fine-tuning method and its adapters."""
+
+    name: str
+    """One of `METHODS`."""
+    rank: int = 64
+    """Inner width r of the adapters; not used by full fine-tuning."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """("all-linear",), ("qv",), or the suffixes of module names to adapt."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input, a probability below 1."""
+
+    def __post_init__(self) -> None:
+        require_choice("method", self.name, METHODS)
+        require_int("rank", self.rank, 1, 2**16)
+        if not 0.0 <= require_number("dropout", self.dropout, 0.0, 1.0) < 1.0:
+            raise BadInputError("dropout must be below 1")
+        if not self.targets or not all(isinstance(t, str) and t for t in self.targets):
+            raise BadInputError("targets must name at least one module suffix, or be all-linear or qv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training configuration: everything an engine needs to say what its step costs."""
+
+    model: ModelSpec
+    method: MethodSpec
+    bs: int = 1
+    """Micro-batch: sequences in one forward."""
+    seq: int = 1024
+    """Tokens per sequence."""
+    dtype: Dtype = "bf16"
+    """Dtype that the base weights are loaded in."""
+    amp: bool = False
+    """bf16 autocast around the forward (`TrainingArguments(bf16=True)`)."""
+    adapter_dtype: AdapterDtype = "auto"
+    """Dtype of the adapter weights; auto = fp32 over a 16-bit base, as PEFT does."""
+    attn: Attention = "sdpa"
+    checkpointing: Checkpointing = "none"
+    optimizer: Optimizer = "auto"
+    """auto = PEFT's LoRA-FA optimizer for lora-fa methods, else AdamW (foreach)."""
+    quant: Quantization = "none"
+    loss: Loss = "hf"
+    gpus: int = 1
+    shard: Shard = "none"
+
+    def __post_init__(self) -> None:
+        require_int("batch size", self.bs, 1, 2**24)
+        require_int("sequence length", self.seq, 1, 2**30)
+        for what, value, choices in (
+            ("dtype", self.dtype, Dtype), ("adapter dtype", self.adapter_dtype, AdapterDtype),
+            ("attention", self.attn, Attention), ("checkpointing", self.checkpointing, Checkpointing),
+            ("optimizer", self.optimizer, Optimizer), ("quantization", self.quant, Quantization),
+            ("loss", self.loss, Loss), ("sharding", self.shard, Shard),
+        ):  # fmt: skip
+            require_choice(what, value, choices)
+        require_int("gpus", self.gpus, 1, 2**20)
+        limit = self.model.max_positions
+        if limit is not None and self.seq > limit:
+            raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")
+
+    def replace(self, **changes: Any) -> RunSpec:
+        """Return a copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def resolved_adapter_dtype(self) -> Dtype:
+        """The adapters' dtype with auto decided: PEFT casts 16-bit adapters to fp32 (autocast_adapter_dtype=True)."""
+        return "fp32" if self.adapter_dtype == "auto" else self.adapter_dtype
+
+    @property
+    def resolved_optimizer(self) -> str:
+        """The optimizer with auto decided."""
+        if self.optimizer != "auto":
+            return self.optimizer
+        return "lorafa" if self.method.name in ("lora-fa", "lora-fa-peft", "qlora-fa") else "adamw"
+
+    @property
+    def resolved_quant(self) -> Quantization:
+        """How the base weights are stored: the q-methods quantise to NF4 unless another form is asked for."""
+        if self.quant == "none" and self.method.name in ("qlora", "qlora-fa"):
+            return "nf4"
+        return self.quant
