@@ -1,0 +1,184 @@
+"""Attention: heads, rotary embedding, and the kernels that CUDA picks for `scaled_dot_product_attention`.
+
+Shapes: b sequences, s tokens, h heads and g key/value heads of width d. Memory layout decides copies: a projection's
+output viewed as heads is laid out (b, s, h, d), and `matmul` over heads wants (b, h, s, d).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.sizes import elements
+from lorafa_prof.analytic.tape import Grads, Tape, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What decides the kernel and its memory."""
+
+    kernel: str
+    """"flash", "efficient", "math" or "eager"."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool = True
+    dropout: float = 0.0
+    softcap: float | None = None
+    single: bool = False
+    """One sequence in the batch: heads need no copy to be multiplied."""
+    softmax_dtype: str | None = None
+    """Dtype that the eager code asks its softmax for; None keeps the scores' dtype."""
+    contiguous_output: bool = True
+    """The eager code makes its transposed output contiguous at once; else the reshape that follows does."""
+
+
+def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool = False) -> Tensor:
+    """View (b, s, h*d) as (b, h, s, d).
+
+    Args:
+        x: a projection's output.
+        heads: how many heads it holds.
+        head_dim: width of one.
+        copies_gradient: the gradient arrives laid out by heads, so that viewing it back makes a copy.
+    """
+    tape = x.tape
+    out = Tensor(tape, x.storage, ("b", heads, "s", head_dim), x.dtype)
+    if tape.needs_grad(x):
+        flat, copies = x.shape, copies_gradient and heads > 1
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad = g[0]
+            assert grad is not None
+            if copies:
+                return [tape.new("gradient of heads, contiguous", flat, grad.dtype)]
+            return [Tensor(tape, grad.storage, flat, grad.dtype)]
+
+        tape.record("transpose", [x], out, [], backward)
+    return out
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, rotated: int | None = None) -> Tensor:
+    """x * cos + rotate_half(x) * sin over the first `rotated` of the head's widths (all of them for None)."""
+    b, h, s, d = x.shape
+    width = int(d) if rotated is None else rotated
+    part = x if width == d else ops.narrow(x, b, h, s, width)
+    rest = None if width == d else ops.narrow(x, b, h, s, int(d) - width)
+    half = width // 2
+    straight = ops.mul(part, cos, "rotary x*cos")
+    first, second = ops.narrow(part, b, h, s, half), ops.narrow(part, b, h, s, width - half)
+    turned = ops.cat([ops.neg(second), first], b, h, s, width)
+    del first, second
+    turned_sin = ops.mul(turned, sin, "rotary rotate_half(x)*sin")
+    del turned
+    out = ops.add(straight, turned_sin, "rotary output")
+    del straight, turned_sin
+    return out if rest is None else ops.cat([out, rest], b, h, s, d)
+
+
+def rotary_tables(tape: Tape, head_dim: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of shape (1, s, d), made once a forward and saved by every layer that multiplies by them."""
+    freqs = tape.new("rotary frequencies", ("s", head_dim // 2), "fp32")
+    angles = tape.new("rotary angles", ("s", head_dim), "fp32")
+    del freqs
+    cos = tape.new("rotary cos", ("s", head_dim), "fp32")
+    cos = ops.scale(cos, "rotary cos")
+    sin = tape.new("rotary sin", ("s", head_dim), "fp32")
+    sin = ops.scale(sin, "rotary sin")
+    del angles
+    return ops.cast(cos, dtype, "rotary cos"), ops.cast(sin, dtype, "rotary sin")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None) -> Tensor:
+    """Return the attention output as (b, s, h*d), ready for the output projection."""
+    tape = q.tape
+    if tape.autocast:
+        q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
+    if options.kernel in ("flash", "efficient"):
+        return _fused(q, k, v, options)
+    return _eager(q, k, v, options, mask)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
+    """Flash or memory-efficient attention: saves q, k, v, the output and each row's log-sum-exp."""
+    tape = q.tape
+    h, d = options.heads, options.head_dim
+    out = tape.new("attention output", ("b", "s", h, d), q.dtype)
+    rows = "s" if options.kernel == "flash" else "E"
+    lse = tape.new("attention log-sum-exp", ("b", h, rows), "fp32")
+    rng = [tape.new(f"attention rng {what}", (2,) if what == "state" else (), "int64") for what in ("state", "offset")]
+    flops = elements(("b", h, "s", "s", d))
+    tape.count_flops("attention", (4 * flops[0], flops[1]))
+    if tape.needs_grad(q, k, v):
+        grads = [(x.shape, x.requires_grad) for x in (q, k, v)]
+        dtype = q.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            # flash runs five products where the forward runs two: 2.5 times its FLOPs
+            tape.count_flops("attention", (10 * flops[0], flops[1]), backward=True)
+            delta = tape.new("attention backward row sums", ("b", h, "S"), "fp32")
+            accumulator = tape.new("attention backward dq accumulator", ("b", "S", h, _padded(d)), "fp32")
+            made: list[Tensor | None] = [tape.new(f"gradient of {n}", s, dtype) for n, (s, _) in zip("qkv", grads)]
+            expanded = None
+            if options.kv_heads != h:  # one gradient a query head, summed over each group afterwards
+                expanded = [tape.new("gradient of expanded k, v", ("b", "s", h, d), dtype) for _ in (0, 1)]
+            del delta, accumulator, expanded
+            return [x if need else None for x, (_, need) in zip(made, grads, strict=True)]
+
+        tape.record("scaled_dot_product_attention", [q, k, v], out, [q, k, v, out, lse, *rng], backward)
+    return ops.view(out, "b", "s", h * d)
+
+
+def _padded(head_dim: int) -> int:
+    """Flash attention's accumulators pad the head to 32 up to 128, to 64 beyond."""
+    step = 32 if head_dim <= 128 else 64
+    return -(-head_dim // step) * step
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
+    """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
+    h, d = options.heads, options.head_dim
+    k, v = _repeat_kv(k, options), _repeat_kv(v, options)
+    scores = ops.batched_matmul(_by_heads(q, options), _by_heads(k, options), d, 0, "attention scores")
+    scores = ops.scale(scores, "scaled scores")
+    if options.softcap is not None:
+        scores = ops.scale(scores, "scores / softcap")
+        scores = ops.unary(scores, "tanh", saves="output")
+        scores = ops.scale(scores, "capped scores")
+    if mask is not None:
+        scores = ops.add(scores, mask, "masked scores")
+    weights = ops.softmax(scores, options.softmax_dtype)
+    del scores
+    weights = ops.cast(weights, v.dtype, "attention weights")
+    weights = ops.dropout(weights, options.dropout, "attention dropout")
+    out = ops.batched_matmul(weights, _by_heads(v, options), 0, d, "attention output by heads")
+    del weights
+    out = ops.contiguous(out, "attention output")
+    return ops.view(out, "b", "s", h * d)
+
+
+def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:
+    """Repeat each key/value head for the query heads that share it: a copy, summed over the group in backward."""
+    if options.heads == options.kv_heads:
+        return x
+    tape = x.tape
+    shape = ("b", options.heads, "s", options.head_dim)
+    out = tape.new("repeated key/value heads", shape, x.dtype)
+    if tape.needs_grad(x):
+        source = x.shape
+        tape.record("expand", [x], out, [], lambda g: [tape.new("gradient summed over heads", source, x_dtype(g))])
+    return out
+
+
+def x_dtype(grads: Grads) -> str:
+    """Return the dtype of the only gradient."""
+    assert grads[0] is not None
+    return grads[0].dtype
+
+
+def _by_heads(x: Tensor, options: AttentionOptions) -> Tensor:
+    """What matmul makes of heads laid out (b, s, h, d): a contiguous copy, unless they can be viewed."""
+    repeated = options.heads != options.kv_heads and x.shape[1] == options.heads
+    if options.single or x.shape[1] == 1 or repeated:
+        return x
+    return ops.contiguous(x, "heads for matmul")

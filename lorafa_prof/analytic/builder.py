@@ -1,0 +1,254 @@
+"""Symbolic modules: the parameters of a model, their adapters, and how a module runs.
+
+A family (`lorafa_prof.analytic.families`) builds its model from these as transformers builds the real one, under the
+same module names. Layers of one kind are alike, so at most four of them are built and traced; `layers` says how many
+real layers each stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.sizes import Shape, elements
+from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.errors import UnknownNameError
+from lorafa_prof.specs import ModelSpec, RunSpec
+
+#: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
+#: give what each further layer adds.
+TRACED_LAYERS = 4
+
+WEIGHTS, ADAPTERS, BUFFERS = "weights", "adapters", "buffers"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter or buffer of the model, and how many real tensors it stands for."""
+
+    parameter: Parameter
+    count: int
+
+
+Forward = Callable[[Tensor], Tensor]
+AdapterForward = Callable[[Tensor, Tensor], Tensor]
+"""From the module's input and its base layer's result to the adapted result."""
+MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward"]
+
+
+class Builder:
+    """Makes parameters and modules for one run, and keeps the inventory of what it made."""
+
+    def __init__(self, run: RunSpec, tape: Tape, make_adapter: MakeAdapter | None) -> None:
+        self.run, self.tape, self.make_adapter = run, tape, make_adapter
+        self.spec: ModelSpec = run.model
+        self.held: list[Held] = []
+        self.linears: list[Linear] = []
+        self.assumptions: list[str] = []
+        self.full = run.method.name == "full"
+        self._path: list[str] = []
+        self._count = 1
+
+    # -- structure ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def inside(self, name: str, count: int = 1) -> Iterator[None]:
+        """Build what belongs to the submodule `name`, standing for `count` alike ones."""
+        self._path.append(name)
+        outer, self._count = self._count, self._count * count
+        try:
+            yield
+        finally:
+            self._path.pop()
+            self._count = outer
+
+    def layers(self, number: int, alike: bool = True) -> list[tuple[int, int]]:
+        """Return (index, how many real layers it stands for) of each layer to build out of `number`.
+
+        With more than four alike, the first two and the last two are built, and the second stands for the rest too.
+        """
+        if not alike or number <= TRACED_LAYERS:
+            return [(i, 1) for i in range(number)]
+        return [(0, 1), (1, 1 + number - TRACED_LAYERS), (number - 2, 1), (number - 1, 1)]
+
+    @property
+    def path(self) -> str:
+        """Full name of the module being built."""
+        return ".".join(self._path)
+
+    @property
+    def multiplicity(self) -> int:
+        """How many real modules the one being built stands for."""
+        return self._count
+
+    @contextmanager
+    def at(self, path: str, count: int) -> Iterator[None]:
+        """Build at the absolute `path` (empty for the model itself), whatever is being built now."""
+        outer = self._path, self._count
+        self._path, self._count = (path.split(".") if path else []), count
+        try:
+            yield
+        finally:
+            self._path, self._count = outer
+
+    # -- parameters -----------------------------------------------------------------------------------------------
+
+    def parameter(
+        self, name: str, shape: Shape, *, kind: str = WEIGHTS, trained: bool | None = None, dtype: str | None = None
+    ) -> Parameter:
+        """Add a parameter (or, with kind BUFFERS, a buffer) to the module being built."""
+        trained = self.full and kind == WEIGHTS if trained is None else trained
+        full_name = f"{self.path}.{name}" if self._path else name
+        made = Parameter(self.tape, full_name, shape, dtype or self.run.dtype, trained=trained, kind=kind)
+        self.held.append(Held(made, self._count))
+        return made
+
+    def linear(
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        role: str = "",
+        head: bool = False,
+        tied_to: Parameter | None = None,
+    ) -> Linear:
+        """Add a linear layer.
+
+        Args:
+            name: its name in the module being built.
+            in_features: input width m.
+            out_features: output width k.
+            bias: whether it has a bias of width k.
+            role: "q", "v" or "qkv" for the projections that the qv target means.
+            head: an output head, which all-linear leaves out and quantisation does not touch.
+            tied_to: the embedding whose table is this layer's weight too.
+        """
+        with self.inside(name):
+            made = Linear(self, in_features, out_features, bias, role=role, head=head, tied_to=tied_to)
+        self.linears.append(made)
+        return made
+
+    def norm(self, name: str, width: int, *, bias: bool = False) -> Norm:
+        """Add a norm's weight, and its bias where it is a LayerNorm."""
+        with self.inside(name):
+            weight = self.parameter("weight", (width,))
+            return Norm(name, weight, self.parameter("bias", (width,)) if bias else None)
+
+    def embedding(self, name: str, rows: int, width: int) -> Parameter:
+        """Add an embedding table."""
+        with self.inside(name):
+            return self.parameter("weight", (rows, width))
+
+    def attach_adapters(self) -> None:
+        """Give every targeted linear layer its adapter.
+
+        Raises:
+            UnknownNameError: a target that no module of this model answers to.
+        """
+        if self.make_adapter is None:
+            return
+        for layer in targeted(self.linears, self.run):
+            with self.at(layer.path, layer.count):
+                layer.adapter = self.make_adapter(self, layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm's parameters; the family says which formula runs."""
+
+    name: str
+    weight: Parameter
+    bias: Parameter | None
+
+    def __call__(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        with x.tape.scope(self.name):
+            return function(x, self.weight) if self.bias is None else function(x, self.weight, self.bias)
+
+
+class Linear:
+    """A linear layer (k, m), with its adapter once it has one."""
+
+    def __init__(
+        self,
+        builder: Builder,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        *,
+        role: str,
+        head: bool,
+        tied_to: Parameter | None,
+    ) -> None:
+        self.path, self.in_features, self.out_features = builder.path, in_features, out_features
+        self.name = self.path.rsplit(".", 1)[-1]
+        self.role, self.head, self.count = role, head, builder.multiplicity
+        self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
+        self.weight = tied_to if tied_to is not None else self._weight(builder)
+        self.bias = builder.parameter("bias", (out_features,)) if bias else None
+        self.adapter: AdapterForward | None = None
+
+    def _weight(self, builder: Builder) -> Parameter:
+        shape = (self.out_features, self.in_features)
+        if not self.quantized:
+            return builder.parameter("weight", shape)
+        hold_nf4(builder, self.in_features * self.out_features, double=builder.run.resolved_quant == "nf4-dq")
+        # What the products see: the dequantised weight, of which nothing is held between them.
+        dtype = builder.run.dtype
+        return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with x.tape.scope(self.name):
+            result = self.base(x)
+            return result if self.adapter is None else self.adapter(x, result)
+
+    def base(self, x: Tensor) -> Tensor:
+        """Run the layer without its adapter."""
+        run = ops.dequantized_linear if self.quantized else ops.linear
+        return run(x, self.weight, self.bias)
+
+
+def hold_nf4(builder: Builder, numel: int, *, double: bool) -> None:
+    """Add what bitsandbytes keeps of a 4-bit weight: two values a byte, one scale a block of 64, code tables.
+
+    With double quantisation the scales are 8-bit in blocks of 256, with an fp32 scale each and one fp32 offset.
+    """
+    blocks = -(-numel // 64)
+    builder.parameter("weight", (-(-numel // 2),), trained=False, dtype="uint8")
+    builder.parameter("quant_state.code", (16,), kind=BUFFERS, dtype="fp32")
+    builder.parameter("absmax", (blocks,), kind=BUFFERS, dtype="uint8" if double else "fp32")
+    if double:
+        builder.parameter("nested_absmax", (-(-blocks // 256),), kind=BUFFERS, dtype="fp32")
+        builder.parameter("nested_code", (256,), kind=BUFFERS, dtype="fp32")
+        builder.parameter("offset", (), kind=BUFFERS, dtype="fp32")
+
+
+def targeted(linears: list[Linear], run: RunSpec) -> list[Linear]:
+    """Return the layers that the run's targets name, as PEFT matches them (suffixes of whole name parts)."""
+    targets = run.method.targets
+    if run.method.name == "lora-qv" and targets == ("all-linear",):
+        targets = ("qv",)
+    if targets == ("all-linear",):
+        return [layer for layer in linears if not layer.head]
+    if targets == ("qv",):
+        return [layer for layer in linears if layer.role in ("q", "v", "qkv")]
+    chosen: dict[int, Linear] = {}
+    for target in targets:
+        found = [x for x in linears if x.path == target or x.path.endswith("." + target)]
+        if not found:
+            known = {x.name for x in linears} | {"all-linear", "qv"}
+            raise UnknownNameError("target module", target, known, f"Modules of {run.model.name}: {_names(linears)}.")
+        chosen.update((id(layer), layer) for layer in found)
+    return list(chosen.values())
+
+
+def _names(linears: list[Linear]) -> str:
+    return ", ".join(dict.fromkeys(layer.name for layer in linears))
+
+
+def parameter_elements(parameter: Parameter) -> int:
+    """Return the number of elements; parameters have no symbolic dimension."""
+    return elements(parameter.shape)[0]

@@ -1,0 +1,37 @@
+"""The architectures that the analytic engine knows, by transformers' model_type."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.tape import Tensor
+from lorafa_prof.errors import UnsupportedError
+
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
+
+
+class Model(Protocol):
+    """A built model."""
+
+    batch: Tensor
+
+    def loss(self) -> Tensor:
+        """Run the forward over a batch and return the loss."""
+
+
+def build(builder: Builder) -> Model:
+    """Build the model of the builder's run.
+
+    Raises:
+        UnsupportedError: an architecture that this engine does not know.
+    """
+    architecture = builder.spec.architecture
+    if architecture in LLAMA_LIKE:
+        from lorafa_prof.analytic.families.llama import LlamaLike
+
+        return LlamaLike(builder)
+    raise UnsupportedError(
+        f"the analytic engine does not model the architecture {architecture!r} of {builder.spec.name} "
+        f"(it does: {', '.join(LLAMA_LIKE)}); --engine simulate runs any model that transformers can build"
+    )

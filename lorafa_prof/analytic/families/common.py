@@ -1,0 +1,179 @@
+"""What the families share: the plan of layers, activations, masks, embeddings, the language-model head and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.attention import AttentionOptions
+from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.tape import LOGITS, Parameter, Tape, Tensor
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.specs import RunSpec
+
+Layer = Callable[[Tensor], Tensor]
+#: Fused activations and which of their tensors autograd keeps.
+_FUSED_ACTIVATIONS = {
+    "silu": "input", "swish": "input", "gelu": "input", "gelu_pytorch_tanh": "input", "gelu_fast": "", "gelu_new": "",
+    "relu": "output", "tanh": "output",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltLayer:
+    """One traced layer: its index in the real model and how to run it."""
+
+    index: int
+    name: str
+    run: Layer
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """Run the activation that transformers' ACT2FN gives for `name`.
+
+    Raises:
+        UnsupportedError: an activation whose saved tensors are not known here.
+    """
+    if _FUSED_ACTIVATIONS.get(name):
+        return ops.unary(x, name, saves=_FUSED_ACTIVATIONS[name])
+    if name == "gelu_new":
+        return _new_gelu(x)
+    raise UnsupportedError(f"the analytic engine does not model the activation {name!r}")
+
+
+def _new_gelu(x: Tensor) -> Tensor:
+    """0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), written in Python (GPT-2): four tensors of the width are kept.
+
+    Autocast runs the power in fp32 and so all that follows from it.
+    """
+    half = ops.scale(x, "0.5*x")
+    base = ops.cast(x, "fp32", "power input") if x.tape.autocast else x
+    cubic = ops.scale(ops.power(base, 3), "0.044715*x**3")
+    del base
+    inner = ops.scale(ops.add(x, cubic, "x + 0.044715*x**3"), "tanh argument")
+    del cubic
+    curve = ops.unary(inner, "tanh", saves="output")
+    del inner
+    gate = ops.shift(curve, "1 + tanh")
+    del curve
+    return ops.mul(half, gate, "gelu output")
+
+
+def attention_kernel(run: RunSpec, *, mask: bool) -> str:
+    """Return which kernel CUDA runs for the requested attention.
+
+    Flash attention takes 16-bit inputs without a mask; memory-efficient attention takes the rest, except grouped
+    key/value heads that are not repeated first.
+
+    Raises:
+        UnsupportedError: a combination for which PyTorch falls back to its unfused math path.
+    """
+    spec = run.model
+    if run.attn == "eager":
+        return "eager"
+    if spec.attention_softcap is not None and run.attn == "sdpa":
+        return "eager"  # transformers refuses sdpa for capped scores and takes eager by default
+    if run.dtype in ("bf16", "fp16") or run.amp:
+        return "efficient" if mask and run.attn == "sdpa" else "flash"
+    if run.attn == "flash":
+        raise UnsupportedError("flash attention needs 16-bit tensors: use --dtype bf16 or --amp, or --attn sdpa")
+    if spec.num_heads != spec.num_kv_heads and not mask:
+        raise UnsupportedError(
+            f"fp32 attention over the grouped heads of {spec.name} falls back to PyTorch's unfused math path, which the "
+            "analytic engine does not model: use --attn eager, --amp or --dtype bf16"
+        )
+    return "efficient"
+
+
+def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) -> AttentionOptions:
+    """Return the options of the model's self-attention."""
+    spec = run.model
+    return AttentionOptions(
+        kernel=attention_kernel(run, mask=mask),
+        heads=spec.num_heads,
+        kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        causal=causal,
+        dropout=spec.attention_dropout,
+        softcap=spec.attention_softcap,
+        single=run.bs == 1,
+        softmax_dtype="fp32",
+    )
+
+
+def window_binds(run: RunSpec) -> bool:
+    """Say whether the sequence is longer than the sliding window, so that windowed layers need an explicit mask."""
+    window = run.model.sliding_window
+    return window is not None and run.seq > window
+
+
+def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
+    """Return the mask that transformers makes for this kernel: none for flash, additive for eager, boolean for sdpa."""
+    if kernel == "flash":
+        return None
+    if kernel == "eager":
+        return tape.new("attention mask", ("b", "s", "s"), run.dtype)
+    return tape.new("attention mask", ("b", "s", "s"), "bool")
+
+
+def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
+    """Run the layers in order, marking where each begins so that the plan can repeat the middle one."""
+    tape = builder.tape
+    checkpointed = builder.run.checkpointing == "full"
+    for position, layer in enumerate(layers):
+        tape.boundaries["forward", position] = len(tape.events)
+        if x.requires_grad:
+            x = _boundary(x, position)
+        with tape.scope(layer.name):
+            x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
+    tape.boundaries["forward", len(layers)] = len(tape.events)
+    if x.requires_grad:
+        x = _boundary(x, len(layers))
+    return x
+
+
+def _boundary(x: Tensor, position: int) -> Tensor:
+    """An identity that notes when the gradient of a layer's input is complete."""
+    tape = x.tape
+    out = Tensor(tape, x.storage, x.shape, x.dtype)
+
+    def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        tape.boundaries["backward", position] = len(tape.events)
+        return [grads[0]]
+
+    tape.record("layer boundary", [x], out, [], backward)
+    return out
+
+
+def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
+    """With adapters and checkpointing, `enable_input_require_grads` makes the embedding's output a trained leaf."""
+    if builder.full or builder.run.checkpointing == "none":
+        return x
+    leaf = Parameter(builder.tape, "embedding output", x.shape, x.dtype, trained=True, kind="input")
+    leaf.storage = x.storage
+    return leaf
+
+
+def token_ids(tape: Tape) -> Tensor:
+    """Return the batch's token ids, which are also its labels."""
+    return tape.new("input ids", ("b", "s"), "int64")
+
+
+def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int) -> Tensor:
+    """transformers' ForCausalLMLoss: logits to fp32, labels shifted by one token, cross entropy."""
+    tape = logits.tape
+    logits = ops.cast(logits, "fp32", "logits")
+    padded = tape.new("padded labels", ("b", "p"), "int64")
+    shifted = tape.new("shifted labels", ("b", "s"), "int64")
+    flat = ops.view(logits, "b", "s", vocab)
+    del labels
+    loss = ops.cross_entropy(flat, shifted)
+    del padded, shifted
+    return loss
+
+
+def mark_logits(tape: Tape, since: int) -> None:
+    """Count every storage born since item `since` as logits and loss."""
+    for item in tape.items[since:]:
+        item.category = LOGITS

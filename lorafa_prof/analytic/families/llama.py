@@ -1,0 +1,274 @@
+"""Decoders of Llama's shape: Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3/4, Granite.
+
+Module names, the order of operations and the lifetime of each variable follow transformers' modelling files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.attention import AttentionOptions, attend, rotary, rotary_tables, split_heads
+from lorafa_prof.analytic.builder import BUFFERS, Builder, Linear, Norm
+from lorafa_prof.analytic.families.common import (
+    BuiltLayer,
+    activation,
+    attention_options,
+    causal_lm_loss,
+    causal_mask,
+    mark_logits,
+    require_input_grad,
+    run_layers,
+    token_ids,
+    window_binds,
+)
+from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.specs import ModelSpec
+
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+SANDWICHED = ("gemma2", "gemma3_text")  # a norm after attention and MLP as well as before
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Where one architecture departs from Llama."""
+
+    fused_projections: bool
+    """One matrix for q, k and v and one for gate and up (Phi-3)."""
+    gemma_norm: bool
+    sandwiched: bool
+    scaled_residual: bool
+    """Outputs of attention and MLP are multiplied by a number before they are added (Granite)."""
+    scaled_embedding: bool
+    scaled_logits: bool
+    rotated: int | None
+    """Width of the head that the rotary embedding turns; None for all of it."""
+
+
+def traits_of(spec: ModelSpec) -> Traits:
+    """Return the traits of a Llama-like architecture."""
+    partial = float(spec.config.get("partial_rotary_factor") or 1.0)
+    rotated = int(spec.head_dim * partial)
+    return Traits(
+        fused_projections=spec.architecture == "phi3",
+        gemma_norm=spec.architecture in GEMMAS,
+        sandwiched=spec.architecture in SANDWICHED,
+        scaled_residual=spec.architecture == "granite",
+        scaled_embedding=spec.architecture in (*GEMMAS, "granite"),
+        scaled_logits=spec.architecture == "granite",
+        rotated=rotated if spec.architecture == "phi3" else None,
+    )
+
+
+class Attention:
+    """Projections, rotary embedding, attention, output projection."""
+
+    def __init__(self, builder: Builder, traits: Traits) -> None:
+        spec = self.spec = builder.spec
+        self.traits = traits
+        d, q, kv, bias = spec.hidden_size, spec.q_width, spec.kv_width, spec.attention_bias
+        with builder.inside("self_attn"):
+            self.projections: list[Linear] = []
+            if traits.fused_projections:
+                self.out = builder.linear("o_proj", q, d, spec.attention_out_bias)
+                self.projections = [builder.linear("qkv_proj", d, q + 2 * kv, bias, role="qkv")]
+            else:
+                for name, width in (("q", q), ("k", kv), ("v", kv)):
+                    self.projections.append(builder.linear(f"{name}_proj", d, width, bias, role=name))
+                self.out = builder.linear("o_proj", q, d, spec.attention_out_bias)
+            self.norms = [builder.norm(f"{n}_norm", spec.head_dim) for n in "qk"] if spec.qk_norm else []
+
+    def __call__(
+        self, x: Tensor, tables: tuple[Tensor, Tensor], options: AttentionOptions, mask: Tensor | None
+    ) -> Tensor:
+        with x.tape.scope("self_attn"):
+            q, k, v = self._heads(x)
+            q, k = (rotary(part, *tables, self.traits.rotated) for part in (q, k))
+            out = attend(q, k, v, options, mask)
+            del q, k, v
+            return self.out(out)
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        spec = self.spec
+        widths = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        if self.traits.fused_projections:
+            fused = self.projections[0](x)
+            parts = [ops.narrow(fused, "b", "s", heads * spec.head_dim) for heads in widths]
+            return [
+                split_heads(part, heads, spec.head_dim, copies_gradient=i < 2)
+                for i, (part, heads) in enumerate(zip(parts, widths, strict=True))
+            ]
+        heads = [self._project(i, x) for i in range(3)]
+        return heads
+
+    def _project(self, i: int, x: Tensor) -> Tensor:
+        spec, layer = self.spec, self.projections[i]
+        heads = spec.num_heads if i == 0 else spec.num_kv_heads
+        out = split_heads(layer(x), heads, spec.head_dim, copies_gradient=i < 2)
+        if self.norms and i < 2:
+            return self.norms[i](out, norm_function(self.traits))
+        return out
+
+
+class Mlp:
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, builder: Builder, traits: Traits) -> None:
+        spec = self.spec = builder.spec
+        d, f = spec.hidden_size, spec.intermediate_size
+        with builder.inside("mlp"):
+            if traits.fused_projections:
+                self.inputs = [builder.linear("gate_up_proj", d, 2 * f)]
+            else:
+                self.inputs = [builder.linear(f"{name}_proj", d, f, spec.mlp_bias) for name in ("gate", "up")]
+            self.down = builder.linear("down_proj", f, d, spec.mlp_bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with x.tape.scope("mlp"):
+            return self.down(self._gated(x))
+
+    def _gated(self, x: Tensor) -> Tensor:
+        act, width = self.spec.hidden_act, self.spec.intermediate_size
+        if len(self.inputs) == 2:
+            return ops.mul(activation(self.inputs[0](x), act), self.inputs[1](x), "act(gate) * up")
+        gate, up = ops.split(self.inputs[0](x), [("b", "s", width)] * 2)
+        return ops.mul(up, activation(gate, act), "up * act(gate)")
+
+
+def norm_function(traits: Traits):  # type: ignore[no-untyped-def]
+    """Return the norm's formula."""
+    return ops.gemma_rms_norm if traits.gemma_norm else ops.rms_norm
+
+
+class DecoderLayer:
+    """One block; sandwiched architectures norm the outputs of attention and MLP too."""
+
+    def __init__(self, builder: Builder, traits: Traits, index: int) -> None:
+        d = builder.spec.hidden_size
+        self.traits, self.index = traits, index
+        self.attention = Attention(builder, traits)
+        self.mlp = Mlp(builder, traits)
+        self.before_attention = builder.norm("input_layernorm", d)
+        self.after_attention = builder.norm("post_attention_layernorm", d)
+        self.before_mlp, self.after_mlp = self.after_attention, None
+        if traits.sandwiched:
+            self.before_mlp = builder.norm("pre_feedforward_layernorm", d)
+            self.after_mlp: Norm | None = builder.norm("post_feedforward_layernorm", d)
+
+    def __call__(self, x: Tensor, *shared: object) -> Tensor:
+        function = norm_function(self.traits)
+        residual = x
+        x = self.before_attention(x, function)
+        x = self.attention(x, *shared)  # type: ignore[arg-type]
+        x = self._joined(residual, x, self.after_attention if self.traits.sandwiched else None)
+        residual = x
+        x = self.before_mlp(x, function)
+        x = self.mlp(x)
+        return self._joined(residual, x, self.after_mlp)
+
+    def _joined(self, residual: Tensor, x: Tensor, norm: Norm | None) -> Tensor:
+        if norm is not None:
+            x = norm(x, norm_function(self.traits))
+        if self.traits.scaled_residual:
+            x = ops.scale(x, "scaled output")
+        return ops.add(residual, x, "residual sum")
+
+
+class LlamaLike:
+    """The whole language model."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder, self.spec = builder, builder.spec
+        self.traits = traits_of(self.spec)
+        spec = self.spec
+        with builder.inside("model"):
+            self.table = builder.embedding("embed_tokens", spec.vocab_size, spec.hidden_size)
+            if self.traits.gemma_norm:
+                with builder.inside("embed_tokens"):
+                    builder.parameter("embed_scale", (), kind=BUFFERS, dtype="fp32")
+            alike = len(set(spec.layer_types)) < 2 or not window_binds(builder.run)
+            self.layers: list[DecoderLayer] = []
+            for index, count in builder.layers(spec.num_layers, alike):
+                with builder.inside(f"layers.{index}", count):
+                    self.layers.append(DecoderLayer(builder, self.traits, index))
+            self.norm = builder.norm("norm", spec.hidden_size)
+            self._hold_rotary_buffers()
+        self.head = builder.linear("lm_head", spec.hidden_size, spec.vocab_size, head=True, tied_to=self._tied())
+        builder.attach_adapters()
+
+    def _tied(self) -> Parameter | None:
+        return self.table if self.spec.tie_word_embeddings else None
+
+    def _hold_rotary_buffers(self) -> None:
+        kinds = sorted(set(self.spec.layer_types)) if self.spec.architecture == "gemma3_text" else [""]
+        width = (self.traits.rotated or self.spec.head_dim) // 2
+        for kind in kinds:
+            for name in ("inv_freq", "original_inv_freq"):
+                prefix = f"{kind}_" if kind else ""
+                self.builder.parameter(f"rotary_emb.{prefix}{name}", (width,), kind=BUFFERS, dtype="fp32")
+
+    def loss(self) -> Tensor:
+        """Run the forward and return the loss."""
+        builder, tape = self.builder, self.builder.tape
+        ids = token_ids(tape)
+        logits, since = self._logits(ids)
+        with tape.scope("loss"):
+            tape.enter(tape.module, "loss")
+            loss = causal_lm_loss(logits, ids, self.spec.vocab_size)
+        mark_logits(tape, since)
+        self.batch = ids
+        return loss
+
+    def _logits(self, ids: Tensor) -> tuple[Tensor, int]:
+        builder, tape = self.builder, self.builder.tape
+        with tape.scope("model"):
+            hidden = self._hidden(ids)
+        since = len(tape.items)
+        logits = self.head(hidden)
+        if self.traits.scaled_logits:
+            logits = ops.scale(logits, "scaled logits")
+        if self.spec.logit_softcap is not None:
+            logits = ops.scale(logits, "logits / softcap")
+            logits = ops.unary(logits, "tanh", saves="output")
+            logits = ops.scale(logits, "capped logits")
+        return logits, since
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        builder, tape, run = self.builder, self.builder.tape, self.builder.run
+        with tape.scope("embed_tokens"):
+            x = ops.embedding(ids, self.table)
+            if self.traits.gemma_norm:
+                x = ops.scale(x, "scaled embedding")
+            x = require_input_grad(builder, x)
+        if self.traits.scaled_embedding and not self.traits.gemma_norm:
+            x = ops.scale(x, "scaled embedding")
+        full = attention_options(run)
+        mask = causal_mask(tape, run, full.kernel) if full.kernel == "eager" else None
+        windowed, window_mask = full, mask
+        if window_binds(run) and self.spec.sliding_window:
+            windowed = attention_options(run, mask=True)
+            window_mask = causal_mask(tape, run, windowed.kernel)
+        with tape.scope("rotary_emb"):
+            width = self.traits.rotated or self.spec.head_dim
+            kinds = sorted(set(self.spec.layer_types)) if self.spec.architecture == "gemma3_text" else ["full_attention"]
+            tables = {kind: rotary_tables(tape, width, x.dtype) for kind in kinds}
+        types = self.spec.layer_types or ("sliding_attention" if self.spec.sliding_window else "full_attention",) * (
+            self.spec.num_layers
+        )
+        layers = []
+        for layer in self.layers:
+            kind = types[layer.index]
+            options, own_mask = (windowed, window_mask) if kind == "sliding_attention" else (full, mask)
+            shared = (tables.get(kind) or tables[kinds[0]], options, own_mask)
+            layers.append(BuiltLayer(layer.index, f"layers.{layer.index}", _bound(layer, shared)))
+        x = run_layers(builder, layers, x)
+        return self.norm(x, norm_function(self.traits))
+
+
+def _bound(layer: DecoderLayer, shared: tuple[object, ...]):  # type: ignore[no-untyped-def]
+    return lambda x: layer(x, *shared)
+
+
+def with_softmax_dtype(options: AttentionOptions, dtype: str | None) -> AttentionOptions:
+    """Return the options with another softmax dtype."""
+    return replace(options, softmax_dtype=dtype)

@@ -1,0 +1,127 @@
+"""The fine-tuning methods: one registered function each, which adds an adapter to a linear layer and says how it runs.
+
+The forwards are those of PEFT 0.21; what autograd keeps of them follows from the operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
+from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.errors import UnsupportedError
+
+_METHODS: dict[str, MakeAdapter | None] = {"full": None}
+
+
+def register(*names: str) -> Callable[[MakeAdapter], MakeAdapter]:
+    """Register a function that makes the adapter of one linear layer; a name can be taken once."""
+
+    def add(function: MakeAdapter) -> MakeAdapter:
+        for name in names:
+            if name in _METHODS:
+                raise ValueError(f"method {name} is registered already")
+            _METHODS[name] = function
+        return function
+
+    return add
+
+
+def adapter_maker(name: str) -> MakeAdapter | None:
+    """Return the registered function of a method; None for full fine-tuning.
+
+    Raises:
+        UnsupportedError: a method of the contract that this engine does not model.
+    """
+    if name not in _METHODS:
+        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {', '.join(_METHODS)})")
+    return _METHODS[name]
+
+
+def modelled_methods() -> list[str]:
+    """Return the names of the methods that this engine models."""
+    return list(_METHODS)
+
+
+def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> AdapterForward:
+    """y = W x + scaling * B A dropout(x), A (r, m), B (k, r): PEFT's lora.Linear."""
+    run, rank = builder.run, builder.run.method.rank
+    dtype = run.resolved_adapter_dtype
+    a = builder.parameter("lora_A.weight", (rank, layer.in_features), kind=ADAPTERS, trained=train_a, dtype=dtype)
+    b = builder.parameter("lora_B.weight", (layer.out_features, rank), kind=ADAPTERS, trained=train_b, dtype=dtype)
+    p = run.method.dropout
+
+    def forward(x: Tensor, result: Tensor) -> Tensor:
+        out_dtype = result.dtype
+        x = ops.cast(x, dtype, "adapter input")
+        low = ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
+        delta = ops.scale(ops.linear(low, b, name="B A x"), "scaled B A x")
+        del low
+        result = ops.add(result, delta, "adapted result")
+        del delta
+        return ops.cast(result, out_dtype, "adapted result")
+
+    return forward
+
+
+@register("lora", "lora-qv", "qlora")
+def lora(builder: Builder, layer: Linear) -> AdapterForward:
+    """LoRA: A and B are trained, so A's input stays for backward."""
+    return _low_rank(builder, layer, train_a=True, train_b=True)
+
+
+@register("lora-fa", "lora-fa-peft", "qlora-fa")
+def lora_fa(builder: Builder, layer: Linear) -> AdapterForward:
+    """LoRA-FA: A is frozen, so only the r-wide A x stays for backward."""
+    return _low_rank(builder, layer, train_a=False, train_b=True)
+
+
+@register("lora-fb")
+def lora_fb(builder: Builder, layer: Linear) -> AdapterForward:
+    """LoRA-FB: B is frozen; A's full-width input stays for backward."""
+    return _low_rank(builder, layer, train_a=True, train_b=False)
+
+
+@register("vera")
+def vera(builder: Builder, layer: Linear) -> AdapterForward:
+    """VeRA: y = W x + lambda_b * (B (lambda_d * (A dropout(x)))) with A and B frozen and shared by all layers.
+
+    A and B are buffers sized for the widest layer; a layer uses a slice of them.
+    """
+    run, rank = builder.run, builder.run.method.rank
+    dtype = run.resolved_adapter_dtype
+    shared_a, shared_b = _vera_shared(builder)
+    tape = builder.tape
+    a = Parameter(tape, "vera_A", (rank, layer.in_features), shared_a.dtype, trained=False, kind=BUFFERS)
+    b = Parameter(tape, "vera_B", (layer.out_features, rank), shared_b.dtype, trained=False, kind=BUFFERS)
+    lambda_b = builder.parameter("vera_lambda_b", (layer.out_features,), kind=ADAPTERS, trained=True, dtype=dtype)
+    lambda_d = builder.parameter("vera_lambda_d", (rank,), kind=ADAPTERS, trained=True, dtype=dtype)
+    p = run.method.dropout
+
+    def forward(x: Tensor, result: Tensor) -> Tensor:
+        out_dtype = result.dtype
+        previous_dtype = x.dtype
+        x = ops.cast(x, dtype, "adapter input")
+        low = ops.mul(lambda_d, ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x"), "lambda_d * A x")
+        delta = ops.mul(lambda_b, ops.linear(low, b, name="B (lambda_d * A x)"), "lambda_b * B (...)")
+        del low
+        result = ops.add(result, delta, "adapted result")
+        del delta
+        return ops.cast(ops.cast(result, out_dtype, "adapted result"), previous_dtype, "adapted result")
+
+    return forward
+
+
+def _vera_shared(builder: Builder) -> tuple[Parameter, Parameter]:
+    """Return VeRA's shared A and B, made once at the size of the widest targeted layer."""
+    for held in builder.held:
+        if held.parameter.name == "vera_A":
+            shared = [h.parameter for h in builder.held if h.parameter.name in ("vera_A", "vera_B")]
+            return shared[0], shared[1]
+    rank, layers = builder.run.method.rank, targeted(builder.linears, builder.run)
+    widest_in, widest_out = max(x.in_features for x in layers), max(x.out_features for x in layers)
+    with builder.at("", 1):
+        shared_a = builder.parameter("vera_A", (rank, widest_in), kind=BUFFERS, dtype="fp32")
+        shared_b = builder.parameter("vera_B", (widest_out, rank), kind=BUFFERS, dtype="fp32")
+    return shared_a, shared_b

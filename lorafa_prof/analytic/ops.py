@@ -1,0 +1,422 @@
+"""What each PyTorch operation allocates, keeps for backward and computes: one small formula an operation.
+
+Every function takes symbolic tensors, puts its result on the tape, names what autograd saves for it (as in PyTorch's
+derivatives.yaml) and gives the allocations of its backward, in order. Where the CUDA kernel differs from the CPU's, the
+CUDA kernel is what is modelled. b = sequences, s = tokens a sequence, in shapes as in `sizes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorafa_prof.analytic.sizes import Shape, elements
+from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
+
+_RANK = {"bool": 0, "uint8": 0, "int64": 1, "bf16": 2, "fp16": 2, "fp32": 3}
+
+
+def promoted(*dtypes: str) -> str:
+    """Return the dtype of an elementwise result: the widest; bf16 with fp16 gives fp32."""
+    best = max(dtypes, key=_RANK.__getitem__)
+    return "fp32" if {"bf16", "fp16"} <= set(dtypes) else best
+
+
+def _grad(grads: Grads) -> Tensor:
+    grad = grads[0]
+    assert grad is not None, "an operation with one output runs when its gradient is there"
+    return grad
+
+
+def like(x: Tensor, name: str, dtype: str | None = None) -> Tensor:
+    """Return a new storage shaped like `x`."""
+    return x.tape.new(name, x.shape, dtype or x.dtype)
+
+
+# -- casts and views --------------------------------------------------------------------------------------------------
+
+
+def cast(x: Tensor, dtype: str, name: str = "cast") -> Tensor:
+    """x.to(dtype): x itself where it has that dtype already, else a copy. Nothing is saved."""
+    if x.dtype == dtype:
+        return x
+    out = like(x, f"{name} to {dtype}", dtype)
+    if x.tape.needs_grad(x):
+        source = x.dtype
+        x.tape.record("to", [x], out, [], lambda g: [like(_grad(g), "cast of gradient", source)])
+    return out
+
+
+def autocast_to(x: Tensor, dtype: str, name: str) -> Tensor:
+    """The cast that autocast puts before an operation: cached for a trained fp32 weight until the forward ends."""
+    tape = x.tape
+    if x.dtype == dtype or x.dtype not in ("fp32", "bf16", "fp16"):
+        return x
+    cacheable = isinstance(x, Parameter) and x.requires_grad and x.dtype == "fp32"
+    if cacheable and id(x) in tape.cast_cache:
+        return tape.cast_cache[id(x)]
+    out = cast(x, dtype, name)
+    if cacheable:
+        tape.cast_cache[id(x)] = out
+    return out
+
+
+def view(x: Tensor, *shape: int | str) -> Tensor:
+    """A reshape, transpose or split that copies nothing."""
+    return x.tape.view(x, shape)
+
+
+def contiguous(x: Tensor, name: str = "contiguous copy") -> Tensor:
+    """A copy in another memory layout. Nothing is saved; the gradient passes as a view."""
+    out = like(x, name)
+    if x.tape.needs_grad(x):
+        x.tape.record("clone", [x], out, [], lambda g: [g[0]])
+    return out
+
+
+def narrow(x: Tensor, *shape: int | str) -> Tensor:
+    """A slice. Its backward writes the gradient into a full-sized tensor of zeros (slice_backward)."""
+    out = Tensor(x.tape, x.storage, shape, x.dtype)
+    if x.tape.needs_grad(x):
+        full = x.shape
+        x.tape.record("slice", [x], out, [], lambda g: [x_zeros(_grad(g), full)])
+    return out
+
+
+def x_zeros(grad: Tensor, shape: Shape) -> Tensor:
+    """The zeros that slice_backward fills with the gradient of a slice."""
+    return grad.tape.new("zeros of slice backward", shape, grad.dtype)
+
+
+def split(x: Tensor, parts: Sequence[Shape]) -> list[Tensor]:
+    """Views on consecutive parts (torch.split, chunk); backward concatenates the gradients into one tensor."""
+    outs = [Tensor(x.tape, x.storage, shape, x.dtype) for shape in parts]
+    if x.tape.needs_grad(x):
+        full, dtype = x.shape, x.dtype
+        tape = x.tape
+        tape.record("split", [x], outs, [], lambda g: [tape.new("concatenated gradient", full, dtype)])
+    return outs
+
+
+def cat(parts: Sequence[Tensor], *shape: int | str) -> Tensor:
+    """torch.cat: a new tensor; the gradients of the parts are views of its gradient."""
+    tape = parts[0].tape
+    out = tape.new("cat", shape, promoted(*(p.dtype for p in parts)))
+    if tape.needs_grad(*parts):
+        shapes = [p.shape for p in parts]
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad = _grad(g)
+            return [Tensor(tape, grad.storage, shape, grad.dtype) for shape in shapes]
+
+        tape.record("cat", parts, out, [], backward)
+    return out
+
+
+# -- elementwise ------------------------------------------------------------------------------------------------------
+
+
+def _broadcast(a: Tensor, b: Tensor) -> Shape:
+    return a.shape if len(a.shape) >= len(b.shape) and _larger(a.shape, b.shape) else b.shape
+
+
+def _larger(a: Shape, b: Shape) -> bool:
+    (ca, sa), (cb, sb) = elements(a), elements(b)
+    return len(sa) > len(sb) or (len(sa) == len(sb) and ca >= cb)
+
+
+def add(a: Tensor, b: Tensor, name: str = "sum") -> Tensor:
+    """a + b: saves nothing; both receive the same gradient tensor (cast or summed back where they differ)."""
+    out = a.tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
+    if a.tape.needs_grad(a, b):
+        a.tape.record("add", [a, b], out, [], lambda g: [g[0], g[0]])
+    return out
+
+
+def mul(a: Tensor, b: Tensor, name: str = "product") -> Tensor:
+    """a * b: each factor is saved where the other one needs a gradient."""
+    tape = a.tape
+    out = tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
+    if tape.needs_grad(a, b):
+        need_a, need_b = a.requires_grad, b.requires_grad
+        dtype = promoted(a.dtype, b.dtype)
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad = _grad(g)
+            return [like(grad, "gradient of factor", dtype) if need else None for need in (need_a, need_b)]
+
+        tape.record("mul", [a, b], out, [b if need_a else None, a if need_b else None], backward)
+    return out
+
+
+def scale(x: Tensor, name: str = "scaled") -> Tensor:
+    """x times (or divided by, or plus) a Python number: nothing is saved on the device."""
+    out = like(x, name)
+    if x.tape.needs_grad(x):
+        x.tape.record("mul by scalar", [x], out, [], lambda g: [like(_grad(g), "scaled gradient")])
+    return out
+
+
+def shift(x: Tensor, name: str = "shifted") -> Tensor:
+    """x plus a constant: nothing is saved, the gradient passes unchanged."""
+    out = like(x, name)
+    if x.tape.needs_grad(x):
+        x.tape.record("add constant", [x], out, [], lambda g: [g[0]])
+    return out
+
+
+def neg(x: Tensor) -> Tensor:
+    """-x: nothing is saved."""
+    out = like(x, "negated")
+    if x.tape.needs_grad(x):
+        x.tape.record("neg", [x], out, [], lambda g: [like(_grad(g), "negated gradient")])
+    return out
+
+
+def power(x: Tensor, exponent: int = 2) -> Tensor:
+    """x ** n: saves x. Backward: grad * (n * x**(n-1)), whose two inner results live until the last is there."""
+    out = like(x, f"power {exponent}")
+    if x.tape.needs_grad(x):
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            inner = like(_grad(g), "x**(n-1)")
+            scaled = like(inner, "n*x**(n-1)")
+            result = like(scaled, "gradient of power")
+            del inner, scaled
+            return [result]
+
+        x.tape.record("pow", [x], out, [x], backward)
+    return out
+
+
+def row_mean(x: Tensor) -> Tensor:
+    """x.mean(-1, keepdim=True): saves nothing. Backward divides the broadcast gradient: full width again."""
+    shape = (*x.shape[:-1], 1)
+    out = x.tape.new("row mean", shape, x.dtype)
+    if x.tape.needs_grad(x):
+        full, tape = x.shape, x.tape
+        tape.record("mean", [x], out, [], lambda g: [tape.new("gradient of mean", full, _grad(g).dtype)])
+    return out
+
+
+def rsqrt(x: Tensor) -> Tensor:
+    """x ** -0.5: saves its result. Backward: -0.5 * grad * result**3."""
+    out = like(x, "rsqrt")
+    if x.tape.needs_grad(x):
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            half = like(_grad(g), "-0.5*grad")
+            cube = like(half, "result**3")
+            result = like(half, "gradient of rsqrt")
+            del half, cube
+            return [result]
+
+        x.tape.record("rsqrt", [x], out, [out], backward)
+    return out
+
+
+def unary(x: Tensor, name: str, *, saves: str) -> Tensor:
+    """A fused activation (silu, gelu, relu, tanh): saves its input or its output; one allocation in backward."""
+    out = like(x, name)
+    if x.tape.needs_grad(x):
+        kept = x if saves == "input" else out
+        x.tape.record(name, [x], out, [kept], lambda g: [like(_grad(g), f"gradient of {name}")])
+    return out
+
+
+def dropout(x: Tensor, p: float, name: str = "dropout") -> Tensor:
+    """CUDA's native_dropout: saves a mask of one byte an element; the identity for p = 0."""
+    if p == 0.0:
+        return x
+    tape = x.tape
+    out = like(x, name)
+    mask = like(x, f"{name} mask", "bool")
+    if tape.needs_grad(x):
+        tape.record("native_dropout", [x], out, [mask], lambda g: [like(_grad(g), f"gradient of {name}")])
+    return out
+
+
+def softmax(x: Tensor, dtype: str | None = None) -> Tensor:
+    """softmax over the last dimension: saves its result. In another dtype than x's the input is cast first."""
+    source = cast(x, dtype, "softmax input") if dtype else x
+    return unary(source, "softmax", saves="output")
+
+
+# -- matrix products --------------------------------------------------------------------------------------------------
+
+
+def matmul_flops(rows: Shape, inner: int, columns: int) -> tuple[int, str]:
+    """2 * rows * inner * columns floating-point operations, rows being the product of a shape."""
+    coefficient, symbols = elements(rows)
+    return 2 * coefficient * inner * columns, symbols
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output") -> Tensor:
+    """x @ weight.T + bias with x (..., m), weight (k, m): saves x where the weight is trained.
+
+    The weight is saved where x needs a gradient, at no cost unless it is a cast copy. Forward 2Nmk FLOPs, 2Nmk for the
+    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first.
+    """
+    tape = x.tape
+    if tape.autocast:
+        x = autocast_to(x, tape.autocast, "autocast input")
+        weight = autocast_to(weight, tape.autocast, "autocast weight")
+        bias = None if bias is None else autocast_to(bias, tape.autocast, "autocast bias")
+    k, m = int(weight.shape[0]), int(weight.shape[1])
+    rows = x.shape[:-1]
+    out = tape.new(name, (*rows, k), x.dtype)
+    flops = matmul_flops(rows, m, k)
+    tape.count_flops("linear", flops)
+    if tape.needs_grad(x, weight, bias):
+        need_x, need_w = x.requires_grad, weight.requires_grad
+        need_b = bias is not None and bias.requires_grad
+        x_shape, dtype = x.shape, x.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
+            grad_w = tape.new("gradient of weight", (k, m), dtype) if need_w else None
+            grad_b = tape.new("gradient of bias", (k,), dtype) if need_b else None
+            for need in (need_x, need_w):
+                if need:
+                    tape.count_flops("linear", flops, backward=True)
+            return [grad_x, grad_w, grad_b]
+
+        saved = [x if need_w else None, weight if need_x else None]
+        tape.record("linear", [x, weight, bias], out, saved, backward)
+    return out
+
+
+def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) -> Tensor:
+    """a @ b over batch and heads, a (b, h, s, inner), b (b, h, inner, columns) with `columns` or inner = s.
+
+    Saves both. The caller says how the FLOPs come out, since either width may be the sequence length.
+    """
+    tape = a.tape
+    heads = a.shape[1]
+    out_columns: int | str = "s" if columns == 0 else columns
+    width = inner or columns
+    out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
+    flops = elements(("b", heads, "s", "s", width))
+    flops = (2 * flops[0], flops[1])
+    tape.count_flops("attention", flops)
+    if tape.needs_grad(a, b):
+        need = (a.requires_grad, b.requires_grad)
+        shapes, dtype = (a.shape, b.shape), a.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            for needed in need:
+                if needed:
+                    tape.count_flops("attention", flops, backward=True)
+            return [
+                tape.new("gradient of matmul input", shape, dtype) if needed else None
+                for needed, shape in zip(need, shapes, strict=True)
+            ]
+
+        tape.record("bmm", [a, b], out, [a if need[1] else None, b if need[0] else None], backward)
+    return out
+
+
+# -- embedding, norms -------------------------------------------------------------------------------------------------
+
+
+def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Tensor:
+    """Rows of `weight` by index: saves the indices. Backward makes a dense gradient of the whole table."""
+    tape = ids.tape
+    out = tape.new(name, (*ids.shape, weight.shape[1]), weight.dtype)
+    if tape.needs_grad(weight):
+        shape, dtype = weight.shape, weight.dtype
+        tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
+    return out
+
+
+def rms_norm(x: Tensor, weight: Parameter) -> Tensor:
+    """Llama's RMSNorm, op by op: x to fp32, x * rsqrt(mean(x**2) + eps), back to x's dtype, times the weight."""
+    wide = cast(x, "fp32", "norm input")
+    inverse = rsqrt(shift(row_mean(power(wide)), "variance + eps"))
+    normed = mul(wide, inverse, "normed")
+    del wide, inverse
+    narrowed = cast(normed, x.dtype, "normed")
+    del normed
+    return mul(weight, narrowed, "norm output")
+
+
+def gemma_rms_norm(x: Tensor, weight: Parameter) -> Tensor:
+    """Gemma's RMSNorm: the product with (1 + weight) happens in fp32, and the cast comes last."""
+    wide = cast(x, "fp32", "norm input")
+    inverse = rsqrt(shift(row_mean(power(wide)), "variance + eps"))
+    normed = mul(wide, inverse, "normed")
+    del wide, inverse
+    factor = shift(cast(weight, "fp32", "norm weight"), "1 + weight")
+    product = mul(normed, factor, "norm product")
+    del normed, factor
+    return cast(product, x.dtype, "norm output")
+
+
+def layer_norm(x: Tensor, weight: Parameter, bias: Parameter) -> Tensor:
+    """Fused native_layer_norm: saves x and each row's mean and rstd in fp32. Autocast runs it in fp32."""
+    tape = x.tape
+    if tape.autocast:
+        x = cast(x, "fp32", "layer norm input")
+    out_dtype = x.dtype
+    params = [cast(p, out_dtype, "layer norm weight") for p in (weight, bias)] if tape.autocast else [weight, bias]
+    out = like(x, "layer norm output")
+    mean = tape.new("layer norm mean", (*x.shape[:-1], 1), "fp32")
+    rstd = tape.new("layer norm rstd", (*x.shape[:-1], 1), "fp32")
+    if tape.needs_grad(x, *params):
+        need_x, need_w = x.requires_grad, weight.requires_grad
+        shape, w_shape = x.shape, weight.shape
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad_x = tape.new("gradient of layer norm input", shape, out_dtype) if need_x else None
+            grads = [tape.new("gradient of layer norm weight", w_shape, out_dtype) if need_w else None for _ in (0, 1)]
+            return [grad_x, *grads]
+
+        tape.record("native_layer_norm", [x, *params], out, [x, *params, mean, rstd], backward)
+    return out
+
+
+
+
+def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept."""
+    tape = x.tape
+    source = x.dtype
+    x = cast(x, weight.dtype, "compute input")
+    k, m = int(weight.shape[0]), int(weight.shape[1])
+    flops = matmul_flops(x.shape[:-1], m, k)
+    tape.count_flops("linear", flops)
+    dense = tape.new("dequantised weight", weight.shape, weight.dtype)
+    out = tape.new("linear output", (*x.shape[:-1], k), x.dtype)
+    del dense
+    if tape.needs_grad(x):
+        shape, dtype = x.shape, x.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            dense = tape.new("dequantised weight", weight.shape, weight.dtype)
+            grad = tape.new("gradient of linear input", shape, dtype)
+            del dense
+            tape.count_flops("linear", flops, backward=True)
+            return [grad]
+
+        tape.record("MatMul4Bit", [x], out, [], backward)
+    if bias is not None:
+        out = add(out, bias, "biased output")
+    return cast(out, source, "linear output")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """F.cross_entropy over (rows, v) with class indices: log_softmax keeps its result, nll_loss shares it.
+
+    Backward makes nll_loss's dense gradient first and log_softmax's from it: two tensors as wide as the logits beside
+    the saved one.
+    """
+    tape = logits.tape
+    if tape.autocast:
+        logits = cast(logits, "fp32", "logits")
+    log_probs = unary(logits, "log softmax", saves="output")
+    loss = tape.new("loss", (), logits.dtype)
+    weight = tape.new("loss weight", (), logits.dtype)
+    if tape.needs_grad(log_probs):
+        shape, dtype = log_probs.shape, log_probs.dtype
+        saved = [log_probs, targets, weight]
+        tape.record("nll_loss", [log_probs], loss, saved, lambda g: [tape.new("gradient of nll_loss", shape, dtype)])
+    return loss

@@ -1,0 +1,62 @@
+"""What a table of the paper is here: cells that each hold a formula, its value, and how sure the formula is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lorafa_prof.analytic.paper.formula import Formula
+
+Certainty = Literal["as printed", "reconstructed", "derived"]
+#: What the three words mean; every rendering of the tables says so.
+CERTAINTY: Mapping[Certainty, str] = {
+    "as printed": "the paper prints this formula",
+    "reconstructed": "the paper's formula was not available and is inferred from its text and from what it must count",
+    "derived": "computed here from the tensors involved; the paper does not print it",
+}
+Unit = Literal["bytes", "parameters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperCell:
+    """One cell of one table."""
+
+    row: str
+    column: str
+    formula: Formula
+    value: int
+    """The formula with the table's numbers in it; a fraction of a byte counts as a whole one."""
+    unit: Unit
+    certainty: Certainty
+    group: str = ""
+    """What the row belongs to: a part of the block, a precision, a linear layer."""
+    paper: str = ""
+    """What the paper says about this figure, as text: ">1 TB"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """One table of the paper, computed."""
+
+    key: str
+    """"1", "6", "7", "c3" or "text": what the command line calls it."""
+    title: str
+    symbols: Mapping[str, int]
+    """The number that each symbol stood for."""
+    cells: tuple[PaperCell, ...]
+    remarks: tuple[str, ...] = field(default=())
+    """Each discrepancy and each assumption, a line each."""
+
+    def cell(self, row: str, column: str, group: str | None = None) -> PaperCell:
+        """Return the one cell of this row and column (and group, where a row's name repeats)."""
+        found = [c for c in self.cells if (c.row, c.column) == (row, column) and group in (None, c.group)]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} cells at row {row!r}, column {column!r}, group {group!r} of table {self.key}")
+        return found[0]
+
+
+def whole(formula: Formula, symbols: Mapping[str, int]) -> int:
+    """Return the formula's value, rounded up: nothing occupies a part of a byte."""
+    return math.ceil(formula.evaluate(symbols))

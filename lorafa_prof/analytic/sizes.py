@@ -1,0 +1,71 @@
+"""Sizes as monomials in batch and sequence length.
+
+A tensor's shape is a tuple whose entries are integers or one of the symbols below, so its size in bytes is
+`coefficient * product of symbols`: (b, s, 4096) in bf16 is `8192*b*s`. A sum of such sizes is a polynomial, and it is
+evaluated for one configuration or for an array of a million with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from lorafa_prof.specs import ITEMSIZE
+from lorafa_prof.units import ALLOCATION_GRANULE
+
+Dim = int | str
+Shape = tuple[Dim, ...]
+
+#: Symbols of a shape. All but b and s are derived from s by kernels that pad:
+#: S = s rounded up to 128, as flash attention's backward pads its row statistics;
+#: E = s rounded up to 32, as memory-efficient attention pads its log-sum-exp;
+#: p = s + 1, the labels before the shift by one token.
+SYMBOLS = ("b", "s", "S", "E", "p")
+
+Size = tuple[int, str]
+"""(bytes coefficient, the symbols it is multiplied by, sorted): (8192, "bs")."""
+
+
+@lru_cache(maxsize=4096)
+def elements(shape: Shape) -> Size:
+    """Return (coefficient, symbols) of the number of elements of `shape`."""
+    coefficient, symbols = 1, []
+    for dim in shape:
+        if isinstance(dim, int):
+            coefficient *= dim
+        else:
+            symbols.append(dim)
+    return coefficient, "".join(sorted(symbols))
+
+
+@lru_cache(maxsize=4096)
+def size_of(shape: Shape, dtype: str) -> Size:
+    """Return the bytes of a tensor, requested and not yet rounded."""
+    coefficient, symbols = elements(shape)
+    return coefficient * ITEMSIZE[dtype], symbols
+
+
+def symbol_values(bs: Any, seq: Any) -> Mapping[str, Any]:
+    """Return the value of each symbol for a batch of `bs` sequences of `seq` tokens (integers or integer arrays)."""
+    return {"b": bs, "s": seq, "S": -(-seq // 128) * 128, "E": -(-seq // 32) * 32, "p": seq + 1}
+
+
+def product_of(symbols: str, values: Mapping[str, Any]) -> Any:
+    """Return the product of the named symbols' values; 1 for none."""
+    product: Any = 1
+    for symbol in symbols:
+        product = product * values[symbol]
+    return product
+
+
+def rounded(requested: Any) -> Any:
+    """Return requested bytes rounded up to the allocator's granule; works on integers and integer arrays."""
+    return -(-requested // ALLOCATION_GRANULE) * ALLOCATION_GRANULE
+
+
+def format_size(size: Size) -> str:
+    """Return the size as a formula that a person can check: "8192·b·s"."""
+    coefficient, symbols = size
+    named = {"S": "⌈s⌉₁₂₈", "E": "⌈s⌉₃₂", "p": "(s+1)"}
+    return "·".join([str(coefficient), *(named.get(symbol, symbol) for symbol in symbols)])

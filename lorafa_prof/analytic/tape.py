@@ -1,0 +1,362 @@
+"""A symbolic eager executor: what PyTorch would allocate, save and free, in closed form.
+
+PyTorch's eager mode frees a storage when the last reference to it goes: a Python variable, a saved tensor of the
+autograd graph, or a gradient on its way through the backward pass. Here the model's forward is written in the same way
+with symbolic tensors, whose sizes are monomials in batch and sequence length (`sizes`). Their births and deaths, by the
+same reference counting, are the record. Nothing is computed, and no tensor library is imported.
+
+The backward pass follows `torch::autograd::Engine`: nodes run in the reverse order of their creation, each node's
+saved tensors are released when it has run, gradients that meet are added in place where the buffer is not shared
+(`InputBuffer::add`), and a leaf receives its gradient as soon as its last use has contributed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
+
+ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+
+
+class Item:
+    """What the record keeps of one storage: where it was born, what it is, how large."""
+
+    __slots__ = ("category", "dtype", "module", "name", "saved", "shape", "size")
+
+    def __init__(self, module: str, name: str, shape: Shape, dtype: str, category: str) -> None:
+        self.module, self.name, self.shape, self.dtype = module, name, shape, dtype
+        self.size: Size = size_of(shape, dtype)
+        self.category = category
+        self.saved = False
+
+    @property
+    def key(self) -> tuple[str, str, Shape, str, str]:
+        """Storages with the same key are the same tensor of another layer or another moment."""
+        category = ACTIVATIONS if self.saved and self.category == TEMPORARIES else self.category
+        return (self.module, self.name, self.shape, self.dtype, category)
+
+
+class Storage:
+    """One allocation. Its death is recorded when the last reference goes, as in PyTorch."""
+
+    __slots__ = ("buffers", "index", "tape")
+
+    def __init__(self, tape: Tape, index: int) -> None:
+        self.tape, self.index = tape, index
+        self.buffers = 0  # gradient buffers that hold it now: shared gradients are not added to in place
+
+    def __del__(self) -> None:
+        self.tape.events.append(~self.index)
+
+
+class Tensor:
+    """A view on a storage, with its place in the autograd graph."""
+
+    __slots__ = ("dtype", "node", "requires_grad", "shape", "slot", "storage", "tape")
+
+    def __init__(
+        self, tape: Tape, storage: Storage | None, shape: Shape, dtype: str, *, requires_grad: bool = False
+    ) -> None:
+        self.tape, self.storage, self.shape, self.dtype = tape, storage, shape, dtype
+        self.requires_grad = requires_grad
+        self.node: Node | None = None
+        self.slot = 0
+
+    def detached(self) -> Tensor:
+        """Return the same storage outside the graph."""
+        return Tensor(self.tape, self.storage, self.shape, self.dtype)
+
+
+class Parameter(Tensor):
+    """A leaf with static memory: it is counted in the inventory of weights, not in the record of the step."""
+
+    __slots__ = ("grad", "grad_name", "kind", "name", "uses")
+
+    def __init__(self, tape: Tape, name: str, shape: Shape, dtype: str, *, trained: bool, kind: str) -> None:
+        super().__init__(tape, None, shape, dtype, requires_grad=trained)
+        self.name, self.kind = name, kind
+        self.grad: Tensor | None = None
+        self.uses = 0
+
+    @property
+    def size(self) -> Size:
+        """Bytes of the parameter."""
+        return size_of(self.shape, self.dtype)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return elements(self.shape)[0]
+
+
+Grads = Sequence["Tensor | None"]
+Backward = Callable[[Grads], "Sequence[Tensor | None]"]
+
+
+@dataclass(slots=True)
+class Edge:
+    """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
+
+    target: Node | Parameter
+    slot: int
+    shape: Shape
+    dtype: str
+
+
+class Node:
+    """One operation of the autograd graph."""
+
+    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
+
+    def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
+        self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
+        self.saved: list[Storage | Placeholder] = []
+        self.grads: list[Tensor | None] | None = None
+        self.outputs = 1
+
+
+class CheckpointFrame:
+    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self.function = function  # holds the region's inputs, until the last placeholder goes
+        self.placeholders: list[weakref.ref[Placeholder]] = []
+        self.recomputed = 0
+
+
+class Placeholder:
+    """Stands for a saved tensor of a checkpointed region until that is recomputed."""
+
+    __slots__ = ("__weakref__", "frame", "storage")
+
+    def __init__(self, frame: CheckpointFrame) -> None:
+        self.frame = frame
+        self.storage: Storage | None = None
+        frame.placeholders.append(weakref.ref(self))
+
+
+class _EarlyStop(Exception):
+    """The last saved tensor of a region is back: torch.utils.checkpoint stops recomputing there."""
+
+
+class Tape:
+    """The record of one step: which storages were born and died, in order, and what each was."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.events: list[int] = []  # index i: storage i is born; ~i: it dies
+        self.marks: list[tuple[int, str, str]] = []  # (position in events, phase, module)
+        self.boundaries: dict[tuple[str, int], int] = {}  # ("forward" | "backward", layer) -> position in events
+        self.phase, self.module = "forward", ""
+        self.grad_enabled = True
+        self.autocast: str | None = None
+        self.cast_cache: dict[int, Tensor] = {}
+        self.flops: dict[tuple[str, str, str], int] = {}  # (pass, kind, symbols) -> coefficient
+        self._seq = 0
+        self._frame: CheckpointFrame | None = None
+        self._recomputing: CheckpointFrame | None = None
+
+    # -- places ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        """Everything born inside belongs to the submodule `name`."""
+        outer = self.module
+        self.enter(f"{outer}.{name}" if outer else name)
+        try:
+            yield
+        finally:
+            self.enter(outer)
+
+    def enter(self, module: str, phase: str | None = None) -> None:
+        """Say which module (and phase) the events from here on belong to."""
+        self.module = module
+        self.phase = phase or self.phase
+        self.marks.append((len(self.events), self.phase, module))
+
+    # -- births ---------------------------------------------------------------------------------------------------
+
+    def new(self, name: str, shape: Shape, dtype: str, category: str = TEMPORARIES) -> Tensor:
+        """Return a tensor on a new storage."""
+        index = len(self.items)
+        self.items.append(Item(self.module, name, shape, dtype, category))
+        self.events.append(index)
+        return Tensor(self, Storage(self, index), shape, dtype)
+
+    def view(self, x: Tensor, shape: Shape) -> Tensor:
+        """Return a tensor on the same storage that passes its gradient straight through."""
+        out = Tensor(self, x.storage, shape, x.dtype)
+        if x.requires_grad and self.grad_enabled:
+            source = x.shape
+            self.record("view", [x], out, [], lambda g: [self._reshaped(g[0], source)])
+        return out
+
+    def _reshaped(self, grad: Tensor | None, shape: Shape) -> Tensor | None:
+        return None if grad is None else Tensor(self, grad.storage, shape, grad.dtype)
+
+    # -- graph ----------------------------------------------------------------------------------------------------
+
+    def needs_grad(self, *inputs: Tensor | None) -> bool:
+        """Say whether an operation on these inputs is recorded for backward."""
+        return self.grad_enabled and any(x is not None and x.requires_grad for x in inputs)
+
+    def record(
+        self,
+        name: str,
+        inputs: Sequence[Tensor | None],
+        outputs: Tensor | Sequence[Tensor],
+        saved: Sequence[Tensor | None],
+        backward: Backward,
+    ) -> None:
+        """Put an operation into the graph.
+
+        Args:
+            name: the operation, as autograd names it.
+            inputs: its differentiable inputs; gradients come back in this order.
+            outputs: what it returned.
+            saved: what its backward needs. Parameters cost nothing more, other storages are kept alive.
+            backward: from the outputs' gradients to the inputs' (None where `inputs` needs none).
+        """
+        edges = [self._edge(x) if x is not None and x.requires_grad else None for x in inputs]
+        node = Node(self._seq, self.module, name, edges, backward)
+        self._seq += 1
+        node.saved = [self._save(x.storage) for x in saved if x is not None and x.storage is not None]
+        outs = [outputs] if isinstance(outputs, Tensor) else outputs
+        node.outputs = len(outs)
+        for slot, out in enumerate(outs):
+            out.node, out.slot, out.requires_grad = node, slot, True
+
+    def _edge(self, x: Tensor) -> Edge:
+        if isinstance(x, Parameter):
+            if self._recomputing is None:
+                x.uses += 1
+            return Edge(x, 0, x.shape, x.dtype)
+        assert x.node is not None, "a tensor that requires a gradient has a node"
+        return Edge(x.node, x.slot, x.shape, x.dtype)
+
+    def _save(self, storage: Storage) -> Storage | Placeholder:
+        if self._recomputing is not None:  # hand the recomputed tensor to the graph of the first forward
+            frame = self._recomputing
+            placeholder = frame.placeholders[frame.recomputed]()
+            if placeholder is not None:
+                placeholder.storage = storage
+            frame.recomputed += 1
+            self.items[storage.index].saved = True
+            if frame.recomputed == len(frame.placeholders):
+                raise _EarlyStop
+            return storage
+        if self._frame is not None:
+            return Placeholder(self._frame)
+        self.items[storage.index].saved = True
+        return storage
+
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
+        frame = CheckpointFrame(lambda: function(*inputs))
+        outer, self._frame = self._frame, frame
+        for x in inputs:
+            if x.storage is not None:
+                self.items[x.storage.index].saved = True
+        try:
+            return function(*inputs)
+        finally:
+            self._frame = outer
+
+    def _recompute(self, frame: CheckpointFrame) -> None:
+        module = self.module
+        self.phase = "recompute"
+        self._recomputing = frame
+        try:
+            frame.function()
+        except _EarlyStop:
+            pass
+        finally:
+            self._recomputing = None
+            self.enter(module, "backward")
+
+    # -- backward -------------------------------------------------------------------------------------------------
+
+    def backward(self, root: Tensor) -> None:
+        """Run the backward pass from a scalar `root`."""
+        assert root.node is not None, "nothing to train"
+        self.enter(self.module, "backward")
+        heap: list[tuple[int, Node]] = []
+        self._accumulate(Edge(root.node, root.slot, root.shape, root.dtype), self.new("seed", (), root.dtype), heap)
+        while heap:
+            self._run(heapq.heappop(heap)[1], heap)
+
+    def _run(self, node: Node, heap: list[tuple[int, Node]]) -> None:
+        self.enter(node.module)
+        for saved in node.saved:
+            if isinstance(saved, Placeholder) and saved.storage is None:
+                self._recompute(saved.frame)
+        grads, node.grads = node.grads, None
+        assert grads is not None, "a node runs when gradients have arrived"
+        outs = list(node.backward(grads))
+        for i, edge in enumerate(node.edges):
+            outs[i] = self._conform(outs[i], edge) if edge is not None else None
+        for held in grads:
+            if held is not None and held.storage is not None:
+                held.storage.buffers -= 1
+        del grads, held
+        node.saved = []
+        outs.reverse()
+        for edge in node.edges:
+            grad = outs.pop()
+            if edge is not None and grad is not None:
+                self._accumulate(edge, grad, heap)
+            elif edge is not None and isinstance(edge.target, Parameter):
+                edge.target.uses -= 1
+            del grad
+
+    def _conform(self, grad: Tensor | None, edge: Edge) -> Tensor | None:
+        """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""
+        if grad is not None and elements(grad.shape) != elements(edge.shape):
+            grad = self.new("sum to size", edge.shape, grad.dtype)
+        if grad is not None and grad.dtype != edge.dtype:
+            grad = self.new("cast of gradient", grad.shape, edge.dtype)
+        return grad
+
+    def _accumulate(self, edge: Edge, grad: Tensor, heap: list[tuple[int, Node]]) -> None:
+        target = edge.target
+        if isinstance(target, Parameter):
+            self._accumulate_leaf(target, grad)
+            return
+        if target.grads is None:
+            target.grads = [None] * target.outputs
+            heapq.heappush(heap, (-target.seq, target))
+        target.grads[edge.slot] = self._held(target.grads[edge.slot], grad)
+
+    def _held(self, old: Tensor | None, grad: Tensor) -> Tensor:
+        """Return what a buffer holds after `grad` arrived: the sum, in place where nobody else holds the old one."""
+        assert grad.storage is not None, "a gradient has a storage"
+        if old is None:
+            grad.storage.buffers += 1
+            return grad
+        assert old.storage is not None, "a gradient has a storage"
+        if old.storage.buffers == 1 and old.storage is not grad.storage:
+            return old
+        old.storage.buffers -= 1
+        total = self.new("accumulated gradient", old.shape, old.dtype)
+        return self._held(None, total)
+
+    def _accumulate_leaf(self, leaf: Parameter, grad: Tensor) -> None:
+        leaf.uses -= 1
+        leaf.grad = self._held(leaf.grad, grad)
+        if leaf.uses == 0 and leaf.grad.storage is not None:
+            item = self.items[leaf.grad.storage.index]
+            item.category, item.name = GRADIENTS, f"{leaf.name} gradient"
+
+    # -- arithmetic -----------------------------------------------------------------------------------------------
+
+    def count_flops(self, kind: str, number: Size, *, backward: bool = False) -> None:
+        """Add `number` floating-point operations of a kind ("linear", "attention") to the pass that is running."""
+        where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
+        coefficient, symbols = number
+        key = (where, kind, symbols)
+        self.flops[key] = self.flops.get(key, 0) + coefficient
