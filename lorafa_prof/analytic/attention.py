@@ -27,6 +27,8 @@ class AttentionOptions:
     softcap: float | None = None
     single: bool = False
     """One sequence in the batch: heads need no copy to be multiplied."""
+    by_heads: bool = False
+    """q and k are laid out (b, h, s, d) already, as a concatenation leaves them; the fused kernels answer alike."""
     softmax_dtype: str | None = None
     """Dtype that the eager code asks its softmax for; None keeps the scores' dtype."""
     contiguous_output: bool = True
@@ -62,8 +64,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, rotated: int | None = None) -> T
     """x * cos + rotate_half(x) * sin over the first `rotated` of the head's widths (all of them for None)."""
     b, h, s, d = x.shape
     width = int(d) if rotated is None else rotated
-    part = x if width == d else ops.narrow(x, b, h, s, width)
-    rest = None if width == d else ops.narrow(x, b, h, s, int(d) - width)
+    part = x if rotated is None else ops.narrow(x, b, h, s, width)
+    rest = None if rotated is None else ops.narrow(x, b, h, s, int(d) - width)
     half = width // 2
     straight = ops.mul(part, cos, "rotary x*cos")
     first, second = ops.narrow(part, b, h, s, half), ops.narrow(part, b, h, s, width - half)
@@ -116,9 +118,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor
         def backward(g: Grads) -> list[Tensor | None]:
             # flash runs five products where the forward runs two: 2.5 times its FLOPs
             tape.count_flops("attention", (10 * flops[0], flops[1]), backward=True)
+            made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=True)]
             delta = tape.new("attention backward row sums", ("b", h, "S"), "fp32")
             accumulator = tape.new("attention backward dq accumulator", ("b", "S", h, _padded(d)), "fp32")
-            made: list[Tensor | None] = [tape.new(f"gradient of {n}", s, dtype) for n, (s, _) in zip("qkv", grads)]
             expanded = None
             if options.kv_heads != h:  # one gradient a query head, summed over each group afterwards
                 expanded = [tape.new("gradient of expanded k, v", ("b", "s", h, d), dtype) for _ in (0, 1)]
@@ -126,6 +128,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor
             return [x if need else None for x, (_, need) in zip(made, grads, strict=True)]
 
         tape.record("scaled_dot_product_attention", [q, k, v], out, [q, k, v, out, lse, *rng], backward)
+    if options.by_heads:
+        out = ops.contiguous(out, "attention output, contiguous")
     return ops.view(out, "b", "s", h * d)
 
 
@@ -139,7 +143,8 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
     h, d = options.heads, options.head_dim
     k, v = _repeat_kv(k, options), _repeat_kv(v, options)
-    scores = ops.batched_matmul(_by_heads(q, options), _by_heads(k, options), d, 0, "attention scores")
+    q, k = (x if options.by_heads else _by_heads(x, options) for x in (q, k))
+    scores = ops.batched_matmul(q, k, d, 0, "attention scores")
     scores = ops.scale(scores, "scaled scores")
     if options.softcap is not None:
         scores = ops.scale(scores, "scores / softcap")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.sizes import Shape, elements
+from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnknownNameError
 from lorafa_prof.specs import ModelSpec, RunSpec
@@ -247,8 +247,3 @@ def targeted(linears: list[Linear], run: RunSpec) -> list[Linear]:
 
 def _names(linears: list[Linear]) -> str:
     return ", ".join(dict.fromkeys(layer.name for layer in linears))
-
-
-def parameter_elements(parameter: Parameter) -> int:
-    """Return the number of elements; parameters have no symbolic dimension."""
-    return elements(parameter.shape)[0]

@@ -55,14 +55,22 @@ def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) 
     def forward(x: Tensor, result: Tensor) -> Tensor:
         out_dtype = result.dtype
         x = ops.cast(x, dtype, "adapter input")
-        low = ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
-        delta = ops.scale(ops.linear(low, b, name="B A x"), "scaled B A x")
-        del low
+        delta = _product(x, (a, b), p)
         result = ops.add(result, delta, "adapted result")
         del delta
         return ops.cast(result, out_dtype, "adapted result")
 
     return forward
+
+
+def _product(x: Tensor, pair: tuple[Parameter, Parameter], p: float) -> Tensor:
+    """scaling * B (A dropout(x)); each inner result goes as soon as the next one is there."""
+    a, b = pair
+    return ops.scale(ops.linear(_lowered(x, a, p), b, name="B A x"), "scaled B A x")
+
+
+def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
+    return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
 @register("lora", "lora-qv", "qlora")
@@ -103,9 +111,11 @@ def vera(builder: Builder, layer: Linear) -> AdapterForward:
         out_dtype = result.dtype
         previous_dtype = x.dtype
         x = ops.cast(x, dtype, "adapter input")
-        low = ops.mul(lambda_d, ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x"), "lambda_d * A x")
-        delta = ops.mul(lambda_b, ops.linear(low, b, name="B (lambda_d * A x)"), "lambda_b * B (...)")
+        low = ops.mul(lambda_d, _lowered(x, a, p), "lambda_d * A x")
+        high = ops.linear(low, b, name="B (lambda_d * A x)")
         del low
+        delta = ops.mul(lambda_b, high, "lambda_b * B (...)")
+        del high
         result = ops.add(result, delta, "adapted result")
         del delta
         return ops.cast(ops.cast(result, out_dtype, "adapted result"), previous_dtype, "adapted result")

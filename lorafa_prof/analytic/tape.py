@@ -156,7 +156,7 @@ class Tape:
         self.grad_enabled = True
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
-        self.flops: dict[tuple[str, str, str], int] = {}  # (pass, kind, symbols) -> coefficient
+        self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
         self._seq = 0
         self._frame: CheckpointFrame | None = None
         self._recomputing: CheckpointFrame | None = None
@@ -286,7 +286,8 @@ class Tape:
         assert root.node is not None, "nothing to train"
         self.enter(self.module, "backward")
         heap: list[tuple[int, Node]] = []
-        self._accumulate(Edge(root.node, root.slot, root.shape, root.dtype), self.new("seed", (), root.dtype), heap)
+        seed = self.new("gradient of the loss", (), root.dtype)  # held by the caller of backward() to its end
+        self._accumulate(Edge(root.node, root.slot, root.shape, root.dtype), seed, heap)
         while heap:
             self._run(heapq.heappop(heap)[1], heap)
 
@@ -357,6 +358,4 @@ class Tape:
     def count_flops(self, kind: str, number: Size, *, backward: bool = False) -> None:
         """Add `number` floating-point operations of a kind ("linear", "attention") to the pass that is running."""
         where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
-        coefficient, symbols = number
-        key = (where, kind, symbols)
-        self.flops[key] = self.flops.get(key, 0) + coefficient
+        self.flops.append((len(self.events), where, kind, number))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.families import Model, build
+from lorafa_prof.analytic.families import build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.tape import Item, Tape, Tensor
+from lorafa_prof.analytic.tape import Item, Tape
 from lorafa_prof.specs import RunSpec
 
 
@@ -19,6 +19,8 @@ class StepTrace:
     tape: Tape
     end_of_forward: int
     """Position in the tape's events when the forward and the loss were done."""
+    end: int
+    """Position at the end of the backward: the batch, the loss and the gradients are alive."""
 
     def saved(self) -> list[Item]:
         """Return the storages that autograd keeps at the end of the forward."""
@@ -42,14 +44,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     loss = model.loss()
     tape.autocast = None
     tape.cast_cache.clear()
-    end = len(tape.events)
-    _backward(tape, loss)
-    return StepTrace(builder, tape, end)
-
-
-def _backward(tape: Tape, loss: Tensor) -> None:
+    end_of_forward = len(tape.events)
     tape.enter("", "backward")
     tape.backward(loss)
-
-
-__all__ = ["Model", "StepTrace", "trace_step"]
+    return StepTrace(builder, tape, end_of_forward, len(tape.events))

@@ -14,7 +14,8 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_t
 class Model(Protocol):
     """A built model."""
 
-    batch: Tensor
+    batch: tuple[Tensor, Tensor]
+    """Token ids and labels, alive through the step."""
 
     def loss(self) -> Tensor:
         """Run the forward over a batch and return the loss."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.tape import LOGITS, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import ACTIVATIONS, LOGITS, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 
@@ -98,6 +98,7 @@ def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) 
         dropout=spec.attention_dropout,
         softcap=spec.attention_softcap,
         single=run.bs == 1,
+        by_heads=spec.architecture == "phi3",
         softmax_dtype="fp32",
     )
 
@@ -155,9 +156,19 @@ def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
     return leaf
 
 
-def token_ids(tape: Tape) -> Tensor:
-    """Return the batch's token ids, which are also its labels."""
-    return tape.new("input ids", ("b", "s"), "int64")
+def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor]:
+    """Return token ids and labels: a label a token, or a class a sequence."""
+    with tape.scope("batch"):
+        labels = ("b",) if task == "seq-cls" else ("b", "s")
+        made = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
+    for item in tape.items:
+        item.category = ACTIVATIONS
+    return made
+
+
+def position_ids(tape: Tape) -> Tensor:
+    """Return the positions 0..s-1, which the model's forward holds to its end."""
+    return tape.new("position ids", ("s",), "int64")
 
 
 def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int) -> Tensor:

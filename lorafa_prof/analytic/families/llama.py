@@ -5,7 +5,7 @@ Module names, the order of operations and the lifetime of each variable follow t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions, attend, rotary, rotary_tables, split_heads
@@ -16,10 +16,11 @@ from lorafa_prof.analytic.families.common import (
     attention_options,
     causal_lm_loss,
     causal_mask,
+    make_batch,
     mark_logits,
+    position_ids,
     require_input_grad,
     run_layers,
-    token_ids,
     window_binds,
 )
 from lorafa_prof.analytic.tape import Parameter, Tensor
@@ -210,13 +211,12 @@ class LlamaLike:
     def loss(self) -> Tensor:
         """Run the forward and return the loss."""
         builder, tape = self.builder, self.builder.tape
-        ids = token_ids(tape)
+        self.batch = ids, labels = make_batch(tape, self.spec.task)
         logits, since = self._logits(ids)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, ids, self.spec.vocab_size)
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size)
         mark_logits(tape, since)
-        self.batch = ids
         return loss
 
     def _logits(self, ids: Tensor) -> tuple[Tensor, int]:
@@ -242,6 +242,7 @@ class LlamaLike:
             x = require_input_grad(builder, x)
         if self.traits.scaled_embedding and not self.traits.gemma_norm:
             x = ops.scale(x, "scaled embedding")
+        positions = position_ids(tape)
         full = attention_options(run)
         mask = causal_mask(tape, run, full.kernel) if full.kernel == "eager" else None
         windowed, window_mask = full, mask
@@ -262,13 +263,10 @@ class LlamaLike:
             shared = (tables.get(kind) or tables[kinds[0]], options, own_mask)
             layers.append(BuiltLayer(layer.index, f"layers.{layer.index}", _bound(layer, shared)))
         x = run_layers(builder, layers, x)
-        return self.norm(x, norm_function(self.traits))
+        x = self.norm(x, norm_function(self.traits))
+        del positions
+        return x
 
 
 def _bound(layer: DecoderLayer, shared: tuple[object, ...]):  # type: ignore[no-untyped-def]
     return lambda x: layer(x, *shared)
-
-
-def with_softmax_dtype(options: AttentionOptions, dtype: str | None) -> AttentionOptions:
-    """Return the options with another softmax dtype."""
-    return replace(options, softmax_dtype=dtype)

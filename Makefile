@@ -1,0 +1,97 @@
+# Everything below works from a fresh clone: it needs make and Python 3.10 or newer, and makes its own environment.
+#
+#   PYTHON=python3.12   the interpreter that the environment is made with
+#   VENV=.venv          where the environment is; one that is there already is kept and completed
+#   ARGS="-k oom -x"    more arguments for pytest
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PYTEST := $(BIN)/python -m pytest
+
+# A stamp is remade when what it was made from has changed, so that only the first run installs.
+MADE      := $(VENV)/.made
+CORE      := $(VENV)/.core
+TEST      := $(VENV)/.test
+DEV       := $(VENV)/.dev
+FROM      := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-heldin test-gpu check format bench clean distclean
+
+help:
+	@echo 'make demo         install the core and predict the memory and speed of five methods on Llama-2-7B'
+	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
+	@echo 'make test-slow    the tests that take long'
+	@echo 'make test-heldin  the published measurements, the heavy way'
+	@echo 'make test-gpu     the tests that need a CUDA device'
+	@echo 'make check        lint, format and types: ruff, mypy --strict'
+	@echo 'make format       let ruff mend what it can'
+	@echo 'make bench        cold start and sweep rate, each against its bar'
+	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
+
+demo: $(CORE)
+	$(BIN)/lorafa-prof predict --model llama2-7b --bs 8 --seq 1024
+
+test: $(TEST)
+	$(PYTEST) -m 'not slow and not heldin' $(ARGS)
+
+test-slow: $(TEST)
+	$(PYTEST) -m slow $(ARGS)
+
+test-heldin: $(TEST)
+	$(PYTEST) -m heldin $(ARGS)
+
+test-gpu: $(TEST)
+	$(PYTEST) -m gpu $(ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Both run even if the first misses its bar; the failure is kept.
+bench: $(CORE)
+	@status=0; \
+	$(BIN)/python benchmarks/bench_cold_start.py || status=1; \
+	$(BIN)/python benchmarks/bench_sweep.py || status=1; \
+	exit $$status
+
+$(MADE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The constraints are for this environment; the package itself pins nothing.
+$(CORE): $(MADE) $(FROM)
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+# PyTorch goes in first and alone: with the release of constraints.txt in place the other packages are content, where
+# in one go with them pip may settle on another build, with gigabytes of CUDA libraries. A build of that release that
+# is there already is kept.
+$(TEST): $(MADE) $(FROM)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(DEV): $(TEST)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lorafa_prof tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

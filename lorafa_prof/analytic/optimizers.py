@@ -1,0 +1,131 @@
+"""Optimizer states and what a step of each optimizer makes for a moment.
+
+The states are those after the first step, in which they are created. Sizes are bytes of single tensors, unrounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lorafa_prof.analytic.builder import Held
+from lorafa_prof.analytic.sizes import Shape, size_of
+from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.errors import UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """One optimizer tensor: of which parameter, what, and how many real ones it stands for."""
+
+    parameter: str
+    name: str
+    shape: Shape
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerCost:
+    """What an optimizer keeps, and the most that its step holds beside that."""
+
+    states: tuple[StateTensor, ...]
+    temporaries: tuple[StateTensor, ...]
+    notes: tuple[str, ...] = ()
+
+
+Rule = Callable[[Sequence[Held]], OptimizerCost]
+
+
+def _moments(trained: Sequence[Held], names: Sequence[str] = ("exp_avg", "exp_avg_sq")) -> tuple[StateTensor, ...]:
+    """Both moments have the parameter's shape and dtype (zeros_like)."""
+    return tuple(
+        StateTensor(h.parameter.name, name, h.parameter.shape, h.parameter.dtype, h.count)
+        for h in trained
+        for name in names
+    )
+
+
+def adamw(trained: Sequence[Held]) -> OptimizerCost:
+    """torch.optim.AdamW, foreach: sqrt(exp_avg_sq) of all parameters of a dtype at once. Step counters are on the host.
+
+    Groups of different dtypes follow one another; the first group's list is still bound while the second's is made.
+    """
+    return OptimizerCost(_moments(trained), _moments(trained, ("sqrt of exp_avg_sq",)))
+
+
+def adamw_fused(trained: Sequence[Held]) -> OptimizerCost:
+    """torch.optim.AdamW, fused: no temporaries, but a step counter a parameter on the device."""
+    steps = tuple(StateTensor(h.parameter.name, "step", (), "fp32", h.count) for h in trained)
+    return OptimizerCost((*_moments(trained), *steps), ())
+
+
+def sgd(trained: Sequence[Held]) -> OptimizerCost:
+    """torch.optim.SGD without momentum or weight decay: no state, no temporaries."""
+    del trained
+    return OptimizerCost((), ())
+
+
+#: bitsandbytes keeps fp32 states for tensors smaller than this (min_8bit_size), and one scale a block of 256 else.
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+
+
+def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
+    """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all."""
+    states = [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
+    for h in trained:
+        numel = h.parameter.numel
+        small = numel < SMALLEST_8BIT
+        for i in (1, 2):
+            states.append(
+                StateTensor(h.parameter.name, f"state{i}", (numel,), "fp32" if small else "uint8", h.count)
+            )
+            if not small:
+                blocks = -(-numel // BLOCK_8BIT)
+                states.append(StateTensor(h.parameter.name, f"absmax{i}", (blocks,), "fp32", h.count))
+    return OptimizerCost(tuple(states), ())
+
+
+def lorafa(trained: Sequence[Held]) -> OptimizerCost:
+    """PEFT's LoRA-FA optimizer: moments of B, and module after module an r x r inverse and the projected gradient.
+
+    Of one module at a time: A A^T and its inverse (fp32), the projected gradient before and after its cast back to
+    B's dtype, and the denominator; the largest module decides.
+    """
+    adapters = [h for h in trained if "lora_B" in h.parameter.name]
+    if not adapters:
+        return OptimizerCost(_moments(trained), _largest(trained, ("denominator",)))
+    largest = max(adapters, key=lambda h: h.parameter.numel).parameter
+    rank = largest.shape[1]
+    square = [StateTensor(largest.name, name, (rank, rank), "fp32", 1) for name in ("A A^T", "inverse of A A^T")]
+    wide = [
+        StateTensor(largest.name, name, largest.shape, largest.dtype, 1) for name in ("projected gradient", "denominator")
+    ]
+    note = "the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace"
+    return OptimizerCost(_moments(trained), (*square, *wide), (note,))
+
+
+def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor, ...]:
+    if not trained:
+        return ()
+    parameter: Parameter = max((h.parameter for h in trained), key=lambda p: size_of(p.shape, p.dtype)[0])
+    return tuple(StateTensor(parameter.name, name, parameter.shape, parameter.dtype, 1) for name in names)
+
+
+_RULES: dict[str, Rule] = {
+    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "sgd": sgd, "lorafa": lorafa,
+}  # fmt: skip
+
+
+def optimizer_cost(name: str, trained: Sequence[Held]) -> OptimizerCost:
+    """Return what the named optimizer costs for the trained parameters.
+
+    Raises:
+        UnsupportedError: an optimizer of the contract that this engine does not model.
+    """
+    if name not in _RULES:
+        known = ", ".join(_RULES)
+        raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")
+    return _RULES[name](trained)
+
+

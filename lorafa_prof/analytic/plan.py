@@ -1,0 +1,192 @@
+"""A run's step as a plan: traced once, then evaluated for any batch and sequence length.
+
+A plan holds the static tensors (weights, adapters, optimizer states), the timeline of the step, and the optimizer's
+temporaries. `memory` evaluates one configuration; `peak_allocated` evaluates arrays of them at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
+from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
+from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
+from lorafa_prof.analytic.trace import StepTrace, trace_step
+from lorafa_prof.specs import RunSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """Elements of parameters, as `sum(p.numel() for p in model.parameters())` counts them."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The largest live memory of a step."""
+
+    allocated: int
+    """Bytes, each storage rounded up to the allocator's granule."""
+    place: Place
+    position: int
+    """Position in the plan's events."""
+    phases: Mapping[str, int]
+    """The largest live memory of each phase, bytes."""
+
+
+class StepPlan:
+    """One training step of a run, for any batch and sequence length of the same regime (see `regime`)."""
+
+    def __init__(self, run: RunSpec, trace: StepTrace) -> None:
+        self.run = run
+        self.assumptions = trace.builder.assumptions
+        self._held = trace.builder.held
+        self.timeline: Timeline = build_timeline(trace.tape, run.model.num_layers, trace.end_of_forward, trace.end)
+        self._flops = list(repeated_flops(trace.tape, run.model.num_layers))
+        self._trace = trace
+
+    # -- parameters -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def parameters(self) -> ParameterCount:
+        """Total and trainable parameters."""
+        held = [h for h in self._held if h.parameter.kind != BUFFERS]
+        return ParameterCount(
+            sum(h.parameter.numel * h.count for h in held),
+            sum(h.parameter.numel * h.count for h in held if h.parameter.requires_grad),
+        )
+
+    @cached_property
+    def optimizer(self) -> OptimizerCost:
+        """States and temporaries of the optimizer."""
+        trained = [h for h in self._held if h.parameter.requires_grad]
+        return optimizer_cost(self.run.resolved_optimizer, trained)
+
+    # -- static memory --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def static(self) -> list[tuple[Kind, int]]:
+        """Tensors that are there through the whole step: (kind, how many)."""
+        counts: Counter[Kind] = Counter()
+        for held in self._held:
+            counts[_parameter_kind(held)] += held.count
+        for state in self.optimizer.states:
+            counts[_state_kind(state, "optimizer")] += state.count
+        return list(counts.items())
+
+    @cached_property
+    def static_bytes(self) -> int:
+        """Bytes of `static`, rounded tensor by tensor."""
+        return sum(rounded(kind.size[0]) * count for kind, count in self.static)
+
+    @cached_property
+    def step_temporaries(self) -> list[tuple[Kind, int]]:
+        """What the optimizer step holds beside states and gradients at its largest."""
+        counts: Counter[Kind] = Counter()
+        for state in self.optimizer.temporaries:
+            counts[_state_kind(state, "temporaries")] += state.count
+        return list(counts.items())
+
+    # -- one configuration ----------------------------------------------------------------------------------------
+
+    def peak(self, bs: int, seq: int) -> Peak:
+        """Return the peak of the step for one batch and sequence length."""
+        values = symbol_values(bs, seq)
+        sizes = [rounded(k.size[0] * product_of(k.size[1], values)) for k in self.timeline.kinds]
+        places = self.timeline.places
+        live = top = self.static_bytes
+        position, place_number = -1, 0
+        highest = [0] * len(places)
+        for i, (kind, change, number) in enumerate(self.timeline.events):
+            live += sizes[kind] * change
+            if live > highest[number]:
+                highest[number] = live
+                if live > top:
+                    top, position, place_number = live, i, number
+        phases: dict[str, int] = {}
+        for place, high in zip(places, highest, strict=True):
+            name = "loss" if place.module == "loss" else place.phase
+            phases[name] = max(high, phases.get(name, 0))
+        stepping = live + sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
+        phases["optimizer step"] = stepping
+        if stepping > top:
+            return Peak(stepping, Place("optimizer step", ""), len(self.timeline.events), phases)
+        return Peak(top, places[place_number], position, phases)
+
+    def alive(self, position: int) -> list[tuple[Kind, int]]:
+        """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""
+        live = self.timeline.live_at(position)
+        found = [(self.timeline.kinds[kind], count) for kind, count in live.items() if count]
+        stepping = self.step_temporaries if position >= len(self.timeline.events) else []
+        return [*self.static, *found, *stepping]
+
+    def saved(self) -> list[tuple[Kind, int]]:
+        """Return what autograd keeps at the end of the forward: (kind, how many). Parameters and batch not counted."""
+        live = self.timeline.live_at(self.timeline.end_of_forward - 1)
+        kinds = self.timeline.kinds
+        return [(kinds[i], n) for i, n in live.items() if n and kinds[i].saved and kinds[i].module != "batch"]
+
+    def saved_activation_bytes(self, bs: int, seq: int) -> int:
+        """Return the bytes of `saved`, unrounded, as saved-tensor hooks would count them."""
+        values = symbol_values(bs, seq)
+        return sum(int(kind.size[0] * product_of(kind.size[1], values)) * count for kind, count in self.saved())
+
+    # -- arithmetic -----------------------------------------------------------------------------------------------
+
+    def flops(self, bs: int, seq: int) -> dict[tuple[str, str], int]:
+        """Return floating-point operations of one step by (pass, kind): "forward", "backward" or "recompute"."""
+        values = symbol_values(bs, seq)
+        total: dict[tuple[str, str], int] = {}
+        for where, kind, (coefficient, symbols) in self._flops:
+            total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
+        return total
+
+    # -- arrays ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _grid(self) -> Any:
+        from lorafa_prof.analytic.grid import Grid
+
+        return Grid(self)
+
+    def peak_allocated(self, bs: Any, seq: Any) -> npt.NDArray[np.int64]:
+        """Return the peak in bytes for arrays of batch sizes and sequence lengths (broadcast together)."""
+        result: npt.NDArray[np.int64] = self._grid.peak_allocated(bs, seq)
+        return result
+
+
+def _parameter_kind(held: Held) -> Kind:
+    module, _, name = held.parameter.name.rpartition(".")
+    kind = held.parameter.kind
+    shared = kind == BUFFERS and held.parameter.name.startswith("vera_")
+    category = "adapters" if kind == ADAPTERS or shared else "weights"
+    return state_kind(module, name, held.parameter.shape, held.parameter.dtype, category)
+
+
+def _state_kind(state: StateTensor, category: str) -> Kind:
+    return state_kind(state.parameter, state.name, state.shape, state.dtype, category)
+
+
+def bytes_of(size: Size, values: Mapping[str, Any]) -> int:
+    """Return one tensor's bytes, rounded as the allocator rounds."""
+    return int(rounded(size[0] * product_of(size[1], values)))
+
+
+def plan(run: RunSpec) -> StepPlan:
+    """Trace one step of `run` and return its plan.
+
+    Raises:
+        UnsupportedError: an architecture, method or option that this engine does not model.
+    """
+    return StepPlan(run, trace_step(run))

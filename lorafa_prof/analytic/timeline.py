@@ -1,0 +1,171 @@
+"""From the record of a few traced layers to the whole step: live memory over time, as polynomials.
+
+The traced layers are the first two and the last two. In the steady state every further layer adds the same storages to
+what is alive: the net of the third traced layer. So between the second and the third a block of "n layers more" is
+inserted, in the forward and again in the backward. Live memory is affine in the layer between those points, hence its
+maximum over the inserted layers is at one of the ends, which are traced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lorafa_prof.analytic.builder import TRACED_LAYERS
+from lorafa_prof.analytic.sizes import Shape, Size, size_of
+from lorafa_prof.analytic.tape import GRADIENTS, Tape
+
+_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Storages that are the same tensor of different layers."""
+
+    module: str
+    name: str
+    shape: Shape
+    dtype: str
+    category: str
+    size: Size
+    saved: bool = False
+    """Autograd keeps it for backward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the step an event happened."""
+
+    phase: str
+    module: str
+
+    @property
+    def moment(self) -> str:
+        """The place in words."""
+        phase = "loss backward" if self.phase == "backward" and self.module == "loss" else self.phase
+        return f"{phase}: {self.module}" if self.module else phase
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Births (+) and deaths (-) of storages by kind, in order."""
+
+    kinds: list[Kind]
+    events: list[tuple[int, int, int]]
+    """(kind, how many more or fewer are alive, place)."""
+    places: list[Place]
+    end_of_forward: int
+    """Position in `events` where the forward and the loss are done."""
+
+    def live_at(self, position: int) -> Counter[int]:
+        """Return how many storages of each kind are alive after the event at `position` (-1: before the first)."""
+        live: Counter[int] = Counter()
+        for kind, change, _ in self.events[: position + 1]:
+            live[kind] += change
+        return live
+
+
+class _Kinds:
+    """Numbers the kinds as they turn up."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.kinds: list[Kind] = []
+        self._number: dict[tuple[object, ...], int] = {}
+        self._of_item: list[int] = []
+        generic: dict[str, str] = {}
+        for item in tape.items:
+            module = generic.get(item.module)
+            if module is None:
+                module = generic[item.module] = _LAYER_NUMBER.sub("*", item.module)
+            name = _LAYER_NUMBER.sub("*", item.name) if item.category == GRADIENTS else item.name
+            key = (module, name, *item.key[2:], item.saved)
+            number = self._number.get(key)
+            if number is None:
+                number = self._number[key] = len(self.kinds)
+                self.kinds.append(Kind(module, name, *item.key[2:], item.size, item.saved))
+            self._of_item.append(number)
+
+    def change(self, event: int) -> tuple[int, int]:
+        """Return (kind, +1 or -1) of a tape event."""
+        return (self._of_item[event], 1) if event >= 0 else (self._of_item[~event], -1)
+
+
+def build_timeline(tape: Tape, layers: int, end_of_forward: int, stop: int) -> Timeline:
+    """Return the timeline of a model of `layers` layers from the tape of its traced ones."""
+    kinds = _Kinds(tape)
+    places, place_of = _places(tape)
+    repeats = _repeats(tape, layers)
+    events: list[tuple[int, int, int]] = []
+    end = 0
+    for position, event in enumerate(tape.events[:stop]):
+        if position in repeats:
+            events.extend(_block(kinds, tape, *repeats[position], place_of(position)))
+        if position == end_of_forward:
+            end = len(events)
+        kind, change = kinds.change(event)
+        events.append((kind, change, place_of(position)))
+    return Timeline(kinds.kinds, events, places, end or len(events))
+
+
+def _repeats(tape: Tape, layers: int) -> dict[int, tuple[int, int, int]]:
+    """Return, by position in the tape, which range of events to repeat there and how often."""
+    extra = layers - TRACED_LAYERS
+    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in tape.boundaries:
+        return {}
+    at = tape.boundaries
+    repeats = {at["forward", 2]: (at["forward", 2], at["forward", 3], extra)}
+    if ("backward", 2) in at:
+        repeats[at["backward", 2]] = (at["backward", 3], at["backward", 2], extra)
+    return repeats
+
+
+def _block(
+    kinds: _Kinds, tape: Tape, start: int, stop: int, times: int, place: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the net of a range of events, `times` over: first what goes, so that no false peak arises."""
+    net: Counter[int] = Counter()
+    for event in tape.events[start:stop]:
+        kind, change = kinds.change(event)
+        net[kind] += change
+    yield from ((kind, change * times, place) for kind, change in net.items() if change < 0)
+    yield from ((kind, change * times, place) for kind, change in net.items() if change > 0)
+
+
+def _places(tape: Tape):  # type: ignore[no-untyped-def]
+    """Return the distinct places and a function from a position (asked in rising order) to a place's number."""
+    places: list[Place] = []
+    number: dict[tuple[str, str], int] = {}
+    marks = iter(tape.marks)
+    state = {"next": next(marks, None), "now": 0}
+    number["forward", ""] = 0
+    places.append(Place("forward", ""))
+
+    def at(position: int) -> int:
+        mark = state["next"]
+        while mark is not None and mark[0] <= position:
+            key = (mark[1], mark[2])
+            if key not in number:
+                number[key] = len(places)
+                places.append(Place(*key))
+            state["now"] = number[key]
+            mark = state["next"] = next(marks, None)
+        return int(state["now"])  # type: ignore[call-overload]
+
+    return places, at
+
+
+def repeated_flops(tape: Tape, layers: int) -> Iterable[tuple[str, str, Size]]:
+    """Yield (pass, kind, number) of all floating-point operations, with the repeated layer counted as often as it is."""
+    repeats = _repeats(tape, layers)
+    ranges = [(start, stop, times) for start, stop, times in repeats.values()]
+    for position, where, kind, (coefficient, symbols) in tape.flops:
+        factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
+        yield where, kind, (coefficient * factor, symbols)
+
+
+def state_kind(module: str, name: str, shape: Shape, dtype: str, category: str) -> Kind:
+    """Return the kind of a tensor that is not on the tape: a weight, a state, an optimizer's temporary."""
+    generic = _LAYER_NUMBER.sub("*", module)
+    return Kind(generic, name, shape, dtype, category, size_of(shape, dtype))
