@@ -21,7 +21,7 @@ for pool in ("OMP", "OPENBLAS", "MKL", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR"):
 
 import numpy as np
 
-from lorafa_prof.analytic import plan
+from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.specs import MethodSpec, RunSpec
 
@@ -32,17 +32,18 @@ BATCHES = np.arange(1, 1001)
 LENGTHS = np.arange(97, 4097, 4)
 
 
-def check_sample(run: RunSpec, peaks: np.ndarray, bs: np.ndarray, seq: np.ndarray) -> None:
+def check_sample(planned: StepPlan, bs: np.ndarray, seq: np.ndarray) -> None:
     """A wrong figure is quickly computed: on a sample, each configuration alone must get the same bytes."""
+    peaks = planned.peak_allocated(bs, seq)
     for i in np.linspace(0, len(bs) - 1, 25).astype(int):
-        alone = plan(run).peak_allocated(bs[i : i + 1], seq[i : i + 1])
+        alone = planned.peak_allocated(bs[i : i + 1], seq[i : i + 1])
         if int(alone[0]) != int(peaks[i]):
             sys.exit(f"bench_sweep: bs {bs[i]} seq {seq[i]}: {alone[0]} bytes alone, {peaks[i]} in the grid")
 
 
 def rate(run: RunSpec, bs: np.ndarray, seq: np.ndarray, runs: int) -> float:
     """Configurations per second in the best of `runs` runs."""
-    check_sample(run, plan(run).peak_allocated(bs, seq), bs, seq)
+    check_sample(plan(run), bs, seq)
     best = float("inf")
     for _ in range(runs):
         began = time.perf_counter()

@@ -64,14 +64,15 @@ class Builder:
             self._path.pop()
             self._count = outer
 
-    def layers(self, number: int, alike: bool = True) -> list[tuple[int, int]]:
-        """Return (index, how many real layers it stands for) of each layer to build out of `number`.
+    def layers(self, number: int, alike: bool = True, first: int = 0) -> list[tuple[int, int]]:
+        """Return (index, how many real layers it stands for) of each layer to build out of `number` from `first` on.
 
         With more than four alike, the first two and the last two are built, and the second stands for the rest too.
         """
         if not alike or number <= TRACED_LAYERS:
-            return [(i, 1) for i in range(number)]
-        return [(0, 1), (1, 1 + number - TRACED_LAYERS), (number - 2, 1), (number - 1, 1)]
+            return [(first + i, 1) for i in range(number)]
+        last = first + number - 1
+        return [(first, 1), (first + 1, 1 + number - TRACED_LAYERS), (last - 1, 1), (last, 1)]
 
     @property
     def path(self) -> str:
@@ -202,8 +203,7 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         with x.tape.scope(self.name):
-            result = self.base(x)
-            return result if self.adapter is None else self.adapter(x, result)
+            return self.base(x) if self.adapter is None else self.adapter(x, self.base(x))
 
     def base(self, x: Tensor) -> Tensor:
         """Run the layer without its adapter."""

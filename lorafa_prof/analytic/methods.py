@@ -130,8 +130,9 @@ def _vera_shared(builder: Builder) -> tuple[Parameter, Parameter]:
             shared = [h.parameter for h in builder.held if h.parameter.name in ("vera_A", "vera_B")]
             return shared[0], shared[1]
     rank, layers = builder.run.method.rank, targeted(builder.linears, builder.run)
+    dtype = builder.run.resolved_adapter_dtype
     widest_in, widest_out = max(x.in_features for x in layers), max(x.out_features for x in layers)
     with builder.at("", 1):
-        shared_a = builder.parameter("vera_A", (rank, widest_in), kind=BUFFERS, dtype="fp32")
-        shared_b = builder.parameter("vera_B", (widest_out, rank), kind=BUFFERS, dtype="fp32")
+        shared_a = builder.parameter("vera_A", (rank, widest_in), kind=BUFFERS, dtype=dtype)
+        shared_b = builder.parameter("vera_B", (widest_out, rank), kind=BUFFERS, dtype=dtype)
     return shared_a, shared_b

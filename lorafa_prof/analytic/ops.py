@@ -280,7 +280,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
                     tape.count_flops("linear", flops, backward=True)
             return [grad_x, grad_w, grad_b]
 
-        saved = [x if need_w else None, weight if need_x else None]
+        saved = [weight if need_x else None, x if need_w else None]
         tape.record("linear", [x, weight, bias], out, saved, backward)
     return out
 
@@ -311,7 +311,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
                 for needed, shape in zip(need, shapes, strict=True)
             ]
 
-        tape.record("bmm", [a, b], out, [a if need[1] else None, b if need[0] else None], backward)
+        tape.record("bmm", [a, b], out, [b if need[0] else None, a if need[1] else None], backward)
     return out
 
 

@@ -7,7 +7,7 @@ temporaries. `memory` evaluates one configuration; `peak_allocated` evaluates ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
-from lorafa_prof.analytic.trace import StepTrace, trace_step
+from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -61,11 +61,7 @@ class StepPlan:
     @cached_property
     def parameters(self) -> ParameterCount:
         """Total and trainable parameters."""
-        held = [h for h in self._held if h.parameter.kind != BUFFERS]
-        return ParameterCount(
-            sum(h.parameter.numel * h.count for h in held),
-            sum(h.parameter.numel * h.count for h in held if h.parameter.requires_grad),
-        )
+        return _counted(self._held)
 
     @cached_property
     def optimizer(self) -> OptimizerCost:
@@ -166,6 +162,14 @@ class StepPlan:
         return result
 
 
+def _counted(all_held: Sequence[Held]) -> ParameterCount:
+    held = [h for h in all_held if h.parameter.kind != BUFFERS]
+    return ParameterCount(
+        sum(h.parameter.numel * h.count for h in held),
+        sum(h.parameter.numel * h.count for h in held if h.parameter.requires_grad),
+    )
+
+
 def _parameter_kind(held: Held) -> Kind:
     module, _, name = held.parameter.name.rpartition(".")
     kind = held.parameter.kind
@@ -181,6 +185,16 @@ def _state_kind(state: StateTensor, category: str) -> Kind:
 def bytes_of(size: Size, values: Mapping[str, Any]) -> int:
     """Return one tensor's bytes, rounded as the allocator rounds."""
     return int(rounded(size[0] * product_of(size[1], values)))
+
+
+def count_parameters(run: RunSpec) -> ParameterCount:
+    """Count the parameters of `run`'s model with its adapters; its step need not be one that this engine models.
+
+    Raises:
+        UnsupportedError: an architecture or method that this engine does not know.
+    """
+    builder, _ = build_model(run)
+    return _counted(builder.held)
 
 
 def plan(run: RunSpec) -> StepPlan:

@@ -44,14 +44,16 @@ class Item:
 class Storage:
     """One allocation. Its death is recorded when the last reference goes, as in PyTorch."""
 
-    __slots__ = ("buffers", "index", "tape")
+    __slots__ = ("buffers", "index", "retracted", "tape")
 
     def __init__(self, tape: Tape, index: int) -> None:
         self.tape, self.index = tape, index
         self.buffers = 0  # gradient buffers that hold it now: shared gradients are not added to in place
+        self.retracted = False
 
     def __del__(self) -> None:
-        self.tape.events.append(~self.index)
+        if not self.retracted:
+            self.tape.events.append(~self.index)
 
 
 class Tensor:
@@ -123,7 +125,8 @@ class Node:
 class CheckpointFrame:
     """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, module: str, autocast: str | None, function: Callable[[], object]) -> None:
+        self.module, self.autocast = module, autocast
         self.function = function  # holds the region's inputs, until the last placeholder goes
         self.placeholders: list[weakref.ref[Placeholder]] = []
         self.recomputed = 0
@@ -132,16 +135,21 @@ class CheckpointFrame:
 class Placeholder:
     """Stands for a saved tensor of a checkpointed region until that is recomputed."""
 
-    __slots__ = ("__weakref__", "frame", "storage")
+    __slots__ = ("__weakref__", "filled", "frame", "storage")
 
     def __init__(self, frame: CheckpointFrame) -> None:
         self.frame = frame
         self.storage: Storage | None = None
+        self.filled = False
         frame.placeholders.append(weakref.ref(self))
 
 
 class _EarlyStop(Exception):
     """The last saved tensor of a region is back: torch.utils.checkpoint stops recomputing there."""
+
+    def __init__(self, storage: Storage | None) -> None:
+        super().__init__()
+        self.storage = storage
 
 
 class Tape:
@@ -225,11 +233,28 @@ class Tape:
         edges = [self._edge(x) if x is not None and x.requires_grad else None for x in inputs]
         node = Node(self._seq, self.module, name, edges, backward)
         self._seq += 1
-        node.saved = [self._save(x.storage) for x in saved if x is not None and x.storage is not None]
         outs = [outputs] if isinstance(outputs, Tensor) else outputs
+        try:
+            kept = [self._save(x) for x in saved if x is not None]
+            node.saved = [x for x in kept if x is not None]
+        except _EarlyStop as stop:
+            self._retract([out.storage for out in outs], stop.storage)
+            raise
         node.outputs = len(outs)
         for slot, out in enumerate(outs):
             out.node, out.slot, out.requires_grad = node, slot, True
+
+    def _retract(self, outputs: Sequence[Storage | None], last_saved: Storage | None) -> None:
+        """Undo the births of an operation's outputs: autograd packs inputs before the kernel runs, and stops there.
+
+        An operation that saved one of its own outputs has run.
+        """
+        if last_saved is not None and any(out is last_saved for out in outputs):
+            return
+        for out in outputs:
+            if out is not None and self.events[-1] == out.index:
+                self.events.pop()
+                out.retracted = True
 
     def _edge(self, x: Tensor) -> Edge:
         if isinstance(x, Parameter):
@@ -239,29 +264,35 @@ class Tape:
         assert x.node is not None, "a tensor that requires a gradient has a node"
         return Edge(x.node, x.slot, x.shape, x.dtype)
 
-    def _save(self, storage: Storage) -> Storage | Placeholder:
+    def _save(self, x: Tensor) -> Storage | Placeholder | None:
+        """Keep `x` for backward. A parameter costs nothing, but its use too brings a checkpointed region back."""
+        storage = x.storage
         if self._recomputing is not None:  # hand the recomputed tensor to the graph of the first forward
             frame = self._recomputing
             placeholder = frame.placeholders[frame.recomputed]()
             if placeholder is not None:
                 placeholder.storage = storage
+                placeholder.filled = True
             frame.recomputed += 1
-            self.items[storage.index].saved = True
+            self._mark_saved(storage)
             if frame.recomputed == len(frame.placeholders):
-                raise _EarlyStop
+                raise _EarlyStop(storage)
             return storage
         if self._frame is not None:
             return Placeholder(self._frame)
-        self.items[storage.index].saved = True
+        self._mark_saved(storage)
         return storage
+
+    def _mark_saved(self, storage: Storage | None) -> None:
+        if storage is not None:
+            self.items[storage.index].saved = True
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
-        frame = CheckpointFrame(lambda: function(*inputs))
+        frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
         outer, self._frame = self._frame, frame
         for x in inputs:
-            if x.storage is not None:
-                self.items[x.storage.index].saved = True
+            self._mark_saved(x.storage)
         try:
             return function(*inputs)
         finally:
@@ -269,14 +300,15 @@ class Tape:
 
     def _recompute(self, frame: CheckpointFrame) -> None:
         module = self.module
-        self.phase = "recompute"
-        self._recomputing = frame
+        self.enter(frame.module, "recompute")
+        self._recomputing, self.autocast = frame, frame.autocast
         try:
             frame.function()
         except _EarlyStop:
             pass
         finally:
-            self._recomputing = None
+            self._recomputing = self.autocast = None
+            self.cast_cache.clear()
             self.enter(module, "backward")
 
     # -- backward -------------------------------------------------------------------------------------------------
@@ -294,7 +326,7 @@ class Tape:
     def _run(self, node: Node, heap: list[tuple[int, Node]]) -> None:
         self.enter(node.module)
         for saved in node.saved:
-            if isinstance(saved, Placeholder) and saved.storage is None:
+            if isinstance(saved, Placeholder) and not saved.filled:
                 self._recompute(saved.frame)
         grads, node.grads = node.grads, None
         assert grads is not None, "a node runs when gradients have arrived"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.families import build
+from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
 from lorafa_prof.analytic.tape import Item, Tape
 from lorafa_prof.specs import RunSpec
@@ -30,15 +30,24 @@ class StepTrace:
         return [self.tape.items[i] for i in sorted(alive) if self.tape.items[i].saved]
 
 
+def build_model(run: RunSpec) -> tuple[Builder, Model]:
+    """Build the symbolic model of `run` with its adapters, without running it.
+
+    Raises:
+        UnsupportedError: an architecture or method that this engine does not know.
+    """
+    builder = Builder(run, Tape(), adapter_maker(run.method.name))
+    return builder, build(builder)
+
+
 def trace_step(run: RunSpec) -> StepTrace:
     """Trace forward, loss and backward of one step of `run`.
 
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
-    tape = Tape()
-    builder = Builder(run, tape, adapter_maker(run.method.name))
-    model = build(builder)
+    builder, model = build_model(run)
+    tape = builder.tape
     if run.amp:
         tape.autocast = "bf16"
     loss = model.loss()

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lorafa_prof.catalog.config_reader import ConfigReader
+from lorafa_prof.catalog.defaults import ALIASES, DEFAULTS
 from lorafa_prof.catalog.families import FAMILIES
 from lorafa_prof.catalog.json_files import kind_of, one_line
 from lorafa_prof.catalog.rotary_families import Fields
@@ -101,16 +102,23 @@ def _num_labels(reader: ConfigReader) -> int:
 def _merged(model_type: str, published: Mapping[str, object], fields: Fields) -> dict[str, Any]:
     """Return the configuration as the engines that build the real model take it.
 
-    A null that some release of transformers refuses is written out as what it was read as, so that each of them
-    builds the same model.
+    What some release of transformers refuses is written as it was read, so that each of them builds the same
+    model: a null that means "as many as there are heads", 30 where a class wants 30.0, a key under two names.
     """
     merged: dict[str, Any] = {**published, "model_type": model_type}
+    for alias, key in ALIASES.get(model_type, {}).items():
+        if alias in merged:
+            merged[key] = merged.pop(alias)
     for key, field in _NULLABLE.items():
-        if key in merged and merged[key] is None and fields.get("mla") is None:
+        if key in merged and merged[key] is None and not (key == "head_dim" and "mla" in fields):
             merged[key] = fields[field]
+    for key in _REAL.intersection(merged, DEFAULTS[model_type]):
+        if merged[key] is not None:
+            merged[key] = float(merged[key])
     return merged
 
 
 _NULLABLE: Mapping[str, str] = MappingProxyType(
     {"num_key_value_heads": "num_kv_heads", "head_dim": "head_dim", "num_labels": "num_labels"}
 )
+_REAL = frozenset({"attention_dropout", "attn_logit_softcapping", "final_logit_softcapping"})

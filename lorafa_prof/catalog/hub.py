@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from lorafa_prof.catalog.json_files import LARGEST_FILE
 from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError
 
 CONFIG = "config.json"
@@ -55,6 +56,11 @@ def hub_config_path(repo_id: str, *, offline: bool | None = None) -> str:
                 f"{repo_id}: not in the catalog, and not in the Hugging Face cache while offline; "
                 f"go online (unset HF_HUB_OFFLINE) {_OR_PATH}"
             )
+        # Asked before the download, which would repeat itself for half a minute where there is no network, and which
+        # has no limit on the size.
+        size = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo_id, CONFIG)).size
+        if size is not None and size > LARGEST_FILE:
+            raise BadInputError(f"{repo_id}: its {CONFIG} of {size} bytes is too large for a configuration")
         return str(huggingface_hub.hf_hub_download(repo_id, CONFIG))
     except LorafaProfError:
         raise

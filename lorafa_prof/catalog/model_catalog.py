@@ -15,7 +15,7 @@ from typing import Any
 from lorafa_prof.catalog.configs import spec_from_config
 from lorafa_prof.catalog.hub import CONFIG, hub_config_path, looks_like_hub_id
 from lorafa_prof.catalog.json_files import one_line, read_json_object
-from lorafa_prof.errors import BadInputError, UnknownNameError
+from lorafa_prof.errors import BadInputError, UnknownNameError, nearest_names
 from lorafa_prof.specs import ModelSpec
 
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
@@ -39,7 +39,7 @@ def model_entry(name: str) -> dict[str, Any]:
     """
     entry = _find_entry(name)
     if entry is None:
-        raise UnknownNameError("model", one_line(name), _every_name(), _HINT)
+        raise _unknown(name)
     return entry
 
 
@@ -61,7 +61,7 @@ def load_model(name: str, *, offline: bool | None = None) -> ModelSpec:
     """
     if not isinstance(name, str):
         raise BadInputError(f"a model is called by a string, not a {type(name).__name__}")
-    entry = _find_entry(name)
+    entry = None if _written_like_a_path(name) else _find_entry(name)
     if entry is not None:
         spec = spec_from_config(entry["name"], entry["config"])
         return dataclasses.replace(spec, parameters=entry.get("parameters"))
@@ -69,7 +69,7 @@ def load_model(name: str, *, offline: bool | None = None) -> ModelSpec:
     if path is None and looks_like_hub_id(name):
         path = hub_config_path(name, offline=offline)
     if path is None:
-        raise UnknownNameError("model", one_line(name), _every_name(), _HINT)
+        raise _unknown(name)
     return spec_from_config(name, read_json_object(path))
 
 
@@ -90,8 +90,11 @@ def _names_of(entry: dict[str, Any]) -> list[str]:
     return [entry["name"], *entry.get("aliases", ()), *filter(None, [entry.get("hub_id")])]
 
 
-def _every_name() -> list[str]:
-    return [name for entry in _entries() for name in _names_of(entry)]
+def _unknown(name: str) -> UnknownNameError:
+    known = model_names()
+    if not nearest_names(name, known):  # a hub id and its alias side by side would crowd out another model
+        known = [other for entry in _entries() for other in _names_of(entry)]
+    return UnknownNameError("model", one_line(name), known, _HINT)
 
 
 def _local_config(name: str) -> str | None:
@@ -100,8 +103,9 @@ def _local_config(name: str) -> str | None:
     Raises:
         BadInputError: written like a path, but nothing can be read there, or a folder without a config.json.
     """
-    path = os.path.expanduser(name)
+    path = name
     try:
+        path = os.path.expanduser(name)
         is_folder = os.path.isdir(path)
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

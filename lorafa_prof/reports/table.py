@@ -201,9 +201,7 @@ def _rich_block(table: Table, texts: list[list[str]], block: dict[int, int]) -> 
     )  # fmt: skip
     for index, width in block.items():
         column = table.columns[index]
-        drawn.add_column(
-            Text(clean(column.name)), justify=column.justify, width=width, overflow="fold", vertical="top"
-        )
+        drawn.add_column(Text(clean(column.name)), justify=column.justify, width=width, overflow="fold", vertical="top")
     breaks = set(table.sections)
     for number, row in enumerate(table.rows):
         cells = [Text(texts[number][index], style=_STYLES[_tone(row[index])]) for index in block]

@@ -9,6 +9,7 @@ from lorafa_prof.analytic.tape import Tensor
 from lorafa_prof.errors import UnsupportedError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
+MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2")
 
 
 class Model(Protocol):
@@ -32,6 +33,14 @@ def build(builder: Builder) -> Model:
         from lorafa_prof.analytic.families.llama import LlamaLike
 
         return LlamaLike(builder)
+    if architecture in MIXTURES_OF_EXPERTS:
+        from lorafa_prof.analytic.families.moe import MixtureOfExperts
+
+        return MixtureOfExperts(builder)
+    if architecture == "t5":
+        from lorafa_prof.analytic.families.t5 import T5
+
+        return T5(builder)
     raise UnsupportedError(
         f"the analytic engine does not model the architecture {architecture!r} of {builder.spec.name} "
         f"(it does: {', '.join(LLAMA_LIKE)}); --engine simulate runs any model that transformers can build"

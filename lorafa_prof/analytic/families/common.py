@@ -10,7 +10,7 @@ from lorafa_prof.analytic.attention import AttentionOptions
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.tape import ACTIVATIONS, LOGITS, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import ModelSpec, RunSpec
 
 Layer = Callable[[Tensor], Tensor]
 #: Fused activations and which of their tensors autograd keeps.
@@ -27,6 +27,14 @@ class BuiltLayer:
     index: int
     name: str
     run: Layer
+
+
+def not_modelled(spec: ModelSpec, what: str = "") -> UnsupportedError:
+    """Return the error for a model whose parameters are counted here but whose step is not."""
+    return UnsupportedError(
+        f"the analytic engine does not model the step of {spec.name} ({spec.architecture}){what and ' ' + what}; "
+        "--engine simulate runs any model that transformers can build"
+    )
 
 
 def activation(x: Tensor, name: str) -> Tensor:

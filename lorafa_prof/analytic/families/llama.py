@@ -80,7 +80,7 @@ class Attention:
             self.norms = [builder.norm(f"{n}_norm", spec.head_dim) for n in "qk"] if spec.qk_norm else []
 
     def __call__(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], options: AttentionOptions, mask: Tensor | None
+        self, x: Tensor, tables: tuple[Tensor, Tensor], options: AttentionOptions, mask: Tensor | None, _: Tensor
     ) -> Tensor:
         with x.tape.scope("self_attn"):
             q, k, v = self._heads(x)
@@ -260,7 +260,7 @@ class LlamaLike:
         for layer in self.layers:
             kind = types[layer.index]
             options, own_mask = (windowed, window_mask) if kind == "sliding_attention" else (full, mask)
-            shared = (tables.get(kind) or tables[kinds[0]], options, own_mask)
+            shared = (tables.get(kind) or tables[kinds[0]], options, own_mask, positions)
             layers.append(BuiltLayer(layer.index, f"layers.{layer.index}", _bound(layer, shared)))
         x = run_layers(builder, layers, x)
         x = self.norm(x, norm_function(self.traits))

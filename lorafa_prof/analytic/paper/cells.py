@@ -26,14 +26,24 @@ class PaperCell:
     row: str
     column: str
     formula: Formula
-    value: int
-    """The formula with the table's numbers in it; a fraction of a byte counts as a whole one."""
+    values: Mapping[str, int] = field(repr=False)
+    """A number for every symbol of the formula, and perhaps for others."""
     unit: Unit
     certainty: Certainty
     group: str = ""
     """What the row belongs to: a part of the block, a precision, a linear layer."""
     paper: str = ""
-    """What the paper says about this figure, as text: ">1 TB"."""
+    """What the paper says about this figure, as text: "> 1 TB"."""
+
+    @property
+    def value(self) -> int:
+        """The formula with the numbers in it, rounded up: nothing occupies a part of a byte."""
+        return math.ceil(self.formula.evaluate(self.values))
+
+    @property
+    def symbols(self) -> Mapping[str, int]:
+        """The symbols that the formula uses, with their numbers."""
+        return {name: self.values[name] for name in sorted(self.formula.symbols())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +54,9 @@ class PaperTable:
     """"1", "6", "7", "c3" or "text": what the command line calls it."""
     title: str
     symbols: Mapping[str, int]
-    """The number that each symbol stood for."""
+    """The numbers that hold for the whole table."""
     cells: tuple[PaperCell, ...]
-    remarks: tuple[str, ...] = field(default=())
+    remarks: tuple[str, ...] = ()
     """Each discrepancy and each assumption, a line each."""
 
     def cell(self, row: str, column: str, group: str | None = None) -> PaperCell:
@@ -55,8 +65,3 @@ class PaperTable:
         if len(found) != 1:
             raise KeyError(f"{len(found)} cells at row {row!r}, column {column!r}, group {group!r} of table {self.key}")
         return found[0]
-
-
-def whole(formula: Formula, symbols: Mapping[str, int]) -> int:
-    """Return the formula's value, rounded up: nothing occupies a part of a byte."""
-    return math.ceil(formula.evaluate(symbols))

@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lorafa_prof.analytic.paper.cells import Certainty, PaperCell, PaperTable, Unit, whole
-from lorafa_prof.analytic.paper.dims import Dims, Linear
+from lorafa_prof.analytic.paper.cells import Certainty, PaperCell, PaperTable, Unit
+from lorafa_prof.analytic.paper.dims import Dims
 from lorafa_prof.analytic.paper.formula import Formula
-
-FORMULAS = "formulas"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +35,14 @@ LINEAR_METHODS: Mapping[str, _LinearMethod] = {
 }
 
 _REMARKS_1 = (
-    "16-bit weights, gradients and activations; Adam's two moments in fp32 are 8 bytes a trainable parameter, with an "
-    "fp32 master copy 12. Which of the two the paper prints is not known.",
-    "The A column of LoRA and LoRA-FA is the paper's, printed there with d for both widths (m = k = d).",
+    (
+        "16-bit weights, gradients and activations; Adam's two moments in fp32 are 8 bytes a trainable "
+        "parameter, with an fp32 master copy 12. Which of the two the paper prints is not known."
+    ),
+    (
+        "The A cells of LoRA and LoRA-FA are the paper's, printed there with d for both widths (m = k = d); "
+        "the others are reconstructed."
+    ),
     "LoRA-FA's frozen A still occupies its 2rm bytes of W; it has no gradient and no state.",
     "Table 1 counts each layer's own input; where layers share one input storage it is kept once (see C.3).",
 )
@@ -58,7 +61,11 @@ def table_1(dims: Dims, *, bs: int = 8, seq: int = 1024, rank: int = 64) -> Pape
     ]
     shown = {name: symbols[name] for name in "bsr"}
     return PaperTable(
-        key="1", title=f"Table 1: one linear layer of {dims.name}", symbols=shown, cells=tuple(cells), remarks=_REMARKS_1
+        key="1",
+        title=f"Table 1: one linear layer of {dims.name}",
+        symbols=shown,
+        cells=tuple(cells),
+        remarks=_REMARKS_1,
     )
 
 
@@ -75,7 +82,7 @@ def _linear_cells(symbols: Mapping[str, int], group: str) -> Iterator[PaperCell]
         )
         for column, formula, unit, certainty in columns:
             yield PaperCell(
-                row=name, column=column, formula=formula, value=whole(formula, symbols), unit=unit,
+                row=name, column=column, formula=formula, values=symbols, unit=unit,
                 certainty=certainty, group=group,
             )  # fmt: skip
 
@@ -109,27 +116,36 @@ class Precision:
     """Bytes of a parameter that QLoRA leaves unquantised."""
 
 
+PEFT_DEFAULT = "PEFT default"
 PRECISIONS = (
     Precision(name="FP32", base=4, adapter=4, gradient=4, optimizer=8, rest=4),
     Precision(name="pure 16-bit", base=2, adapter=2, gradient=2, optimizer=4, rest=2),
     Precision(name="autocast", base=4, adapter=4, gradient=4, optimizer=8, rest=4),
     Precision(name="mixed with master", base=2, adapter=2, gradient=2, optimizer=12, rest=2),
     # peft casts the adapters over a 16-bit base to fp32, and what stays unquantised under QLoRA as well.
-    Precision(name="PEFT default", base=2, adapter=4, gradient=4, optimizer=8, rest=4),
+    Precision(name=PEFT_DEFAULT, base=2, adapter=4, gradient=4, optimizer=8, rest=4),
 )
 # 4 bits, an 8-bit scale for 64 parameters, an fp32 scale for 256 of those: QLoRA with double quantisation.
 NF4 = "Q/2+Q/64+Q/4096"
 
 _REMARKS_6 = (
-    "The paper's cells of this table were not available. 'square' takes every linear layer as d x d, as the paper's list "
-    "of symbols suggests; 'exact' uses each layer's own widths m and k, summed over one block.",
+    (
+        "The paper's cells of this table were not available. 'square' takes every linear layer as d x d, as "
+        "the paper's list of symbols suggests; 'exact' uses each layer's own widths m and k, summed over one "
+        "block."
+    ),
     "LoRA-FA trains half of LoRA's parameters only where layers are square.",
-    "QLoRA: Q parameters of the blocks' linear layers in NF4 with double quantisation, U others unquantised. "
-    "After peft's preparation for k-bit training U is in fp32.",
+    (
+        "QLoRA keeps the blocks' linear layers in NF4 with double quantisation: 1/2 + 1/64 + 1/4096 bytes a "
+        "parameter (4 bits, an 8-bit scale for 64 of them, an fp32 scale for 256 of those). PEFT's "
+        "preparation casts the rest to fp32."
+    ),
     "VeRA: one frozen pair of matrices (rM+rK, the widest m and k) shared by all layers, and two vectors a layer.",
     "Autocast keeps fp32 weights; their 16-bit copies, cached during a forward pass, come on top (up to 2P).",
-    "With PEFT's default the adapters and what trains are fp32 over a 16-bit base; full fine-tuning there means a 16-bit "
-    "base whose gradients and states are counted in fp32.",
+    (
+        "PEFT's default puts fp32 adapters, with fp32 gradients and moments, over a 16-bit base; full "
+        "fine-tuning has no adapters and no such row."
+    ),
 )
 
 
@@ -137,7 +153,13 @@ def table_6(dims: Dims, *, rank: int = 64) -> PaperTable:
     """Return Table 6: #P and #TP of each method, then M_P, M_G and M_O under each precision."""
     symbols = dims.symbols(1, 1, rank)
     counts = [cell for name in _COUNTS for cell in _count_cells(dims, name, symbols)]
-    states = [cell for p in PRECISIONS for name in _COUNTS for cell in _state_cells(p, name, symbols)]
+    states = [
+        cell
+        for precision in PRECISIONS
+        for name in _COUNTS
+        if (precision.name, name) != (PEFT_DEFAULT, "Full-FT")
+        for cell in _state_cells(precision, name, symbols)
+    ]
     shown = {name: value for name, value in symbols.items() if name not in "bsfah"}
     return PaperTable(
         key="6", title=f"Table 6: parameters, gradients and optimizer states of {dims.name}", symbols=shown,
@@ -158,7 +180,7 @@ def _count_cells(dims: Dims, name: str, symbols: Mapping[str, int]) -> Iterator[
     )
     for column, formula, certainty in columns:
         yield PaperCell(
-            row=name, column=column, formula=formula, value=whole(formula, symbols), unit="parameters",
+            row=name, column=column, formula=formula, values=symbols, unit="parameters",
             certainty=certainty, group="counts",
         )  # fmt: skip
 
@@ -175,22 +197,6 @@ def _state_cells(precision: Precision, name: str, symbols: Mapping[str, int]) ->
     total = parts["M_P"] + parts["M_G"] + parts["M_O"]
     for column, formula in {**parts, "sum": total}.items():
         yield PaperCell(
-            row=name, column=column, formula=formula, value=whole(formula, symbols), unit="bytes",
-            certainty="reconstructed", group=precision.name,
+            row=name, column=column, formula=formula, values=symbols, unit="bytes",
+            certainty="derived" if precision.name == PEFT_DEFAULT else "reconstructed", group=precision.name,
         )  # fmt: skip
-
-
-def inverse_bytes(rank: int, itemsize: int) -> Formula:
-    """Return the bytes of one cached r x r inverse of A^T A."""
-    del rank  # the formula holds for every rank
-    return Formula.parse("r²") * itemsize
-
-
-def total_modules(dims: Dims) -> int:
-    """Return how many linear layers the model's blocks have."""
-    return dims.layers * len(dims.linears)
-
-
-def linear_named(dims: Dims, name: str) -> Linear:
-    """Return the block's linear layer of this name."""
-    return next(linear for linear in dims.linears if linear.name == name)

@@ -17,8 +17,17 @@ Source = Literal["attention", "context", "mlp", "product"]
 #: query and key norms, and a last norm.
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "granite")
 #: Families that compute query, key and value in one linear layer, or gate and up in one.
-_FUSED_QKV = ("gpt2", "gpt_bigcode", "gpt_neox", "bloom", "falcon", "mpt", "phi3")
+_FUSED_QKV = ("gpt2", "gpt_bigcode", "phi3")
 _FUSED_GATE = ("phi3",)
+
+#: What each symbol stands for.
+LETTERS: Mapping[str, str] = {
+    "b": "sequences", "s": "tokens of each", "d": "hidden size", "f": "MLP width", "a": "attention width",
+    "h": "heads", "m": "inputs of a layer", "k": "outputs of a layer", "r": "rank", "L": "blocks",
+    "l": "linear layers of a block", "v": "vocabulary", "M": "largest m", "K": "largest k",
+    "Σm": "sum of m over a block", "Σk": "sum of k over a block", "Σmk": "sum of mk over a block",
+    "P": "parameters of the model", "Q": "parameters in its blocks' linear layers", "U": "P - Q",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +96,6 @@ def llama_dims(
     )  # fmt: skip
 
 
-#: Two models that the paper's text names; everything said about them is computed from these sizes.
-LLAMA_65B = llama_dims("llama-65b", hidden=8192, ffn=22016, layers=80, vocab=32000, heads=64)
-LLAMA3_70B = llama_dims("llama3-70b", hidden=8192, ffn=28672, layers=80, vocab=128256, heads=64, kv_heads=8)
-
-
 def dims_of(spec: ModelSpec) -> Dims:
     """Return the dims of a dense model.
 
@@ -145,5 +149,12 @@ def _parameters(spec: ModelSpec) -> Formula:
         tables = "vd" if spec.tie_word_embeddings else "2vd"
         return Formula.parse(f"{tables}+LΣmk+2Ld+d" + (f"+{small}L" if small else ""))
     if spec.parameters is None:
-        raise UnsupportedError(f"the parameters of {spec.name} ({spec.architecture}) are in no catalog entry: use predict")
+        raise UnsupportedError(
+            f"the parameters of {spec.name} ({spec.architecture}) are in no catalog entry: use predict"
+        )
     return Formula.parse(str(spec.parameters))
+
+
+#: Two models that the paper's text names; everything said about them is computed from these sizes.
+LLAMA_65B = llama_dims("llama-65b", hidden=8192, ffn=22016, layers=80, vocab=32000, heads=64)
+LLAMA3_70B = llama_dims("llama3-70b", hidden=8192, ffn=28672, layers=80, vocab=128256, heads=64, kv_heads=8)

@@ -1,0 +1,126 @@
+"""CUDA's bf16 autocast for meta tensors, which `torch.autocast` refuses.
+
+The lists are those of ATen/autocast_mode.h for CUDA, as far as the models here use them. The CPU's autocast cannot
+stand in: it leaves softmax, layer norm and pow in 16 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+TO_16_BIT = {
+    "linear", "matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "addmm", "mm", "mv", "addbmm", "einsum",
+    "conv1d", "conv2d", "prelu",
+}  # fmt: skip
+TO_FP32 = {
+    "pow", "__pow__", "__rpow__", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "log10", "reciprocal", "acos",
+    "asin", "cosh", "sinh", "tan", "softplus", "layer_norm", "group_norm", "norm", "logsumexp", "nll_loss",
+    "mse_loss", "l1_loss", "kl_div", "binary_cross_entropy_with_logits", "cosine_similarity", "dist",
+}  # fmt: skip
+#: The result is fp32 unless the caller names another dtype; the argument stays as it is.
+RESULT_IN_FP32 = {"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"}
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Casts the arguments of functions as autocast does, once a weight: casts of trained fp32 weights are kept."""
+
+    def __init__(self, *, without_grad: bool = False) -> None:
+        super().__init__()
+        self.without_grad = without_grad
+        self.suspended = False
+        self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __enter__(self) -> CudaAutocast:
+        self._before = torch.is_autocast_enabled("cuda")
+        torch.set_autocast_enabled("cuda", True)  # PEFT asks for it
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+        torch.set_autocast_enabled("cuda", self._before)
+        self._casts.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        # without gradient: rotary tables, which transformers takes out of autocast
+        if self.suspended or not (torch.is_grad_enabled() or self.without_grad):
+            return func(*args, **kwargs)
+        if func is F.cross_entropy:
+            return self._cross_entropy(*args, **kwargs)
+        if name in TO_16_BIT:
+            args, kwargs = self._cast((args, kwargs), torch.bfloat16)
+        elif name in TO_FP32:
+            args, kwargs = self._cast((args, kwargs), torch.float32)
+        elif name in RESULT_IN_FP32 and args[0].is_floating_point() and not _has_dtype(args, kwargs):
+            kwargs = {**kwargs, "dtype": torch.float32}
+        return func(*args, **kwargs)
+
+    def to_16_bit(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Cast as an argument of a matrix product would be."""
+        return self._cast_tensor(tensor, torch.bfloat16)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._cast_tensor(value, dtype)
+        if isinstance(value, dict):
+            return {key: self._cast(item, dtype) for key, item in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(self._cast(item, dtype) for item in value)
+        return value
+
+    def _cast_tensor(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if not tensor.is_meta or not tensor.is_floating_point() or tensor.dtype in (dtype, torch.float64):
+            return tensor
+        weight = tensor.is_leaf and tensor.requires_grad and tensor.dtype == torch.float32 and not tensor._is_view()
+        if dtype == torch.float32 or not weight:  # frozen weights are cast anew at every use
+            return tensor.to(dtype)
+        if id(tensor) not in self._casts:
+            self._casts[id(tensor)] = (tensor, tensor.to(dtype))
+        return self._casts[id(tensor)][1]
+
+    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+        # ATen names the dtype of its log-softmax, so autocast leaves that one alone and casts what nll_loss gets.
+        logs = F.log_softmax(input, dim=1, dtype=input.dtype)
+        return F.nll_loss(logs.float(), target, **{k: v for k, v in options.items() if k != "label_smoothing"})
+
+
+def _has_dtype(args: Any, kwargs: Any) -> bool:
+    return kwargs.get("dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args)
+
+
+def current() -> CudaAutocast | None:
+    """The innermost autocast that is active, if any."""
+    modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, CudaAutocast)]
+    return modes[-1] if modes and not modes[-1].suspended else None
+
+
+@contextlib.contextmanager
+def _suspended() -> Iterator[None]:
+    mode = current()
+    if mode is not None:
+        mode.suspended = True
+    try:
+        yield
+    finally:
+        if mode is not None:
+            mode.suspended = False
+
+
+def autocast_for_meta(device_type: str, *args: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
+    """In place of `torch.autocast`, so that code may switch it off around tensors that are on meta."""
+    if device_type != "meta":
+        return _TORCH_AUTOCAST(device_type, *args, **options)
+    if options.get("enabled", True):
+        raise NotImplementedError("autocast asked for on meta")
+    return _suspended()
+
+
+_TORCH_AUTOCAST = torch.autocast
