@@ -30,9 +30,9 @@ class AttentionOptions:
     by_heads: bool = False
     """q and k are laid out (b, h, s, d) already, as a concatenation leaves them; the fused kernels answer alike."""
     softmax_dtype: str | None = None
-    """Dtype that the eager code asks its softmax for; None keeps the scores' dtype."""
-    contiguous_output: bool = True
-    """The eager code makes its transposed output contiguous at once; else the reshape that follows does."""
+    """Dtype that the eager code asks its softmax for; None keeps the scores' dtype, or autocast's fp32."""
+    casts_weights: bool = True
+    """The eager code brings its weights back to the values' dtype before dropout (RoBERTa's does not)."""
 
 
 def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool = False) -> Tensor:
@@ -93,11 +93,18 @@ def rotary_tables(tape: Tape, head_dim: int, dtype: str) -> tuple[Tensor, Tensor
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None) -> Tensor:
     """Return the attention output as (b, s, h*d), ready for the output projection."""
+    return attend_with_weights(q, k, v, options, mask)[0]
+
+
+def attend_with_weights(
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the attention output, and the weights that eager attention returns beside it and callers hold on to."""
     tape = q.tape
     if tape.autocast:
         q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
     if options.kernel in ("flash", "efficient"):
-        return _fused(q, k, v, options)
+        return _fused(q, k, v, options), None
     return _eager(q, k, v, options, mask)
 
 
@@ -139,12 +146,15 @@ def _padded(head_dim: int) -> int:
     return -(-head_dim // step) * step
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
+def _eager(
+    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
-    h, d = options.heads, options.head_dim
+    tape, h, d = q.tape, options.heads, options.head_dim
     k, v = _repeat_kv(k, options), _repeat_kv(v, options)
-    q, k = (x if options.by_heads else _by_heads(x, options) for x in (q, k))
-    scores = ops.batched_matmul(q, k, d, 0, "attention scores")
+    left, right = (x if options.by_heads else _by_heads(x, options) for x in (q, k))
+    scores = ops.batched_matmul(left, right, d, 0, "attention scores")
+    del left, right
     scores = ops.scale(scores, "scaled scores")
     if options.softcap is not None:
         scores = ops.scale(scores, "scores / softcap")
@@ -152,14 +162,16 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
         scores = ops.scale(scores, "capped scores")
     if mask is not None:
         scores = ops.add(scores, mask, "masked scores")
-    weights = ops.softmax(scores, options.softmax_dtype)
+    weights = ops.softmax(scores, options.softmax_dtype or ("fp32" if tape.autocast else None))
     del scores
-    weights = ops.cast(weights, v.dtype, "attention weights")
+    if options.casts_weights:
+        weights = ops.cast(weights, v.dtype, "attention weights")
     weights = ops.dropout(weights, options.dropout, "attention dropout")
-    out = ops.batched_matmul(weights, _by_heads(v, options), 0, d, "attention output by heads")
-    del weights
+    left = ops.cast(weights, v.dtype, "attention weights")  # autocast's, where the code itself has not cast
+    out = ops.batched_matmul(left, _by_heads(v, options), 0, d, "attention output by heads")
+    del left
     out = ops.contiguous(out, "attention output")
-    return ops.view(out, "b", "s", h * d)
+    return ops.view(out, "b", "s", h * d), weights
 
 
 def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:

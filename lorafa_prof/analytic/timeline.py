@@ -1,9 +1,11 @@
 """From the record of a few traced layers to the whole step: live memory over time, as polynomials.
 
-The traced layers are the first two and the last two. In the steady state every further layer adds the same storages to
-what is alive: the net of the third traced layer. So between the second and the third a block of "n layers more" is
-inserted, in the forward and again in the backward. Live memory is affine in the layer between those points, hence its
-maximum over the inserted layers is at one of the ends, which are traced.
+The traced layers are the first two and the last two. In the steady state every further layer leaves behind the same
+storages as the third traced one. So between the second and the third a block of "n layers more" is inserted, in the
+forward and again in the backward: n copies of each storage that the third layer leaves behind. They die where the
+original dies, or all together in the backward's block where that is in the backward of the last two layers. Live memory
+is affine in the layer between those points, hence its maximum over the inserted layers is at one of the ends, which are
+traced.
 """
 
 from __future__ import annotations
@@ -93,44 +95,78 @@ class _Kinds:
 
 
 def build_timeline(tape: Tape, layers: int, end_of_forward: int, stop: int) -> Timeline:
-    """Return the timeline of a model of `layers` layers from the tape of its traced ones."""
+    """Return the timeline of a model of `layers` layers from the tape of its traced ones, up to event `stop`."""
     kinds = _Kinds(tape)
     places, place_of = _places(tape)
-    repeats = _repeats(tape, layers)
+    copies = _copies(tape, layers, stop)
     events: list[tuple[int, int, int]] = []
     end = 0
     for position, event in enumerate(tape.events[:stop]):
-        if position in repeats:
-            events.extend(_block(kinds, tape, *repeats[position], place_of(position)))
+        for kind, change in copies.blocks(position, kinds):
+            events.append((kind, change, place_of(position)))
         if position == end_of_forward:
             end = len(events)
         kind, change = kinds.change(event)
+        if event < 0 and ~event in copies.die_with_original:
+            change -= copies.times
         events.append((kind, change, place_of(position)))
     return Timeline(kinds.kinds, events, places, end or len(events))
 
 
-def _repeats(tape: Tape, layers: int) -> dict[int, tuple[int, int, int]]:
-    """Return, by position in the tape, which range of events to repeat there and how often."""
-    extra = layers - TRACED_LAYERS
-    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in tape.boundaries:
-        return {}
-    at = tape.boundaries
-    repeats = {at["forward", 2]: (at["forward", 2], at["forward", 3], extra)}
+@dataclass(frozen=True)
+class _Copies:
+    """Which storages the layers that are not traced leave behind, how often, and where these come and go."""
+
+    times: int
+    forward_block: int
+    backward_block: int
+    born_in_forward: list[int]
+    born_in_backward: list[int]
+    die_in_block: list[int]
+    die_with_original: set[int]
+
+    def blocks(self, position: int, kinds: _Kinds) -> Iterator[tuple[int, int]]:
+        """Yield the (kind, change) that happen at once before the event at `position`: first what goes."""
+        if position == self.forward_block:
+            yield from self._changes(self.born_in_forward, kinds, self.times)
+        if position == self.backward_block:
+            yield from self._changes(self.die_in_block, kinds, -self.times)
+            yield from self._changes(self.born_in_backward, kinds, self.times)
+
+    def _changes(self, storages: list[int], kinds: _Kinds, times: int) -> Iterator[tuple[int, int]]:
+        counts = Counter(kinds.change(storage)[0] for storage in storages)
+        return ((kind, count * times) for kind, count in counts.items())
+
+
+def _copies(tape: Tape, layers: int, stop: int) -> _Copies:
+    extra, at = layers - TRACED_LAYERS, tape.boundaries
+    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in at:
+        return _Copies(0, -1, -1, [], [], [], set())
+    born, died = {}, {}
+    for position, event in enumerate(tape.events[:stop]):
+        (born if event >= 0 else died)[event if event >= 0 else ~event] = position
+    never = len(tape.events)
+    first, second, third = at["forward", 2], at["forward", 3], at["forward", 4]
+    forward = [i for i, p in born.items() if first <= p < second and not second > died.get(i, never)]
+    # what the layer hands to the next one in the forward goes with that one, whichever it is
+    forward = [i for i in forward if not second <= died.get(i, never) < third]
+    start, end, after = (at.get(("backward", k), never) for k in (3, 2, 1))
+    backward = [i for i, p in born.items() if start <= p < end and died.get(i, never) >= max(after, end)]
+    in_block = [i for i in forward if third <= died.get(i, never) < after and died[i] >= at.get(("backward", 4), never)]
+    return _Copies(
+        extra, first, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block)
+    )
+
+
+def _repeats(tape: Tape, layers: int) -> list[tuple[int, int, int]]:
+    """Return the ranges of events of the layer that stands for those not traced, and how many it stands for beside."""
+    extra, at = layers - TRACED_LAYERS, tape.boundaries
+    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in at:
+        return []
+    ranges = [(at["forward", 2], at["forward", 3], extra)]
     if ("backward", 2) in at:
-        repeats[at["backward", 2]] = (at["backward", 3], at["backward", 2], extra)
-    return repeats
-
-
-def _block(
-    kinds: _Kinds, tape: Tape, start: int, stop: int, times: int, place: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield the net of a range of events, `times` over: first what goes, so that no false peak arises."""
-    net: Counter[int] = Counter()
-    for event in tape.events[start:stop]:
-        kind, change = kinds.change(event)
-        net[kind] += change
-    yield from ((kind, change * times, place) for kind, change in net.items() if change < 0)
-    yield from ((kind, change * times, place) for kind, change in net.items() if change > 0)
+        ranges.append((at["backward", 3], at["backward", 2], extra))
+    return ranges
 
 
 def _places(tape: Tape):  # type: ignore[no-untyped-def]
@@ -158,8 +194,7 @@ def _places(tape: Tape):  # type: ignore[no-untyped-def]
 
 def repeated_flops(tape: Tape, layers: int) -> Iterable[tuple[str, str, Size]]:
     """Yield (pass, kind, number) of all floating-point operations, with the repeated layer counted as often as it is."""
-    repeats = _repeats(tape, layers)
-    ranges = [(start, stop, times) for start, stop, times in repeats.values()]
+    ranges = _repeats(tape, layers)
     for position, where, kind, (coefficient, symbols) in tape.flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
         yield where, kind, (coefficient * factor, symbols)

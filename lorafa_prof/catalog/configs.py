@@ -88,14 +88,15 @@ def _refuse_what_is_not_modelled(reader: ConfigReader) -> None:
 
 
 def _num_labels(reader: ConfigReader) -> int:
+    labels = reader.optional_object("id2label")
+    if not all(isinstance(key, int) or (isinstance(key, str) and key.isdecimal()) for key in labels or ()):
+        raise BadInputError(f"{reader.where}: id2label must map class numbers to names")
     if reader.get("num_labels") is not None:
         return reader.size("num_labels")
-    labels = reader.optional_object("id2label")
     if labels is None:
         return 2  # transformers' own default
-    numbered = (isinstance(key, int) or (isinstance(key, str) and key.isdecimal()) for key in labels)
-    if not labels or not all(numbered):
-        raise BadInputError(f"{reader.where}: id2label must map class numbers to names")
+    if not labels:
+        raise BadInputError(f"{reader.where}: id2label names no class")
     return len(labels)
 
 

@@ -110,6 +110,7 @@ def deepseek_v2(c: ConfigReader) -> Fields:
         v_head_dim=c.size("v_head_dim"),
     )
     even_share(c)  # transformers insists although no width follows from it
+    c.optional_size("head_dim")  # the same
     fields = _decoder(c, head_dim=mla.qk_nope_head_dim + mla.qk_rope_head_dim)
     if mla.qk_rope_head_dim % 2:
         raise BadInputError(f"{c.where}: qk_rope_head_dim must be even, not {mla.qk_rope_head_dim}")

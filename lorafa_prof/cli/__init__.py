@@ -28,7 +28,7 @@ PROGRAM = "lorafa-prof"
 #: Each command, in the order of the help, with the line that the help says about it.
 COMMANDS = {
     "predict": "Predict the memory and speed of a fine-tuning run, without a GPU.",
-    "paper": "Compute the LoRA-FA paper's own tables, as printed and as corrected.",
+    "paper": "Compute the LoRA-FA paper's own tables from their formulas.",
     "list": "List the models, GPUs and methods that are known.",
 }
 
@@ -86,7 +86,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `args` are the process's own unless given."""
     try:
         code = _dispatch(sys.argv[1:] if args is None else list(args))
-        _flush()
+        # What click has left in the buffer is written now, while a failure can still be told.
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except LorafaProfError as error:
         return _complain(" ".join(str(error).split()), error.exit_code)
@@ -99,6 +101,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         return EXIT_PIPE_CLOSED
+    except OSError as error:  # a full disk, a file that vanished: the machine's doing, and no bug of ours
+        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_USAGE)
     finally:
         for stream in (sys.stdout, sys.stderr):
             _settle(stream)
@@ -114,17 +118,6 @@ def _dispatch(args: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     return result if isinstance(result, int) else 0
-
-
-def _flush() -> None:
-    """Write out what click has left in the buffer, while errors can still be told."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise LorafaProfError(f"cannot write to stdout: {error.strerror or error}") from error
 
 
 def _complain(text: str, code: int) -> int:

@@ -16,9 +16,12 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
     Raises:
         BadInputError: the folder is missing, the path is a folder, or permissions forbid writing.
     """
-    # A link is followed: the file that it names is replaced, not the link.
-    target = Path(os.path.realpath(path))
+    target = Path(path)
     try:
+        if not _is_special(target):
+            # A link is followed: the file that it names is replaced, not the link. Not so for /dev/stdout, which
+            # may lead to a pipe without a name.
+            target = Path(os.path.realpath(path))
         if target.is_dir():
             raise BadInputError(f"cannot write {_shown(path)}: it is a folder")
         if not target.parent.is_dir():
@@ -77,7 +80,8 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _is_special(target: Path) -> bool:
-    return target.exists() and not target.is_file()
+    """Return whether the path is there and neither a file nor a folder: a device, a pipe, a socket."""
+    return target.exists() and not target.is_file() and not target.is_dir()
 
 
 def _reason(error: Exception) -> str:

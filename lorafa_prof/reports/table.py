@@ -14,7 +14,7 @@ import io
 import re
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -82,6 +82,11 @@ class Table:
             raise ValueError(f"{self.title}: row {wrong[0]} does not have {len(self.columns)} cells")
 
 
+def words(*names: str) -> tuple[Column, ...]:
+    """Return left-justified columns of these names."""
+    return tuple(Column(name=name) for name in names)
+
+
 def figures(*names: str) -> tuple[Column, ...]:
     """Return right-justified columns of these names."""
     return tuple(Column(name=name, justify="right") for name in names)
@@ -146,48 +151,56 @@ def _print_prose(console: Console, paragraphs: Sequence[str], style: str, width:
             console.print(line, style=style, soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class _Width:
+    """How wide one column may be drawn."""
+
+    full: int
+    """Nothing is wrapped."""
+    cells: int
+    """The header is wrapped, the cells are not."""
+    least: int
+    """Words are wrapped as well; the same as `cells` for figures."""
+
+
 def _blocks(table: Table, texts: list[list[str]], width: int) -> list[dict[int, int]]:
     """Deal the columns out to blocks that fit `width`; each block maps a column's index to its width."""
-    wide, narrow = _column_widths(table, texts)
-    keys = range(min(table.keys, len(wide)))
-    blocks: list[list[int]] = [list(keys)]
-    for index in range(len(keys), len(wide)):
-        if blocks[-1] != list(keys) and _total(narrow, [*blocks[-1], index]) > width:
-            blocks.append(list(keys))
+    widths = [_column_width(column, [row[i] for row in texts]) for i, column in enumerate(table.columns)]
+    keys = list(range(min(table.keys, len(widths))))
+    blocks = [[*keys]]
+    for index in range(len(keys), len(widths)):
+        least = sum(widths[i].least + GAP for i in (*blocks[-1], index)) - GAP
+        if least > width and blocks[-1] != keys:
+            blocks.append([*keys])
         blocks[-1].append(index)
-    return [_fitted(block, wide, narrow, width) for block in blocks]
+    return [_fitted({index: widths[index] for index in block}, width) for block in blocks]
 
 
-def _column_widths(table: Table, texts: list[list[str]]) -> tuple[list[int], list[int]]:
-    """Return each column's natural width and the least it can be wrapped to."""
+def _column_width(column: Column, texts: list[str]) -> _Width:
     from rich.cells import cell_len
 
-    wide, narrow = [], []
-    for index, column in enumerate(table.columns):
-        cells = [row[index] for row in texts]
-        header = max((cell_len(word) for word in clean(column.name).split()), default=1)
-        natural = max([header, *map(cell_len, cells)])
-        words = max([header, *(cell_len(word) for text in cells for word in text.split())])
-        wide.append(natural)
-        narrow.append(natural if column.justify == "right" else min(natural, max(words, NARROWEST_WORDS)))
-    return wide, narrow
+    def longest(parts: Iterable[str]) -> int:
+        return max(map(cell_len, parts), default=1)
+
+    header = clean(column.name)
+    cells = max(longest(header.split()), longest(texts))
+    words = max(longest(header.split()), longest(word for text in texts for word in text.split()), NARROWEST_WORDS)
+    least = cells if column.justify == "right" else min(cells, words)
+    return _Width(full=max(cells, cell_len(header)), cells=cells, least=least)
 
 
-def _total(widths: Sequence[int], block: Sequence[int]) -> int:
-    return sum(widths[index] for index in block) + GAP * (len(block) - 1)
-
-
-def _fitted(block: list[int], wide: list[int], narrow: list[int], width: int) -> dict[int, int]:
-    """Take width from the widest column of words until the block fits; past that, fold whatever is widest."""
-    widths = {index: wide[index] for index in block}
+def _fitted(block: dict[int, _Width], width: int) -> dict[int, int]:
+    """Choose the columns' widths: take from headers first, then from words, always where it is widest."""
+    chosen = {index: limits.full for index, limits in block.items()}
     spare = width - GAP * (len(block) - 1)
-    while sum(widths.values()) > spare:
-        # Words give way first, then (on an absurdly narrow terminal) anything that still has two characters.
-        givers = [i for i in block if widths[i] > narrow[i]] or [i for i in block if widths[i] > 1]
-        if not givers:
-            break
-        widths[max(givers, key=lambda index: widths[index])] -= 1
-    return widths
+    # On a screen too narrow for a single figure beside its keys everything is folded, still nothing is cut off.
+    for floor in (lambda limits: limits.cells, lambda limits: limits.least, lambda _: 1):
+        while sum(chosen.values()) > spare:
+            givers = [index for index in block if chosen[index] > floor(block[index])]
+            if not givers:
+                break
+            chosen[max(givers, key=lambda index: chosen[index])] -= 1
+    return chosen
 
 
 def _rich_block(table: Table, texts: list[list[str]], block: dict[int, int]) -> RichTable:

@@ -37,6 +37,10 @@ def build(builder: Builder) -> Model:
         from lorafa_prof.analytic.families.moe import MixtureOfExperts
 
         return MixtureOfExperts(builder)
+    if architecture in ("gpt2", "gpt_bigcode"):
+        from lorafa_prof.analytic.families.gpt2 import Gpt2
+
+        return Gpt2(builder)
     if architecture == "t5":
         from lorafa_prof.analytic.families.t5 import T5
 

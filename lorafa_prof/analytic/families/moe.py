@@ -1,13 +1,13 @@
 """Mixture-of-experts decoders: Mixtral, and DeepSeek-V2 with its latent attention and shared experts.
 
-In transformers 5 the routed experts of a layer are two fused 3-D parameters and the router is a bare matrix. None of
-them is an nn.Linear, so that PEFT's all-linear adapts none of them and 4-bit quantisation leaves them as they are.
+Module names and the order of operations follow transformers' modelling files.
 """
 
 from __future__ import annotations
 
 from lorafa_prof.analytic.builder import BUFFERS, Builder, Linear, Norm
 from lorafa_prof.analytic.families.common import not_modelled
+from lorafa_prof.analytic.families.experts import DOWN, GATE_UP, ROUTER, FusedParameter, attach_adapters
 from lorafa_prof.analytic.families.llama import Attention, traits_of
 from lorafa_prof.analytic.tape import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
@@ -59,13 +59,14 @@ class Experts:
         d, number, width = builder.spec.hidden_size, moe.experts, moe.intermediate_size
         with builder.inside("mlp"):
             with builder.inside("gate"):
-                self.router = builder.parameter("weight", (number, d))
+                self.router = FusedParameter(builder, ROUTER, (number, d))
             with builder.inside("experts"):
-                self.gate_up = builder.parameter("gate_up_proj", (number, 2 * width, d))
-                self.down = builder.parameter("down_proj", (number, d, width))
+                self.gate_up = FusedParameter(builder, GATE_UP, (number, 2 * width, d))
+                self.down = FusedParameter(builder, DOWN, (number, d, width))
             self.shared = None
             if moe.shared_experts:
                 self.shared = GatedMlp(builder, "shared_experts", width * moe.shared_experts)
+        self.fused = [self.router, self.gate_up, self.down]
 
 
 class DecoderLayer:
@@ -113,7 +114,8 @@ class MixtureOfExperts:
                 builder.parameter(f"rotary_emb.{name}", (width,), kind=BUFFERS, dtype="fp32")
         tied: Parameter | None = self.table if spec.tie_word_embeddings else None
         self.head = builder.linear("lm_head", spec.hidden_size, spec.vocab_size, head=True, tied_to=tied)
-        builder.attach_adapters()
+        experts = [layer.mlp for stack in self.stacks for layer in stack if isinstance(layer.mlp, Experts)]
+        attach_adapters(builder, [parameter for layer in experts for parameter in layer.fused])
 
     def _stack(self, number: int, first: int, moe: MoeSpec) -> list[DecoderLayer]:
         """Build a run of layers that are alike: those with a plain MLP come first, those with experts after them."""

@@ -14,7 +14,7 @@ from lorafa_prof.analytic.paper.dims import Dims
 from lorafa_prof.analytic.paper.formula import Formula
 
 DATA_TYPES = ("FP32", "Pure-FP16", "Autocast-BF16")
-PRINTED, CORRECTED, FUSED = "printed", "corrected", "fused gelu"
+PRINTED, CORRECTED = "printed", "corrected"
 SUMS = "sum"
 
 
@@ -109,7 +109,7 @@ def table_7(dims: Dims, *, bs: int = 8, seq: int = 1024) -> PaperTable:
     shown = {name: symbols[name] for name in "bsdh"}
     cells = [cell for data_type in range(3) for cell in _column(data_type, shown)]
     return PaperTable(
-        key="7", title=f"Table 7: activations of one GPT block as wide as {dims.name}, full fine-tuning",
+        model=dims.name, key="7", title="Table 7: activations of one GPT block, full fine-tuning",
         symbols=shown, cells=tuple(cells), remarks=_REMARKS,
     )  # fmt: skip
 
@@ -130,5 +130,5 @@ def _column(data_type: int, symbols: Mapping[str, int]) -> Iterator[PaperCell]:
     fused = sum_of(with_fused_gelu(operation, data_type) for operation in OPERATIONS)
     yield cell(SUMS, "sum", PRINTED, Formula.parse(PRINTED_SUMS[data_type]), "as printed")
     yield cell(SUMS, "sum", CORRECTED, right, "derived")
-    yield cell(SUMS, "sum of the printed cells", PRINTED, printed_cells, "derived")
-    yield cell(SUMS, "sum with a fused GELU", CORRECTED, fused, "derived")
+    yield cell(SUMS, "printed cells added up", PRINTED, printed_cells, "derived")
+    yield cell(SUMS, "with a fused GELU", CORRECTED, fused, "derived")

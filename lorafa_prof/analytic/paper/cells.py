@@ -53,6 +53,8 @@ class PaperTable:
     key: str
     """"1", "6", "7", "c3" or "text": what the command line calls it."""
     title: str
+    model: str
+    """The model whose sizes it was computed for."""
     symbols: Mapping[str, int]
     """The numbers that hold for the whole table."""
     cells: tuple[PaperCell, ...]

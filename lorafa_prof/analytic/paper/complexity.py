@@ -61,8 +61,9 @@ def table_1(dims: Dims, *, bs: int = 8, seq: int = 1024, rank: int = 64) -> Pape
     ]
     shown = {name: symbols[name] for name in "bsr"}
     return PaperTable(
+        model=dims.name,
         key="1",
-        title=f"Table 1: one linear layer of {dims.name}",
+        title="Table 1: one linear layer",
         symbols=shown,
         cells=tuple(cells),
         remarks=_REMARKS_1,
@@ -162,7 +163,7 @@ def table_6(dims: Dims, *, rank: int = 64) -> PaperTable:
     ]
     shown = {name: value for name, value in symbols.items() if name not in "bsfah"}
     return PaperTable(
-        key="6", title=f"Table 6: parameters, gradients and optimizer states of {dims.name}", symbols=shown,
+        model=dims.name, key="6", title="Table 6: parameters, gradients and optimizer states", symbols=shown,
         cells=(*counts, *states), remarks=_REMARKS_6,
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ def table_c3(dims: Dims, *, bs: int = 8, seq: int = 1024) -> PaperTable:
                 )
             )
     return PaperTable(
-        key="c3", title=f"C.3: activations that LoRA-FA saves over LoRA, {dims.name}",
+        model=dims.name, key="c3", title="C.3: activations that LoRA-FA saves over LoRA",
         symbols={name: symbols[name] for name in "bsdfaL"}, cells=tuple(cells), remarks=_REMARKS_C3,
     )  # fmt: skip
 
@@ -141,8 +141,8 @@ def text_figures(dims: Dims, *, rank: int = 64) -> PaperTable:
         "The 8 KB hold for the inverse in 16 bits; the released optimizers compute it anew in every step.",
     )
     return PaperTable(
-        key="text", title="Figures of the running text", symbols={"r": rank, "L": model["L"], "l": model["l"]},
-        cells=tuple(cells), remarks=remarks,
+        model=dims.name, key="text", title="Figures of the running text",
+        symbols={"r": rank, "L": model["L"], "l": model["l"]}, cells=tuple(cells), remarks=remarks,
     )  # fmt: skip
 
 
