@@ -81,7 +81,7 @@ $(CORE): $(MADE) $(FROM)
 # in one go with them pip may settle on another build, with gigabytes of CUDA libraries. A build of that release that
 # is there already is kept.
 $(TEST): $(MADE) $(FROM)
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $@
 

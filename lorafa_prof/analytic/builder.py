@@ -217,7 +217,7 @@ def hold_nf4(builder: Builder, numel: int, *, double: bool) -> None:
     With double quantisation the scales are 8-bit in blocks of 256, with an fp32 scale each and one fp32 offset.
     """
     blocks = -(-numel // 64)
-    builder.parameter("weight", (-(-numel // 2),), trained=False, dtype="uint8")
+    builder.parameter("weight", (-(-numel // 2),), trained=False, dtype="uint8").packed = 2
     builder.parameter("quant_state.code", (16,), kind=BUFFERS, dtype="fp32")
     builder.parameter("absmax", (blocks,), kind=BUFFERS, dtype="uint8" if double else "fp32")
     if double:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
-from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.specs import RunSpec
@@ -52,8 +52,8 @@ class StepPlan:
         self.run = run
         self.assumptions = trace.builder.assumptions
         self._held = trace.builder.held
-        self.timeline: Timeline = build_timeline(trace.tape, run.model.num_layers, trace.end_of_forward, trace.end)
-        self._flops = list(repeated_flops(trace.tape, run.model.num_layers))
+        self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
+        self._flops = list(repeated_flops(trace.tape))
         self._trace = trace
 
     # -- parameters -----------------------------------------------------------------------------------------------
@@ -62,6 +62,19 @@ class StepPlan:
     def parameters(self) -> ParameterCount:
         """Total and trainable parameters."""
         return _counted(self._held)
+
+    @cached_property
+    def table_elements(self) -> int:
+        """Elements of the input embedding table, unless the output head shares it."""
+        if self.run.model.tie_word_embeddings:
+            return 0
+        return self.run.model.vocab_size * self.run.model.hidden_size
+
+    @cached_property
+    def gradient_bytes(self) -> int:
+        """Gradients of all trained parameters, rounded tensor by tensor."""
+        trained = [h for h in self._held if h.parameter.requires_grad]
+        return sum(rounded(h.parameter.size[0]) * h.count for h in trained)
 
     @cached_property
     def optimizer(self) -> OptimizerCost:
@@ -180,21 +193,6 @@ def _parameter_kind(held: Held) -> Kind:
 
 def _state_kind(state: StateTensor, category: str) -> Kind:
     return state_kind(state.parameter, state.name, state.shape, state.dtype, category)
-
-
-def bytes_of(size: Size, values: Mapping[str, Any]) -> int:
-    """Return one tensor's bytes, rounded as the allocator rounds."""
-    return int(rounded(size[0] * product_of(size[1], values)))
-
-
-def count_parameters(run: RunSpec) -> ParameterCount:
-    """Count the parameters of `run`'s model with its adapters; its step need not be one that this engine models.
-
-    Raises:
-        UnsupportedError: an architecture or method that this engine does not know.
-    """
-    builder, _ = build_model(run)
-    return _counted(builder.held)
 
 
 def plan(run: RunSpec) -> StepPlan:

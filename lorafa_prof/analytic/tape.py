@@ -77,13 +77,14 @@ class Tensor:
 class Parameter(Tensor):
     """A leaf with static memory: it is counted in the inventory of weights, not in the record of the step."""
 
-    __slots__ = ("grad", "grad_name", "kind", "name", "uses")
+    __slots__ = ("grad", "kind", "name", "packed", "uses")
 
     def __init__(self, tape: Tape, name: str, shape: Shape, dtype: str, *, trained: bool, kind: str) -> None:
         super().__init__(tape, None, shape, dtype, requires_grad=trained)
         self.name, self.kind = name, kind
         self.grad: Tensor | None = None
         self.uses = 0
+        self.packed = 1  # values in one element: 2 in a 4-bit weight
 
     @property
     def size(self) -> Size:
@@ -92,8 +93,8 @@ class Parameter(Tensor):
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
-        return elements(self.shape)[0]
+        """Number of values, as the unquantised model counts them."""
+        return elements(self.shape)[0] * self.packed
 
 
 Grads = Sequence["Tensor | None"]
@@ -159,7 +160,10 @@ class Tape:
         self.items: list[Item] = []
         self.events: list[int] = []  # index i: storage i is born; ~i: it dies
         self.marks: list[tuple[int, str, str]] = []  # (position in events, phase, module)
-        self.boundaries: dict[tuple[str, int], int] = {}  # ("forward" | "backward", layer) -> position in events
+        self.stacks: list[int] = []  # runs of layers that are alike: the real number of layers of each
+        #: ("forward" | "backward", stack, traced layer) -> position in events where the layer begins, or its gradient is
+        #: complete
+        self.boundaries: dict[tuple[str, int, int], int] = {}
         self.phase, self.module = "forward", ""
         self.grad_enabled = True
         self.autocast: str | None = None

@@ -94,21 +94,21 @@ class _Kinds:
         return (self._of_item[event], 1) if event >= 0 else (self._of_item[~event], -1)
 
 
-def build_timeline(tape: Tape, layers: int, end_of_forward: int, stop: int) -> Timeline:
-    """Return the timeline of a model of `layers` layers from the tape of its traced ones, up to event `stop`."""
+def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
+    """Return the timeline of all layers from the tape of the traced ones, up to event `stop`."""
     kinds = _Kinds(tape)
     places, place_of = _places(tape)
-    copies = _copies(tape, layers, stop)
+    copied = [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]
     events: list[tuple[int, int, int]] = []
     end = 0
     for position, event in enumerate(tape.events[:stop]):
-        for kind, change in copies.blocks(position, kinds):
-            events.append((kind, change, place_of(position)))
+        for copies in copied:
+            events.extend((kind, change, place_of(position)) for kind, change in copies.blocks(position, kinds))
         if position == end_of_forward:
             end = len(events)
         kind, change = kinds.change(event)
-        if event < 0 and ~event in copies.die_with_original:
-            change -= copies.times
+        if event < 0:
+            change -= sum(copies.times for copies in copied if ~event in copies.die_with_original)
         events.append((kind, change, place_of(position)))
     return Timeline(kinds.kinds, events, places, end or len(events))
 
@@ -138,10 +138,18 @@ class _Copies:
         return ((kind, count * times) for kind, count in counts.items())
 
 
-def _copies(tape: Tape, layers: int, stop: int) -> _Copies:
-    extra, at = layers - TRACED_LAYERS, tape.boundaries
-    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in at:
-        return _Copies(0, -1, -1, [], [], [], set())
+def _shortened(tape: Tape) -> list[tuple[int, int]]:
+    """Return (stack, layers not traced) of each stack of which only the ends were traced."""
+    traced = TRACED_LAYERS
+    return [
+        (stack, number - traced)
+        for stack, number in enumerate(tape.stacks)
+        if number > traced and ("forward", stack, traced + 1) not in tape.boundaries
+    ]
+
+
+def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
+    at = {(way, layer): position for (way, of, layer), position in tape.boundaries.items() if of == stack}
     born, died = {}, {}
     for position, event in enumerate(tape.events[:stop]):
         (born if event >= 0 else died)[event if event >= 0 else ~event] = position
@@ -158,14 +166,13 @@ def _copies(tape: Tape, layers: int, stop: int) -> _Copies:
     )
 
 
-def _repeats(tape: Tape, layers: int) -> list[tuple[int, int, int]]:
-    """Return the ranges of events of the layer that stands for those not traced, and how many it stands for beside."""
-    extra, at = layers - TRACED_LAYERS, tape.boundaries
-    if extra <= 0 or ("forward", TRACED_LAYERS + 1) in at:
-        return []
-    ranges = [(at["forward", 2], at["forward", 3], extra)]
-    if ("backward", 2) in at:
-        ranges.append((at["backward", 3], at["backward", 2], extra))
+def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
+    """Return the ranges of events of the layers that stand for those not traced, and how many each stands for beside."""
+    ranges, at = [], tape.boundaries
+    for stack, extra in _shortened(tape):
+        ranges.append((at["forward", stack, 2], at["forward", stack, 3], extra))
+        if ("backward", stack, 2) in at:
+            ranges.append((at["backward", stack, 3], at["backward", stack, 2], extra))
     return ranges
 
 
@@ -192,9 +199,9 @@ def _places(tape: Tape):  # type: ignore[no-untyped-def]
     return places, at
 
 
-def repeated_flops(tape: Tape, layers: int) -> Iterable[tuple[str, str, Size]]:
+def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
     """Yield (pass, kind, number) of all floating-point operations, with the repeated layer counted as often as it is."""
-    ranges = _repeats(tape, layers)
+    ranges = _repeats(tape)
     for position, where, kind, (coefficient, symbols) in tape.flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
         yield where, kind, (coefficient * factor, symbols)

@@ -1,4 +1,10 @@
-"""Makes meta tensors take the way that CUDA tensors take, where the two differ in what they allocate or save."""
+"""Makes meta tensors take the way that CUDA tensors take, where the two differ in what they allocate or save.
+
+The rules for attention are those of torch 2.13 on cards whose order is flash, memory-efficient, math. On data-centre
+Hopper and Blackwell cards with a recent cuDNN its kernel comes first, which also takes a mask and grouped heads; what
+it saves is of the same sizes as flash's. Buffers inside a kernel (flash's fp32 accumulator for the gradient of the
+query, the keys of an embedding's backward) are in no trace.
+"""
 
 from __future__ import annotations
 

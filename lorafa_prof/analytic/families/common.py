@@ -127,28 +127,33 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
-    """Run the layers in order, marking where each begins so that the plan can repeat the middle one."""
+    """Run the layers in order, marking where each begins so that the plan can repeat the middle one.
+
+    A model whose layers are not all alike runs each stack of alike layers by a call of its own.
+    """
     tape = builder.tape
+    stack = len(tape.stacks)
+    tape.stacks.append(layers[-1].index - layers[0].index + 1)
     checkpointed = builder.run.checkpointing == "full"
     for position, layer in enumerate(layers):
-        tape.boundaries["forward", position] = len(tape.events)
+        tape.boundaries["forward", stack, position] = len(tape.events)
         if x.requires_grad:
-            x = _boundary(x, position)
+            x = _boundary(x, stack, position)
         with tape.scope(layer.name):
             x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-    tape.boundaries["forward", len(layers)] = len(tape.events)
+    tape.boundaries["forward", stack, len(layers)] = len(tape.events)
     if x.requires_grad:
-        x = _boundary(x, len(layers))
+        x = _boundary(x, stack, len(layers))
     return x
 
 
-def _boundary(x: Tensor, position: int) -> Tensor:
+def _boundary(x: Tensor, stack: int, position: int) -> Tensor:
     """An identity that notes when the gradient of a layer's input is complete."""
     tape = x.tape
     out = Tensor(tape, x.storage, x.shape, x.dtype)
 
     def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        tape.boundaries["backward", position] = len(tape.events)
+        tape.boundaries["backward", stack, position] = len(tape.events)
         return [grads[0]]
 
     tape.record("layer boundary", [x], out, [], backward)

@@ -1,0 +1,176 @@
+"""From a run to a prediction: the plan evaluated, explained and held against devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lorafa_prof.analytic.frontier import Plans, largest_batch
+from lorafa_prof.analytic.plan import Peak, StepPlan
+from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.timeline import Kind
+from lorafa_prof.analytic.workspaces import cublas_workspaces
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.ledger import Category, Ledger, MemoryItem
+from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.units import format_bytes
+
+#: The formulas follow these versions; others save and allocate differently.
+MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
+
+
+def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
+    """Predict the memory and the arithmetic of one training step in its steady state.
+
+    Args:
+        run: the configuration.
+        devices: cards to hold it against; the first one's library workspaces are counted in the peak.
+
+    Raises:
+        UnsupportedError: what this engine does not model; the text names the way out.
+    """
+    _refuse_unmodelled(run)
+    plans = Plans(run)
+    plan = plans.of(run.bs)
+    peak = plan.peak(run.bs, run.seq)
+    device = devices[0] if devices else None
+    workspace = cublas_workspaces(device)
+    ledger = _ledger(plan, peak, workspace)
+    fits = tuple(_fit(plans, each) for each in devices)
+    return Prediction(
+        engine="analytic",
+        run=run,
+        versions={"engine": "analytic", **MODELLED_VERSIONS},
+        memory=_memory(plan, peak, ledger, workspace, device),
+        throughput=_throughput(plan),
+        parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
+        fit=fits,
+        assumptions=_assumptions(plan, device, workspace),
+        unmodelled=_unmodelled(plan, devices),
+        ledger=ledger,
+    )
+
+
+def _refuse_unmodelled(run: RunSpec) -> None:
+    refused = (
+        (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
+        (run.quant == "int8", "int8 weights", "--quant nf4"),
+        (run.loss == "fused", "the fused loss", "--loss hf"),
+        (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
+    )
+    for asked, what, instead in refused:
+        if asked:
+            raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def _ledger(plan: StepPlan, peak: Peak, workspace: int) -> Ledger:
+    values = symbol_values(plan.run.bs, plan.run.seq)
+    items = []
+    for kind, count in plan.alive(peak.position):
+        one = int(rounded(kind.size[0] * product_of(kind.size[1], values)))
+        items.append(_item(kind, count, one * count))
+    items.append(
+        MemoryItem(
+            module="", tensor="cuBLAS workspaces", category=Category.WORKSPACES, shape="", dtype="uint8",
+            formula=str(workspace), count=1, nbytes=workspace,
+        )
+    )  # fmt: skip
+    return Ledger(peak.place.moment, tuple(items))
+
+
+def _item(kind: Kind, count: int, nbytes: int) -> MemoryItem:
+    shape = f"({', '.join(str(dim) for dim in kind.shape)})"
+    return MemoryItem(
+        module=kind.module, tensor=kind.name, category=Category(kind.category), shape=shape, dtype=kind.dtype,
+        formula=format_size(kind.size), count=count, nbytes=nbytes,
+    )  # fmt: skip
+
+
+def _memory(plan: StepPlan, peak: Peak, ledger: Ledger, workspace: int, device: DeviceSpec | None) -> Memory:
+    run = plan.run
+    return Memory(
+        **Memory.parts_from(ledger),
+        peak_allocated_bytes=peak.allocated + workspace,
+        peak_reserved_bytes=None,
+        context_bytes=device.context_bytes if device is not None else None,
+        peak_device_bytes=None,
+        peak_moment=peak.place.moment,
+        saved_activations_bytes=plan.saved_activation_bytes(run.bs, run.seq),
+        trained_gradients_bytes=plan.gradient_bytes,
+        moments={phase: high + workspace for phase, high in peak.phases.items() if high},
+    )
+
+
+def _fit(plans: Plans, device: DeviceSpec) -> Fit:
+    overhead = cublas_workspaces(device) + (device.context_bytes or 0)
+    needed = plans.allocated(plans.run.bs) + overhead
+    limit = device.total_bytes - overhead
+    return Fit(
+        device=device.name,
+        capacity_bytes=device.total_bytes,
+        fits=needed <= device.total_bytes,
+        headroom_bytes=device.total_bytes - needed,
+        max_bs=largest_batch(lambda bs: plans.allocated(bs) <= limit),
+    )
+
+
+# -- arithmetic -----------------------------------------------------------------------------------------------------------
+
+
+def _throughput(plan: StepPlan) -> Throughput:
+    run = plan.run
+    flops = plan.flops(run.bs, run.seq)
+    forward = sum(n for (where, _), n in flops.items() if where == "forward")
+    linear_backward = flops.get(("backward", "linear"), 0)
+    attention = flops.get(("forward", "attention"), 0)
+    return Throughput(
+        # attention's backward needs twice the forward's products; what flash repeats of the forward is not model work
+        model_flops=forward + linear_backward + 2 * attention,
+        executed_flops=sum(flops.values()),
+        model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
+    )
+
+
+# -- what the figures rest on -----------------------------------------------------------------------------------------------
+
+
+def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> tuple[str, ...]:
+    run = plan.run
+    where = device.name if device is not None else "a card before Hopper"
+    lines = [
+        "steady state: optimizer states exist, gradients are set to None after each step",
+        f"optimizer {run.resolved_optimizer}; labels are a tensor of their own; every sequence is full, nothing is padded",
+        f"two cuBLAS workspaces, {format_bytes(workspace)} together, as on {where}",
+    ]
+    if run.method.name != "full":
+        lines.append(f"adapters in {run.resolved_adapter_dtype}, rank {run.method.rank}")
+    if run.resolved_quant != "none":
+        lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
+    if run.checkpointing == "full":
+        lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
+    return (*lines, *plan.assumptions)
+
+
+def _unmodelled(plan: StepPlan, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
+    lines = [
+        "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
+        "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
+        "step time and MFU",
+    ]
+    unknown = [device.name for device in devices if device.context_bytes is None]
+    if not devices:
+        lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
+    elif unknown:
+        lines.append(f"CUDA context of {', '.join(unknown)}: no measurement is known")
+    if any(_is(device, (9, 0), (11, 0)) for device in devices) and plan.run.attn == "sdpa":
+        lines.append("cuDNN attention, which PyTorch may prefer to flash attention on Hopper and data-centre Blackwell")
+    if any(_is(device, (0, 0), (8, 0)) for device in devices) and plan.run.attn == "sdpa":
+        lines.append("memory-efficient attention, which stands in for flash attention on cards before Ampere")
+    return (*lines, *plan.optimizer.notes)
+
+
+def _is(device: DeviceSpec, low: tuple[int, int], high: tuple[int, int]) -> bool:
+    return device.compute_capability is not None and low <= device.compute_capability < high
