@@ -192,9 +192,11 @@ class TestTheImports:
         assert not wrong, shown(wrong)
 
     def test_no_module_is_part_of_a_circle(self) -> None:
-        """Not within a layer either, and not by way of an import inside a function."""
+        """Not within a layer either, and not by way of an import inside a function; a name that is only imported for
+        an annotation does not load anything.
+        """
         graph: dict[str, set[str]] = {}
-        for found in INTERNAL:
+        for found in (i for i in INTERNAL if not i.for_typing):
             graph.setdefault(found.importer, set()).add(found.target)
         list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
 

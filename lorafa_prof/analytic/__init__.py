@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.plan import StepPlan, plan
-    from lorafa_prof.analytic.predict import predict
+    from lorafa_prof.analytic.engine import predict
 
 __all__ = ["StepPlan", "plan", "predict"]
 
-_HOMES = {"StepPlan": "plan", "plan": "plan", "predict": "predict"}
+_HOMES = {"StepPlan": "plan", "plan": "plan", "predict": "engine"}
 
 
 def __getattr__(name: str) -> Any:

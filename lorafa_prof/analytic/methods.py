@@ -45,12 +45,14 @@ def modelled_methods() -> list[str]:
 
 
 def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> AdapterForward:
-    """y = W x + scaling * B A dropout(x), A (r, m), B (k, r): PEFT's lora.Linear."""
+    """y = W x + scaling * B A dropout(x), A (r, m), B (k, r): PEFT's lora.Linear and lora.bnb.Linear4bit."""
     run, rank = builder.run, builder.run.method.rank
     dtype = run.resolved_adapter_dtype
     a = builder.parameter("lora_A.weight", (rank, layer.in_features), kind=ADAPTERS, trained=train_a, dtype=dtype)
     b = builder.parameter("lora_B.weight", (layer.out_features, rank), kind=ADAPTERS, trained=train_b, dtype=dtype)
     p = run.method.dropout
+    if layer.quantized:
+        return _over_4bit((a, b), p, dtype)
 
     def forward(x: Tensor, result: Tensor) -> Tensor:
         out_dtype = result.dtype
@@ -59,6 +61,20 @@ def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) 
         result = ops.add(result, delta, "adapted result")
         del delta
         return ops.cast(result, out_dtype, "adapted result")
+
+    return forward
+
+
+def _over_4bit(pair: tuple[Parameter, Parameter], p: float, dtype: str) -> AdapterForward:
+    """PEFT clones a 4-bit layer's result, and leaves all casts to autocast where that is on."""
+
+    def forward(x: Tensor, result: Tensor) -> Tensor:
+        result = ops.contiguous(result, "cloned base result")
+        converts = result.tape.autocast is None
+        x = ops.cast(x, dtype, "adapter input") if converts else x
+        delta = _product(x, pair, p)
+        delta = ops.cast(delta, result.dtype, "scaled B A x") if converts else delta
+        return ops.add(result, delta, "adapted result")
 
     return forward
 

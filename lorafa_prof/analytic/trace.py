@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.tape import Item, Tape
+from lorafa_prof.analytic.tape import LOGITS, Item, Tape
 from lorafa_prof.specs import RunSpec
 
 
@@ -56,4 +56,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     end_of_forward = len(tape.events)
     tape.enter("", "backward")
     tape.backward(loss)
+    for item in tape.items:
+        if item.module == "loss":
+            item.category = LOGITS
     return StepTrace(builder, tape, end_of_forward, len(tape.events))

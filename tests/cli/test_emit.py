@@ -77,7 +77,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
 ) -> None:
     """Exit 2, one line, nothing on stdout, nothing left behind."""
     (tmp_path / "file").write_text("here first")
-    monkeypatch.setattr(module, "emit", never)
+    monkeypatch.setattr("lorafa_prof.cli.paper.load_model", lambda name: never())
     assert main(["paper", "-o", str(tmp_path / place)]) == 2
     out, err = capsys.readouterr()
     assert out == ""

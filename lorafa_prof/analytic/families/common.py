@@ -56,16 +56,16 @@ def _new_gelu(x: Tensor) -> Tensor:
     Autocast runs the power in fp32 and so all that follows from it.
     """
     half = ops.scale(x, "0.5*x")
-    base = ops.cast(x, "fp32", "power input") if x.tape.autocast else x
-    cubic = ops.scale(ops.power(base, 3), "0.044715*x**3")
-    del base
-    inner = ops.scale(ops.add(x, cubic, "x + 0.044715*x**3"), "tanh argument")
-    del cubic
-    curve = ops.unary(inner, "tanh", saves="output")
-    del inner
-    gate = ops.shift(curve, "1 + tanh")
-    del curve
-    return ops.mul(half, gate, "gelu output")
+    # no names for the inner results: they would keep them longer than the one expression in transformers does
+    return ops.mul(half, ops.shift(ops.unary(_tanh_argument(x), "tanh", saves="output"), "1 + tanh"), "gelu output")
+
+
+def _tanh_argument(x: Tensor) -> Tensor:
+    return ops.scale(ops.add(x, ops.scale(_cube(x), "0.044715*x**3"), "x + 0.044715*x**3"), "tanh argument")
+
+
+def _cube(x: Tensor) -> Tensor:
+    return ops.power(ops.cast(x, "fp32", "power input") if x.tape.autocast else x, 3)
 
 
 def attention_kernel(run: RunSpec, *, mask: bool) -> str:
@@ -112,9 +112,9 @@ def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) 
 
 
 def window_binds(run: RunSpec) -> bool:
-    """Say whether the sequence is longer than the sliding window, so that windowed layers need an explicit mask."""
+    """Say whether the sequence reaches the sliding window: from there on windowed layers get an explicit mask."""
     window = run.model.sliding_window
-    return window is not None and run.seq > window
+    return window is not None and run.seq >= window
 
 
 def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:

@@ -142,11 +142,12 @@ def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> t
     where = device.name if device is not None else "a card before Hopper"
     lines = [
         "steady state: optimizer states exist, gradients are set to None after each step",
-        f"optimizer {run.resolved_optimizer}; labels are a tensor of their own; every sequence is full, nothing is padded",
+        "every sequence is full, nothing is padded; labels are a tensor of their own",
+        f"optimizer {run.resolved_optimizer}",
         f"two cuBLAS workspaces, {format_bytes(workspace)} together, as on {where}",
     ]
     if run.method.name != "full":
-        lines.append(f"adapters in {run.resolved_adapter_dtype}, rank {run.method.rank}")
+        lines.append(f"adapters in {run.resolved_adapter_dtype}")
     if run.resolved_quant != "none":
         lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
     if run.checkpointing == "full":

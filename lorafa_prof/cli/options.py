@@ -1,0 +1,84 @@
+"""The run options that several commands share, and how they become a `RunSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
+
+import click
+
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.specs import (
+    AdapterDtype,
+    Attention,
+    Checkpointing,
+    Dtype,
+    METHODS,
+    Loss,
+    MethodSpec,
+    ModelSpec,
+    Optimizer,
+    Quantization,
+    RunSpec,
+    Shard,
+    require_choice,
+)
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def _choice(literal: Any) -> click.Choice[str]:
+    return click.Choice(get_args(literal))
+
+
+_OPTIONS = (
+    click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder."),
+    click.option("--bs", "--batch-size", "bs", type=int, default=1, show_default=True, help="Sequences in a batch."),
+    click.option("--seq", "--seq-len", "seq", type=int, default=1024, show_default=True, help="Tokens a sequence."),
+    click.option("--rank", type=int, default=64, show_default=True, help="Rank of the adapters."),
+    click.option(
+        "--targets", default="all-linear", show_default=True,
+        help="all-linear, qv, or a comma list of module-name suffixes.",
+    ),
+    click.option("--dtype", type=_choice(Dtype), default="bf16", show_default=True, help="Dtype of the base weights."),
+    click.option("--amp/--no-amp", default=False, show_default=True, help="bf16 autocast around the forward."),
+    click.option(
+        "--adapter-dtype", type=_choice(AdapterDtype), default="auto", show_default=True,
+        help="Dtype of the adapters; auto is what PEFT does.",
+    ),
+    click.option("--attn", type=_choice(Attention), default="sdpa", show_default=True, help="Attention code."),
+    click.option(
+        "--checkpointing", type=_choice(Checkpointing), default="none", show_default=True, help="Recompute activations."
+    ),
+    click.option("--dropout", type=float, default=0.0, show_default=True, help="Dropout on the adapters' input."),
+    click.option("--optimizer", type=_choice(Optimizer), default="auto", show_default=True, help="auto: see docs."),
+    click.option(
+        "--quant", type=_choice(Quantization), default="none", show_default=True,
+        help="How base weights are stored; the q-methods take nf4.",
+    ),
+    click.option("--loss", type=_choice(Loss), default="hf", show_default=True, help="Loss code."),
+    click.option("--gpus", type=int, default=1, show_default=True, help="Number of GPUs."),
+    click.option("--shard", type=_choice(Shard), default="none", show_default=True, help="How GPUs share the state."),
+)  # fmt: skip
+
+
+def run_options(function: Function) -> Function:
+    """Add the run options to a command."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout: float, **options: Any) -> RunSpec:
+    """Return the run that the options describe for one method.
+
+    Raises:
+        BadInputError: a value out of range, or an empty target.
+    """
+    require_choice("method", method, METHODS)
+    names = tuple(name.strip() for name in targets.split(","))
+    if not all(names):
+        raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
+    return RunSpec(
+        model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options
+    )

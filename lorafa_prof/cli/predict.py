@@ -1,0 +1,93 @@
+"""`lorafa-prof predict`: memory and arithmetic of one training step, method beside method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lorafa_prof.cli.emit import emit, output_options
+from lorafa_prof.cli.options import run_options, run_spec
+from lorafa_prof.errors import BadInputError, UnsupportedError
+
+DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
+ENGINES = ("analytic", "simulate")
+
+
+@click.command()
+@run_options
+@click.option(
+    "--method", "methods", multiple=True, metavar="M",
+    help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
+)
+@click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
+@click.option(
+    "--gpu", "gpus_asked", multiple=True, metavar="G",
+    help="Card to hold it against (alias or JSON file); may be repeated or a comma list.",
+)
+@click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
+@click.option("--expandable-segments", is_flag=True, help="The allocator setting; it changes reserved memory only.")
+@output_options
+@click.pass_context
+def command(
+    ctx: click.Context,
+    methods: tuple[str, ...],
+    engine: str,
+    gpus_asked: tuple[str, ...],
+    explain: bool,
+    check: bool,
+    expandable_segments: bool,
+    format: str | None,
+    output: str | None,
+    **options: Any,
+) -> None:
+    """Predict the memory of one training step, part by part, and whether it fits.
+
+    \b
+    Examples:
+      lorafa-prof predict --model llama2-7b --bs 8 --seq 1024
+      lorafa-prof predict --model qwen3-8b --bs 4 --gpu rtx4090 --gpu a100-80gb
+      lorafa-prof predict --model ./my-model --method lora-fa --explain
+      lorafa-prof predict --model llama3-8b --format json -o run.json
+    """
+    del expandable_segments  # allocated memory does not depend on it
+    if engine != "analytic":
+        raise UnsupportedError(f"the engine {engine} is not part of this version; use --engine analytic")
+    if check and not gpus_asked:
+        raise BadInputError("--check needs a card to check against: name one with --gpu")
+    predictions = _predictions(methods, gpus_asked, options)
+    _emit(predictions, explain, format, output)
+    if check and not all(fit.fits for p in predictions for fit in p.fit):
+        ctx.exit(1)
+
+
+def _predictions(methods: tuple[str, ...], gpus_asked: tuple[str, ...], options: dict[str, Any]) -> list[Any]:
+    from lorafa_prof.analytic import predict
+    from lorafa_prof.catalog import load_device, load_model
+
+    names = _names(methods) or list(DEFAULT_METHODS)
+    model = load_model(options.pop("model"))
+    devices = [load_device(name) for name in _names(gpus_asked)]
+    return [predict(run_spec(model, name, **options), devices) for name in names]
+
+
+def _names(values: tuple[str, ...]) -> list[str]:
+    """Return the names of a repeatable option whose values may be comma lists, each once."""
+    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+
+
+def _emit(predictions: list[Any], explain: bool, format: str | None, output: str | None) -> None:
+    from lorafa_prof.reports import prediction as tables
+
+    def shown() -> list[Any]:
+        explained = [tables.explain_table(p) for p in predictions] if explain else []
+        return [tables.comparison_table(predictions), *explained]
+
+    emit(
+        tables=shown,
+        records=lambda: tables.records_table(predictions),
+        document=lambda: {"predictions": [p.to_json() for p in predictions]},
+        format=format,
+        output=output,
+    )

@@ -1,0 +1,234 @@
+"""Predictions as tables: methods side by side, where every byte goes, and one flat row a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lorafa_prof.ledger import Category, MemoryItem
+from lorafa_prof.reports.table import Cell, Column, Scalar, Table
+from lorafa_prof.results import PART_FIELDS, Fit, Prediction
+from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.units import format_count, format_gib, gib
+
+Row = tuple[Cell | Scalar, ...]
+
+_PART_NAMES = {
+    "weights_bytes": "base weights",
+    "adapter_bytes": "adapters",
+    "gradients_bytes": "gradients",
+    "optimizer_bytes": "optimizer states",
+    "activations_bytes": "saved activations",
+    "logits_bytes": "logits and loss",
+    "temporaries_bytes": "temporaries",
+    "workspace_bytes": "cuBLAS workspaces",
+}
+_METHOD_NAMES = {
+    "full": "Full-FT", "lora": "LoRA", "lora-fa": "LoRA-FA", "lora-fa-peft": "LoRA-FA (PEFT)", "lora-fb": "LoRA-FB",
+    "lora-qv": "LoRA-QV", "qlora": "QLoRA", "qlora-fa": "QLoRA-FA", "vera": "VeRA",
+}  # fmt: skip
+
+
+def method_name(name: str) -> str:
+    """Return a method's name as papers write it."""
+    return _METHOD_NAMES.get(name, name)
+
+
+def comparison_table(predictions: Sequence[Prediction]) -> Table:
+    """Return one table with the methods as columns and the parts of the peak as rows, in GiB."""
+    rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in _PART_NAMES.items()]
+    sections = [len(rows)]
+    rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
+    rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
+    sections.append(len(rows))
+    rows.append(_row("kept for backward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
+    rows.append(_row("all gradients", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
+    sections.append(len(rows))
+    rows.append(_row("trained values", predictions, _trainable))
+    rows.append(_row("  of all", predictions, _share))
+    rows.append(_row("GFLOP a token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
+    rows.append(_row("  executed", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
+    for number in range(len(predictions[0].fit)):
+        sections.append(len(rows))
+        rows.extend(_fit_rows(predictions, number))
+    return Table(
+        title=run_title(predictions[0].run),
+        columns=(Column(name="GiB"), *_method_columns(predictions)),
+        rows=tuple(rows),
+        sections=tuple(sections),
+        notes=_notes(predictions),
+    )
+
+
+def run_title(run: RunSpec) -> str:
+    """Return the configuration in one line, the method left out."""
+    spec = run.model
+    parts = [
+        f"{spec.name}: batch {run.bs} x {run.seq:,} tokens",
+        run.dtype + (" with autocast" if run.amp else ""),
+        f"{run.attn} attention",
+    ]
+    if run.checkpointing != "none":
+        parts.append(f"{run.checkpointing} checkpointing")
+    method: MethodSpec = run.method
+    parts.append(f"rank {method.rank} on {', '.join(method.targets)}")
+    if method.dropout:
+        parts.append(f"adapter dropout {method.dropout:g}")
+    return ", ".join(parts)
+
+
+def explain_table(prediction: Prediction, limit: int = 40) -> Table:
+    """Return what is alive at one prediction's peak, largest first, each with its shape and formula."""
+    assert prediction.ledger is not None, "a prediction of this engine has a ledger"
+    run = prediction.run
+    items = prediction.ledger.largest()
+    rows: list[Row] = []
+    sections = []
+    for category in Category:
+        inside = [item for item in items if item.category is category and item.nbytes]
+        if not inside:
+            continue
+        sections.append(len(rows))
+        total = sum(item.nbytes for item in inside)
+        rows.append((_size(total, strong=True, digits=3), _heading(category), "", ""))
+        shown, rest = inside[:limit], inside[limit:]
+        rows.extend(_item_row(item) for item in shown)
+        if rest:
+            amount = sum(item.nbytes for item in rest)
+            rows.append((_size(amount, digits=3), f"and {len(rest)} smaller", "", ""))
+    return Table(
+        title=f"{method_name(run.method.name)}: alive at the peak, in {prediction.memory.peak_moment}",
+        columns=(
+            Column(name="GiB", justify="right", key="bytes"),
+            Column(name="tensor"),
+            Column(name="shape and dtype"),
+            Column(name="bytes", key="formula"),
+        ),
+        rows=tuple(rows),
+        sections=tuple(sections[1:]),
+        notes=(
+            f"b = {run.bs}, s = {run.seq}; * stands for the layer's number, xN for how many there are. "
+            "Each tensor is rounded up to 512 B.",
+        ),
+        keys=2,
+    )
+
+
+def _heading(category: Category) -> Cell:
+    return Cell(text=category.value.upper(), value=category.value, tone="strong")
+
+
+def _item_row(item: MemoryItem) -> Row:
+    times = f" x{item.count}" if item.count != 1 else ""
+    shape = f"{item.shape} {item.dtype}" if item.shape else item.dtype
+    where = f"{item.module}: {item.tensor}" if item.module else item.tensor
+    return (_size(item.nbytes, digits=3), where, shape, f"{item.formula}{times}")
+
+
+def records_table(predictions: Sequence[Prediction]) -> Table:
+    """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
+    names = (
+        "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
+        "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes", "model_flops",
+        "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
+        "headroom_bytes", "max_bs",
+    )  # fmt: skip
+    rows = [row for prediction in predictions for row in _record_rows(prediction)]
+    return Table(title="predictions", columns=tuple(Column(name=n, key=n) for n in names), rows=tuple(rows))
+
+
+def _record_rows(p: Prediction) -> list[Row]:
+    run = p.run
+    head: Row = (
+        run.model.name, run.method.name, p.engine, run.bs, run.seq, run.method.rank, run.dtype,
+        run.resolved_adapter_dtype, run.attn, run.checkpointing, run.resolved_optimizer, run.resolved_quant,
+        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes, p.memory.peak_moment,
+        p.memory.saved_activations_bytes, p.throughput.model_flops, p.throughput.executed_flops, p.parameters["total"],
+        p.parameters["trainable"],
+    )  # fmt: skip
+    if not p.fit:
+        return [(*head, None, None, None, None, None)]
+    return [(*head, f.device, f.capacity_bytes, f.fits, f.headroom_bytes, f.max_bs) for f in p.fit]
+
+
+# -- cells ----------------------------------------------------------------------------------------------------------------
+
+
+def _method_columns(predictions: Sequence[Prediction]) -> tuple[Column, ...]:
+    return tuple(Column(name=method_name(p.run.method.name), justify="right") for p in predictions)
+
+
+def _row(name: str, predictions: Sequence[Prediction], cell: Callable[[Prediction], Cell | Scalar]) -> Row:
+    return (name, *(cell(p) for p in predictions))
+
+
+def _part(field: str) -> Callable[[Prediction], Cell | Scalar]:
+    return lambda p: _size(getattr(p.memory, field))
+
+
+def _size(nbytes: int | None, *, strong: bool = False, digits: int = 2) -> Cell:
+    return Cell(text=format_gib(nbytes, digits), value=nbytes, tone="strong" if strong else "plain")
+
+
+def _moment(moment: str) -> Cell:
+    phase, _, module = moment.partition(": ")
+    return Cell(text=phase if module in ("", "loss") else f"{phase} {module.rsplit('.', 1)[-1]}", value=moment)
+
+
+def _trainable(p: Prediction) -> Cell:
+    return Cell(text=format_count(p.parameters["trainable"]), value=p.parameters["trainable"])
+
+
+def _share(p: Prediction) -> Cell:
+    share = p.parameters["trainable"] / p.parameters["total"]
+    return Cell(text=f"{share:.2%}", value=share)
+
+
+def _per_token(p: Prediction, flops: int | None) -> Cell:
+    if flops is None:
+        return Cell(text="-")
+    each = flops / (p.run.bs * p.run.seq) / 1e9
+    return Cell(text=f"{each:,.2f}", value=each)
+
+
+def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
+    fits = [p.fit[number] for p in predictions]
+    device = fits[0]
+    return [
+        (f"{device.device}", *(_verdict(f) for f in fits)),
+        (f"  {gib(device.capacity_bytes):.2f} GiB", *(_headroom(f) for f in fits)),
+        ("  largest batch", *(_largest(f) for f in fits)),
+    ]
+
+
+def _verdict(fit: Fit) -> Cell:
+    return Cell(text="fits" if fit.fits else "does not fit", value=fit.fits, tone="good" if fit.fits else "bad")
+
+
+def _headroom(fit: Fit) -> Cell:
+    side = "left" if fit.fits else "over"
+    return Cell(text=f"{format_gib(abs(fit.headroom_bytes))} {side}", value=fit.headroom_bytes)
+
+
+def _largest(fit: Fit) -> Cell:
+    return Cell(text=str(fit.max_bs), value=fit.max_bs)
+
+
+def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:
+    first = predictions[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items() if name != "engine")
+    return (
+        f"Engine {first.engine}, for {versions}.",
+        f"Assumed: {_joined(predictions, lambda p: p.assumptions)}.",
+        f"Not modelled: {_joined(predictions, lambda p: p.unmodelled)}.",
+    )
+
+
+def _joined(predictions: Sequence[Prediction], lines: Callable[[Prediction], Sequence[str]]) -> str:
+    """Return all lines once, those that hold for some methods only with these methods' names."""
+    held: dict[str, list[str]] = {}
+    for p in predictions:
+        for line in lines(p):
+            held.setdefault(line, []).append(method_name(p.run.method.name))
+    shared = [line for line, names in held.items() if len(names) == len(predictions)]
+    own = [f"{line} ({', '.join(names)})" for line, names in held.items() if len(names) < len(predictions)]
+    return "; ".join([*shared, *own])
