@@ -104,40 +104,57 @@ def attend_with_weights(
     if tape.autocast:
         q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
     if options.kernel in ("flash", "efficient"):
-        return _fused(q, k, v, options), None
+        return _fused(q, k, v, options, mask), None
     return _eager(q, k, v, options, mask)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
-    """Flash or memory-efficient attention: saves q, k, v, the output and each row's log-sum-exp."""
-    tape = q.tape
+def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
+    """Flash or memory-efficient attention: saves q, k, v, the output and each row's log-sum-exp.
+
+    A mask becomes an additive bias that each layer makes and saves for itself; grouped heads are repeated for it.
+    """
+    tape, flash = q.tape, options.kernel == "flash"
     h, d = options.heads, options.head_dim
+    bias = None
+    if mask is not None:
+        k, v = _repeat_kv(k, options), _repeat_kv(v, options)
+        bias = tape.new("attention bias", ("b", "s", "F"), q.dtype)
     out = tape.new("attention output", ("b", "s", h, d), q.dtype)
-    rows = "s" if options.kernel == "flash" else "E"
-    lse = tape.new("attention log-sum-exp", ("b", h, rows), "fp32")
-    rng = [tape.new(f"attention rng {what}", (2,) if what == "state" else (), "int64") for what in ("state", "offset")]
+    lse = tape.new("attention log-sum-exp", ("b", h, "s" if flash else "E"), "fp32")
+    state: tuple[int, ...] = (2,) if flash else ()
+    rng = [tape.new("attention rng state", state, "int64"), tape.new("attention rng offset", (), "int64")]
     flops = elements(("b", h, "s", "s", d))
     tape.count_flops("attention", (4 * flops[0], flops[1]))
     if tape.needs_grad(q, k, v):
-        grads = [(x.shape, x.requires_grad) for x in (q, k, v)]
+        inputs = [(name, x.shape, x.requires_grad) for name, x in zip("qkv", (q, k, v), strict=True)]
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             # flash runs five products where the forward runs two: 2.5 times its FLOPs
             tape.count_flops("attention", (10 * flops[0], flops[1]), backward=True)
-            made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=True)]
-            delta = tape.new("attention backward row sums", ("b", h, "S"), "fp32")
-            accumulator = tape.new("attention backward dq accumulator", ("b", "S", h, _padded(d)), "fp32")
-            expanded = None
-            if options.kv_heads != h:  # one gradient a query head, summed over each group afterwards
-                expanded = [tape.new("gradient of expanded k, v", ("b", "s", h, d), dtype) for _ in (0, 1)]
-            del delta, accumulator, expanded
-            return [x if need else None for x, (_, need) in zip(made, grads, strict=True)]
+            made = [tape.new(f"gradient of {name}", shape, dtype) for name, shape, _ in inputs]
+            scratch = _backward_scratch(tape, options, dtype)
+            del scratch
+            return [x if need else None for x, (_, _, need) in zip(made, inputs, strict=True)]
 
-        tape.record("scaled_dot_product_attention", [q, k, v], out, [q, k, v, out, lse, *rng], backward)
+        tape.record("scaled_dot_product_attention", [q, k, v], out, [q, k, v, bias, out, lse, *rng], backward)
     if options.by_heads:
         out = ops.contiguous(out, "attention output, contiguous")
     return ops.view(out, "b", "s", h * d)
+
+
+def _backward_scratch(tape: Tape, options: AttentionOptions, dtype: str) -> list[Tensor]:
+    """Return what the backward kernel holds while it runs (mha_bwd in ATen's flash_api.cpp)."""
+    h, d = options.heads, options.head_dim
+    if options.kernel != "flash":
+        return [tape.new("attention backward row sums", ("b", h, "s"), "fp32")]
+    scratch = [
+        tape.new("attention backward row sums", ("b", h, "S"), "fp32"),
+        tape.new("attention backward dq accumulator", ("b", "S", h, _padded(d)), "fp32"),
+    ]
+    if options.kv_heads != h:  # one gradient a query head, summed over each group afterwards
+        scratch += [tape.new(f"gradient of expanded {name}", ("b", "s", h, d), dtype) for name in "kv"]
+    return scratch
 
 
 def _padded(head_dim: int) -> int:
@@ -170,8 +187,24 @@ def _eager(
     left = ops.cast(weights, v.dtype, "attention weights")  # autocast's, where the code itself has not cast
     out = ops.batched_matmul(left, _by_heads(v, options), 0, d, "attention output by heads")
     del left
-    out = ops.contiguous(out, "attention output")
-    return ops.view(out, "b", "s", h * d), weights
+    return _joined(out, options), weights
+
+
+def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
+    """Lay out (b, h, s, d) as (b, s, h*d): a copy, and one back for the matmul whose gradient it is."""
+    out = x.tape.new("attention output", ("b", "s", options.heads * options.head_dim), x.dtype)
+    if x.tape.needs_grad(x):
+        shape, viewable = x.shape, options.single or options.heads == 1
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            grad = g[0]
+            assert grad is not None
+            if viewable:
+                return [Tensor(grad.tape, grad.storage, shape, grad.dtype)]
+            return [grad.tape.new("gradient by heads", shape, grad.dtype)]
+
+        x.tape.record("clone", [x], out, [], backward)
+    return out
 
 
 def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:

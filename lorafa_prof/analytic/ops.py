@@ -272,8 +272,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
         x_shape, dtype = x.shape, x.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
+            # addmm gives the input's gradient first, mm (no bias) the weight's
+            grad_w = tape.new("gradient of weight", (k, m), dtype) if need_w and bias is None else None
             grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
-            grad_w = tape.new("gradient of weight", (k, m), dtype) if need_w else None
+            if need_w and bias is not None:
+                grad_w = tape.new("gradient of weight", (k, m), dtype)
             grad_b = tape.new("gradient of bias", (k,), dtype) if need_b else None
             for need in (need_x, need_w):
                 if need:
@@ -306,10 +309,11 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
             for needed in need:
                 if needed:
                     tape.count_flops("attention", flops, backward=True)
-            return [
+            made = [
                 tape.new("gradient of matmul input", shape, dtype) if needed else None
-                for needed, shape in zip(need, shapes, strict=True)
+                for needed, shape in zip(reversed(need), reversed(shapes), strict=True)
             ]
+            return made[::-1]  # bmm makes the second factor's first
 
         tape.record("bmm", [a, b], out, [b if need[0] else None, a if need[1] else None], backward)
     return out
@@ -410,11 +414,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     the saved one.
     """
     tape = logits.tape
-    if tape.autocast:
-        logits = cast(logits, "fp32", "logits")
     log_probs = unary(logits, "log softmax", saves="output")
-    loss = tape.new("loss", (), logits.dtype)
-    weight = tape.new("loss weight", (), logits.dtype)
+    if tape.autocast:  # nll_loss is on its list; the log-softmax inside cross_entropy names its dtype
+        log_probs = cast(log_probs, "fp32", "log softmax")
+    loss = tape.new("loss", (), log_probs.dtype)
+    weight = tape.new("loss weight", (), log_probs.dtype)
     if tape.needs_grad(log_probs):
         shape, dtype = log_probs.shape, log_probs.dtype
         saved = [log_probs, targets, weight]

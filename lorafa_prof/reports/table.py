@@ -30,6 +30,8 @@ Scalar = str | int | float | bool | None
 GAP = 2
 #: A column of words is wrapped down to this width before columns move into a block of their own.
 NARROWEST_WORDS = 16
+#: No table is drawn narrower than this; a terminal that is has to wrap the lines itself.
+NARROWEST_TABLE = 20
 #: Notes are prose: lines beyond this width are hard to read, however wide the terminal is.
 WIDEST_NOTE = 110
 
@@ -125,6 +127,7 @@ def render_text(table: Table, width: int = 100, color: bool = False) -> str:
     """
     import rich.console
 
+    width = max(width, NARROWEST_TABLE)
     stream = io.StringIO()
     # An empty environment: what is drawn depends on the arguments alone.
     console = rich.console.Console(

@@ -123,7 +123,7 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
         return None
     if kernel == "eager":
         return tape.new("attention mask", ("b", "s", "s"), run.dtype)
-    return tape.new("attention mask", ("b", "s", "s"), "bool")
+    return tape.new("attention mask", ("s", "s"), "bool")
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
@@ -184,12 +184,15 @@ def position_ids(tape: Tape) -> Tensor:
     return tape.new("position ids", ("s",), "int64")
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int) -> Tensor:
-    """transformers' ForCausalLMLoss: logits to fp32, labels shifted by one token, cross entropy."""
+def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int, *, single: bool = False) -> Tensor:
+    """transformers' ForCausalLMLoss: logits to fp32, labels shifted by one token, cross entropy.
+
+    The shift of a `single` sequence is a view of the padded labels.
+    """
     tape = logits.tape
     logits = ops.cast(logits, "fp32", "logits")
     padded = tape.new("padded labels", ("b", "p"), "int64")
-    shifted = tape.new("shifted labels", ("b", "s"), "int64")
+    shifted = padded if single else tape.new("shifted labels", ("b", "s"), "int64")
     flat = ops.view(logits, "b", "s", vocab)
     del labels
     loss = ops.cross_entropy(flat, shifted)

@@ -61,7 +61,8 @@ class Attention:
             q, k, v = ops.split(fused, [("b", "s", spec.q_width), one_head, one_head])
         else:
             q, k, v = ops.split(fused, [("b", "s", spec.q_width)] * 3)
-            k, v = (split_heads(part, heads, width, copies_gradient=copies) for part in (k, v))
+            # the gradient of a transposed k is laid out so that its heads can be joined without a copy
+            k, v = split_heads(k, heads, width), split_heads(v, heads, width, copies_gradient=copies)
         return split_heads(q, heads, width, copies_gradient=copies), k, v
 
 
@@ -148,7 +149,7 @@ class Gpt2:
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size)
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
         mark_logits(tape, since)
         return loss
 

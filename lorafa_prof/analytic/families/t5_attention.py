@@ -1,0 +1,205 @@
+"""T5's attention: position biases, and the two kernels that take them.
+
+The bias is added to the scores. Its lookup is laid out by positions with the heads last, so that each layer makes a
+copy of its own where the kernel wants it by heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.sizes import Shape, elements
+from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What is added to the scores (1, h, s, s) of all layers of a stack."""
+
+    values: Tensor | None
+    """The lookup of the learned table; None for the zeros of cross-attention."""
+    zeros: tuple[Tensor, ...] = ()
+    causal: bool = False
+    mask: Tensor | None = None
+    """The eager code's additive mask."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the kernels need to know."""
+
+    heads: int
+    head_dim: int
+    dropout: float
+    single: bool
+    """One sequence in the batch."""
+    eager: bool
+
+    @property
+    def scores(self) -> Shape:
+        """Shape of the bias."""
+        return (1, self.heads, "s", "s")
+
+
+def lookup(tape: Tape, table: Parameter, *, bidirectional: bool) -> Tensor:
+    """Return the table's entries for all pairs of positions, (s, s, h) viewed by heads."""
+    rows, columns = tape.new("positions", ("s",), "int64"), tape.new("positions", ("s",), "int64")
+    distances = tape.new("relative positions", ("s", "s"), "int64")
+    buckets = _buckets(tape, bidirectional=bidirectional)
+    with tape.scope("relative_attention_bias"):
+        found = ops.embedding(buckets, table, "position bias")
+    del rows, columns, distances
+    return ops.view(found, 1, table.shape[1], "s", "s")
+
+
+def _buckets(tape: Tape, *, bidirectional: bool) -> Tensor:
+    """T5Attention._relative_position_bucket, temporary by temporary: near positions have buckets of their own."""
+
+    def made(name: str, dtype: str = "int64") -> Tensor:
+        return tape.new(name, ("s", "s"), dtype)
+
+    base = None
+    if bidirectional:
+        after = made("key after query", "bool")
+        side = made("key after query as a number")
+        del after
+        half = made("half of the buckets")
+        del side
+        base = made("buckets by side")
+        del half
+        distance = made("distance")
+    else:
+        zeros = made("zeros")
+        negative = made("negative distance")
+        del zeros
+        distance = made("distance")
+        del negative
+    near = made("near", "bool")
+    fraction = made("distance as a fraction", "fp32")
+    for name in ("fraction of the exact buckets", "logarithm", "scaled logarithm", "logarithmic bucket"):
+        fraction = made(name, "fp32")
+    number = made("logarithmic bucket as a number")
+    del fraction
+    far = made("far bucket")
+    del number
+    limit = made("last bucket")
+    far = made("far bucket, limited")
+    del limit
+    chosen = made("bucket")
+    buckets = base if base is not None else made("buckets")
+    del base, near, far, distance, chosen
+    return buckets
+
+
+def no_bias(tape: Tape, shapes: Shapes, dtype: str) -> tuple[Tensor, ...]:
+    """Return cross-attention's zeros: one tensor, which the kernel keeps only where it need not pad it."""
+    if shapes.eager:
+        return (tape.new("zero position bias", shapes.scores, dtype),)
+    return tuple(tape.new("zero position bias", (1, shapes.heads, "s", width), dtype) for width in ("A", "U"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, Tensor | None]:
+    """Return the output (b, s, h*d) and what the code keeps of the attention weights until the layer is done."""
+    return _eager(q, k, v, bias, shapes) if shapes.eager else _efficient(q, k, v, bias, shapes)
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, Tensor]:
+    tape, d = q.tape, shapes.head_dim
+    added = bias.values if bias.values is not None else bias.zeros[0]
+    left, right = _by_heads(q, shapes), _by_heads(k, shapes)
+    scores = ops.batched_matmul(left, right, d, 0, "attention scores")
+    del left, right
+    scores = ops.scale(scores, "scaled scores")
+    scores = ops.add(scores, added, "biased scores")
+    if bias.mask is not None:
+        scores = ops.add(scores, bias.mask, "masked scores")
+    weights = ops.softmax(scores, "fp32" if tape.autocast else None)
+    del scores
+    weights = ops.dropout(weights, shapes.dropout, "attention dropout")
+    left = ops.cast(weights, v.dtype, "attention weights")  # autocast's
+    out = ops.batched_matmul(left, _by_heads(v, shapes), 0, d, "attention output by heads")
+    del left
+    if not (shapes.heads == 1):
+        out = ops.contiguous(out, "attention output")
+    return ops.view(out, "b", "s", shapes.heads * d), weights
+
+
+def _by_heads(x: Tensor, shapes: Shapes) -> Tensor:
+    """What matmul makes of heads laid out (b, s, h, d): a contiguous copy, unless they can be viewed."""
+    return x if shapes.single or shapes.heads == 1 else ops.contiguous(x, "heads for matmul")
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, None]:
+    """Memory-efficient attention with an additive mask: saves q, k, v, the mask, the output and the log-sum-exp."""
+    tape, h, d = q.tape, shapes.heads, shapes.head_dim
+    mask, held = _learned_mask(bias, shapes, q.dtype) if bias.values is not None else _zero_mask(bias, shapes)
+    out = tape.new("attention output", ("b", "s", h, d), q.dtype)
+    lse = tape.new("attention log-sum-exp", ("b", h, "E"), "fp32")
+    rng = [tape.new(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
+    coefficient, symbols = elements(("b", h, "s", "s", d))
+    tape.count_flops("attention", (4 * coefficient, symbols))
+    inputs = [q, k, v, mask[0]]
+    if tape.needs_grad(*inputs):
+        grads = [(x.shape, x.requires_grad) for x in inputs]
+        dtype, single = q.dtype, shapes.single
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            tape.count_flops("attention", (10 * coefficient, symbols), backward=True)
+            made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=False)]
+            row_sums = tape.new("attention backward row sums", ("b", h, "s"), "fp32")
+            if grads[3][1]:
+                padded = tape.new("gradient of position bias, per sequence", ("b", h, "s", "M"), dtype)
+                made.append(Tensor(tape, padded.storage, (1 if single else "b", h, "s", "s"), dtype))
+                del padded
+            del row_sums
+            return [*(x if need else None for x, (_, need) in zip(made, grads, strict=False)), None][:4]
+
+        saved = [q, k, v, out, lse, *rng, *mask]
+        tape.record("scaled_dot_product_attention", inputs, out, saved, backward)
+    del held
+    return ops.view(out, "b", "s", h * d), None
+
+
+def _zero_mask(bias: Bias, shapes: Shapes) -> tuple[list[Tensor], Tensor]:
+    """Zeros shared by the layers, or each layer's own padded copy of them."""
+    aligned, misaligned = bias.zeros
+    padded = aligned.tape.new("padded position bias", (1, shapes.heads, "s", "V"), aligned.dtype)
+    return [aligned, padded], misaligned
+
+
+def _learned_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The bias with -inf where causality forbids, by heads, in the kernel's dtype, its rows padded to 16.
+
+    Return it and what lives as long as the attention runs. Where the rows are aligned, the last of these copies is
+    what the kernel gets; else it gets one more, padded.
+    """
+    values = bias.values
+    assert values is not None
+    tape, shape = values.tape, shapes.scores
+    made = values
+    if bias.causal:
+        lower = tape.new("causal mask", ("s", "s"), "bool")
+        made = ops.like(values, "masked position bias")
+        if tape.needs_grad(values):
+            source = values.dtype
+            tape.record("where", [values], made, [lower], lambda g: [tape.new("masked gradient", shape, source)])
+    held: list[Tensor] = []
+    if made.dtype != dtype:
+        made = ops.contiguous(made, "position bias by heads") if shapes.heads > 1 else made
+        held.append(made)
+    kept = tape.new("position bias for the kernel", (1, shapes.heads, "s", "M"), dtype)
+    mask = Tensor(tape, kept.storage, shape, dtype)
+    held.append(tape.new("position bias before padding", (1, shapes.heads, "s", "U"), dtype))
+    if tape.needs_grad(made):
+        tape.record("pad", [made], mask, [], lambda g: [_unpadded(g, shapes)])
+    return [mask], tuple(held)
+
+
+def _unpadded(grads: Grads, shapes: Shapes) -> Tensor | None:
+    """Give the gradient back without the padding: a padded copy of it comes and goes where there was any."""
+    grad = grads[0]
+    assert grad is not None
+    padded = grad.tape.new("padded gradient of position bias", (1, shapes.heads, "s", "V"), grad.dtype)
+    del padded
+    return grad
