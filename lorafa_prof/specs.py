@@ -65,12 +65,13 @@ def require_choice(what: str, value: object, choices: object) -> None:
 
 
 def _short(value: object) -> str:
-    text = f"{type(value).__name__} of {value.bit_length()} bits" if _is_huge(value) else repr(value)
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer past 4300 digits inside, or nesting without end
+        text = f"this {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_huge(value: object) -> bool:  # repr of an integer past 4300 digits raises ValueError
-    return isinstance(value, int) and value.bit_length() > 256
 
 
 @dataclass(frozen=True, kw_only=True)

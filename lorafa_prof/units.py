@@ -59,6 +59,12 @@ def format_gib(size: int | None, digits: int = 2) -> str:
     return f"{gib(size):,.{digits}f}"
 
 
+def format_gb(size: int, digits: int = 2) -> str:
+    """Return `size` bytes as a bare number of decimal GB (10**9 bytes), for figures whose source gives them so."""
+    amount, smallest = size / 10**9, 10**-digits
+    return f"{amount:,.{digits}f}" if amount >= smallest / 2 or not size else f"<{smallest:.{digits}f}"
+
+
 def format_bytes(size: int | None) -> str:
     """Return `size` bytes with the binary unit that fits: "17.38 GiB", "8.13 MiB", "512 B"; "-" for unknown."""
     if size is None:

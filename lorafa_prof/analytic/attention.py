@@ -32,7 +32,7 @@ class AttentionOptions:
     softmax_dtype: str | None = None
     """Dtype that the eager code asks its softmax for; None keeps the scores' dtype, or autocast's fp32."""
     casts_weights: bool = True
-    """The eager code brings its weights back to the values' dtype before dropout (RoBERTa's does not)."""
+    """The eager code brings its weights back to the queries' dtype before dropout (RoBERTa's does not)."""
 
 
 def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool = False) -> Tensor:
@@ -101,11 +101,11 @@ def attend_with_weights(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the attention output, and the weights that eager attention returns beside it and callers hold on to."""
     tape = q.tape
+    if options.kernel == "eager":
+        return _eager(q, k, v, options, mask)
     if tape.autocast:
         q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
-    if options.kernel in ("flash", "efficient"):
-        return _fused(q, k, v, options, mask), None
-    return _eager(q, k, v, options, mask)
+    return _fused(q, k, v, options, mask), None
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> Tensor:
@@ -163,13 +163,12 @@ def _padded(head_dim: int) -> int:
     return -(-head_dim // step) * step
 
 
-def _eager(
-    q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
-    tape, h, d = q.tape, options.heads, options.head_dim
+    tape, d, repeated = q.tape, options.head_dim, options.heads != options.kv_heads
     k, v = _repeat_kv(k, options), _repeat_kv(v, options)
-    left, right = (x if options.by_heads else _by_heads(x, options) for x in (q, k))
+    left = _factor(q, options, by_heads=options.by_heads)
+    right = _factor(k, options, by_heads=options.by_heads or repeated)
     scores = ops.batched_matmul(left, right, d, 0, "attention scores")
     del left, right
     scores = ops.scale(scores, "scaled scores")
@@ -182,11 +181,11 @@ def _eager(
     weights = ops.softmax(scores, options.softmax_dtype or ("fp32" if tape.autocast else None))
     del scores
     if options.casts_weights:
-        weights = ops.cast(weights, v.dtype, "attention weights")
+        weights = ops.cast(weights, q.dtype, "attention weights")
     weights = ops.dropout(weights, options.dropout, "attention dropout")
-    left = ops.cast(weights, v.dtype, "attention weights")  # autocast's, where the code itself has not cast
-    out = ops.batched_matmul(left, _by_heads(v, options), 0, d, "attention output by heads")
-    del left
+    left, right = _factor(weights, options, by_heads=True), _factor(v, options, by_heads=repeated)
+    out = ops.batched_matmul(left, right, 0, d, "attention output by heads")
+    del left, right
     return _joined(out, options), weights
 
 
@@ -226,9 +225,10 @@ def x_dtype(grads: Grads) -> str:
     return grads[0].dtype
 
 
-def _by_heads(x: Tensor, options: AttentionOptions) -> Tensor:
-    """What matmul makes of heads laid out (b, s, h, d): a contiguous copy, unless they can be viewed."""
-    repeated = options.heads != options.kv_heads and x.shape[1] == options.heads
-    if options.single or x.shape[1] == 1 or repeated:
+def _factor(x: Tensor, options: AttentionOptions, *, by_heads: bool) -> Tensor:
+    """What matmul multiplies: autocast's copy, and one laid out (b, h, s, d) unless `x` can be viewed so."""
+    if x.tape.autocast:
+        x = ops.autocast_to(x, x.tape.autocast, "autocast attention input")
+    if by_heads or options.single or x.shape[1] == 1:
         return x
     return ops.contiguous(x, "heads for matmul")

@@ -166,6 +166,7 @@ class Norm:
     bias: Parameter | None
 
     def __call__(self, x: Tensor, function: Callable[..., Tensor]) -> Tensor:
+        """Run the norm by a family's formula."""
         with x.tape.scope(self.name):
             return function(x, self.weight) if self.bias is None else function(x, self.weight, self.bias)
 
@@ -202,6 +203,7 @@ class Linear:
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the layer with its adapter: (..., m) to (..., k)."""
         with x.tape.scope(self.name):
             return self.base(x) if self.adapter is None else self.adapter(x, self.base(x))
 

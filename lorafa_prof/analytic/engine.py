@@ -63,7 +63,7 @@ def _refuse_unmodelled(run: RunSpec) -> None:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
 
 
-# -- memory ---------------------------------------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------------------------
 
 
 def _ledger(plan: StepPlan, peak: Peak, workspace: int) -> Ledger:
@@ -117,7 +117,7 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
     )
 
 
-# -- arithmetic -----------------------------------------------------------------------------------------------------------
+# -- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def _throughput(plan: StepPlan) -> Throughput:
@@ -134,7 +134,7 @@ def _throughput(plan: StepPlan) -> Throughput:
     )
 
 
-# -- what the figures rest on -----------------------------------------------------------------------------------------------
+# -- what the figures rest on ----------------------------------------------------------------------------------------
 
 
 def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> tuple[str, ...]:

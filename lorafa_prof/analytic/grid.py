@@ -1,8 +1,8 @@
 """A plan over arrays of batch sizes and sequence lengths at once.
 
-Live memory after an event is a sum of sizes, each a monomial rounded up to the allocator's granule. Most events can never
-be the peak, because another one has at least as much of everything alive; what remains is a handful of candidate moments,
-and the peak of a million configurations is the maximum of one matrix product.
+Live memory after an event is a sum of sizes, each a monomial rounded up to the allocator's granule. Most events can
+never be the peak, because another one has at least as much of everything alive; what remains is a handful of candidate
+moments, and the peak of a million configurations is the maximum of one matrix product.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ class Grid:
         peak = (self.rows @ granules).max(axis=0) + self._static
         if peak.size and peak.max() >= EXACT:
             raise BadInputError("batch and sequence length are too large for any memory")
-        return peak.astype(np.int64)
+        granules_needed: npt.NDArray[np.int64] = peak.astype(np.int64)
+        return granules_needed
 
 
 def _candidates(plan: StepPlan) -> tuple[Floats, list[Size]]:
     """Return how many of each size are alive at every moment after which something dies, and the sizes."""
     kinds = [kind.size for kind in plan.timeline.kinds]
     stepping = plan.step_temporaries
-    sizes = list(dict.fromkeys([*kinds, *(kind.size for kind, _ in stepping)]))
+    sizes = list(dict.fromkeys([*kinds, *(temporary.size for temporary, _ in stepping)]))
     column = {size: i for i, size in enumerate(sizes)}
     live = np.zeros(len(sizes))
     rows = [live.copy()]
@@ -85,8 +86,8 @@ def _candidates(plan: StepPlan) -> tuple[Floats, list[Size]]:
         rising = change > 0
         live[column[kinds[kind]]] += change
     rows.append(live.copy())
-    for kind, count in stepping:
-        live[column[kind.size]] += count
+    for temporary, count in stepping:
+        live[column[temporary.size]] += count
     rows.append(live)
     return np.unique(np.array(rows), axis=0), sizes
 

@@ -268,14 +268,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
     tape.count_flops("linear", flops)
     if tape.needs_grad(x, weight, bias):
         need_x, need_w = x.requires_grad, weight.requires_grad
-        need_b = bias is not None and bias.requires_grad
+        biased, need_b = bias is not None, bias is not None and bias.requires_grad
         x_shape, dtype = x.shape, x.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             # addmm gives the input's gradient first, mm (no bias) the weight's
-            grad_w = tape.new("gradient of weight", (k, m), dtype) if need_w and bias is None else None
+            grad_w = tape.new("gradient of weight", (k, m), dtype) if need_w and not biased else None
             grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
-            if need_w and bias is not None:
+            if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
             grad_b = tape.new("gradient of bias", (k,), dtype) if need_b else None
             for need in (need_x, need_w):
@@ -376,8 +376,6 @@ def layer_norm(x: Tensor, weight: Parameter, bias: Parameter) -> Tensor:
 
         tape.record("native_layer_norm", [x, *params], out, [x, *params, mean, rstd], backward)
     return out
-
-
 
 
 def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:

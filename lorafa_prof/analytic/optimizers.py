@@ -77,9 +77,7 @@ def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
         numel = h.parameter.numel
         small = numel < SMALLEST_8BIT
         for i in (1, 2):
-            states.append(
-                StateTensor(h.parameter.name, f"state{i}", (numel,), "fp32" if small else "uint8", h.count)
-            )
+            states.append(StateTensor(h.parameter.name, f"state{i}", (numel,), "fp32" if small else "uint8", h.count))
             if not small:
                 blocks = -(-numel // BLOCK_8BIT)
                 states.append(StateTensor(h.parameter.name, f"absmax{i}", (blocks,), "fp32", h.count))
@@ -99,7 +97,8 @@ def lorafa(trained: Sequence[Held]) -> OptimizerCost:
     rank = largest.shape[1]
     square = [StateTensor(largest.name, name, (rank, rank), "fp32", 1) for name in ("A A^T", "inverse of A A^T")]
     wide = [
-        StateTensor(largest.name, name, largest.shape, largest.dtype, 1) for name in ("projected gradient", "denominator")
+        StateTensor(largest.name, name, largest.shape, largest.dtype, 1)
+        for name in ("projected gradient", "denominator")
     ]
     note = "the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace"
     return OptimizerCost(_moments(trained), (*square, *wide), (note,))
@@ -127,5 +126,3 @@ def optimizer_cost(name: str, trained: Sequence[Held]) -> OptimizerCost:
         known = ", ".join(_RULES)
         raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")
     return _RULES[name](trained)
-
-

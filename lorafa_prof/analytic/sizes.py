@@ -21,8 +21,9 @@ Shape = tuple[Dim, ...]
 #: S = s rounded up to 128, as flash attention's backward pads its row statistics;
 #: E = s rounded up to 32, as memory-efficient attention pads its log-sum-exp;
 #: F = s rounded up to 16, as an attention bias is padded for alignment;
+#: A = s where that padding needs no copy and 0 where it does; U = s and V = F where it does and 0 where not;
 #: p = s + 1, the labels before the shift by one token.
-SYMBOLS = ("b", "s", "S", "E", "F", "p")
+SYMBOLS = ("b", "s", "S", "E", "F", "A", "U", "V", "p")
 
 Size = tuple[int, str]
 """(bytes coefficient, the symbols it is multiplied by, sorted): (8192, "bs")."""
@@ -49,7 +50,12 @@ def size_of(shape: Shape, dtype: str) -> Size:
 
 def symbol_values(bs: Any, seq: Any) -> Mapping[str, Any]:
     """Return the value of each symbol for a batch of `bs` sequences of `seq` tokens (integers or integer arrays)."""
-    return {"b": bs, "s": seq, "S": -(-seq // 128) * 128, "E": -(-seq // 32) * 32, "F": -(-seq // 16) * 16, "p": seq + 1}
+    padded = -(-seq // 16) * 16
+    aligned = (padded == seq) * 1
+    return {
+        "b": bs, "s": seq, "S": -(-seq // 128) * 128, "E": -(-seq // 32) * 32, "F": padded, "A": seq * aligned,
+        "U": seq * (1 - aligned), "V": padded * (1 - aligned), "p": seq + 1,
+    }  # fmt: skip
 
 
 def product_of(symbols: str, values: Mapping[str, Any]) -> Any:
@@ -68,5 +74,5 @@ def rounded(requested: Any) -> Any:
 def format_size(size: Size) -> str:
     """Return the size as a formula that a person can check: "8192·b·s"."""
     coefficient, symbols = size
-    named = {"S": "⌈s⌉₁₂₈", "E": "⌈s⌉₃₂", "F": "⌈s⌉₁₆", "p": "(s+1)"}
+    named = {"S": "⌈s⌉₁₂₈", "E": "⌈s⌉₃₂", "F": "⌈s⌉₁₆", "A": "s", "U": "s", "V": "⌈s⌉₁₆", "p": "(s+1)"}
     return "·".join([str(coefficient), *(named.get(symbol, symbol) for symbol in symbols)])

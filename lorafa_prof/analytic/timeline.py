@@ -97,20 +97,20 @@ class _Kinds:
 def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
     """Return the timeline of all layers from the tape of the traced ones, up to event `stop`."""
     kinds = _Kinds(tape)
-    places, place_of = _places(tape)
+    places = _Places(tape)
     copied = [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]
     events: list[tuple[int, int, int]] = []
     end = 0
     for position, event in enumerate(tape.events[:stop]):
         for copies in copied:
-            events.extend((kind, change, place_of(position)) for kind, change in copies.blocks(position, kinds))
+            events.extend((kind, change, places.at(position)) for kind, change in copies.blocks(position, kinds))
         if position == end_of_forward:
             end = len(events)
         kind, change = kinds.change(event)
         if event < 0:
             change -= sum(copies.times for copies in copied if ~event in copies.die_with_original)
-        events.append((kind, change, place_of(position)))
-    return Timeline(kinds.kinds, events, places, end or len(events))
+        events.append((kind, change, places.at(position)))
+    return Timeline(kinds.kinds, events, places.places, end or len(events))
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,13 @@ def _shortened(tape: Tape) -> list[tuple[int, int]]:
 
 def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
     at = {(way, layer): position for (way, of, layer), position in tape.boundaries.items() if of == stack}
-    born, died = {}, {}
+    born: dict[int, int] = {}
+    died: dict[int, int] = {}
     for position, event in enumerate(tape.events[:stop]):
-        (born if event >= 0 else died)[event if event >= 0 else ~event] = position
+        if event >= 0:
+            born[event] = position
+        else:
+            died[~event] = position
     never = len(tape.events)
     first, second, third = at["forward", 2], at["forward", 3], at["forward", 4]
     forward = [i for i, p in born.items() if first <= p < second and not second > died.get(i, never)]
@@ -161,9 +165,7 @@ def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
     start, end, after = (at.get(("backward", k), never) for k in (3, 2, 1))
     backward = [i for i, p in born.items() if start <= p < end and died.get(i, never) >= max(after, end)]
     in_block = [i for i in forward if third <= died.get(i, never) < after and died[i] >= at.get(("backward", 4), never)]
-    return _Copies(
-        extra, first, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block)
-    )
+    return _Copies(extra, first, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block))
 
 
 def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
@@ -176,27 +178,25 @@ def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
     return ranges
 
 
-def _places(tape: Tape):  # type: ignore[no-untyped-def]
-    """Return the distinct places and a function from a position (asked in rising order) to a place's number."""
-    places: list[Place] = []
-    number: dict[tuple[str, str], int] = {}
-    marks = iter(tape.marks)
-    state = {"next": next(marks, None), "now": 0}
-    number["forward", ""] = 0
-    places.append(Place("forward", ""))
+class _Places:
+    """The distinct places of a tape, and which one is current at a position asked for in rising order."""
 
-    def at(position: int) -> int:
-        mark = state["next"]
-        while mark is not None and mark[0] <= position:
-            key = (mark[1], mark[2])
-            if key not in number:
-                number[key] = len(places)
-                places.append(Place(*key))
-            state["now"] = number[key]
-            mark = state["next"] = next(marks, None)
-        return int(state["now"])  # type: ignore[call-overload]
+    def __init__(self, tape: Tape) -> None:
+        self.places: list[Place] = [Place("forward", "")]
+        self._number: dict[tuple[str, str], int] = {("forward", ""): 0}
+        self._marks = tape.marks
+        self._next = 0
+        self._now = 0
 
-    return places, at
+    def at(self, position: int) -> int:
+        """Return the number of the place of the event at `position`."""
+        while self._next < len(self._marks) and self._marks[self._next][0] <= position:
+            _, phase, module = self._marks[self._next]
+            self._next += 1
+            self._now = self._number.setdefault((phase, module), len(self.places))
+            if self._now == len(self.places):
+                self.places.append(Place(phase, module))
+        return self._now
 
 
 def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:

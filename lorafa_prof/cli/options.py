@@ -79,6 +79,4 @@ def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout:
     names = tuple(name.strip() for name in targets.split(","))
     if not all(names):
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    return RunSpec(
-        model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options
-    )
+    return RunSpec(model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options)

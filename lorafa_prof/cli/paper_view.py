@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from lorafa_prof.analytic.paper import CERTAINTY, LETTERS, PRECISIONS, PaperCell, PaperTable
 from lorafa_prof.reports.table import Cell, Table, figures, words
-from lorafa_prof.units import format_bytes, format_gib, parse_bytes
+from lorafa_prof.units import format_bytes, format_gb, format_gib
 
 Item = TypeVar("Item", bound=Hashable)
 
@@ -125,7 +125,7 @@ def _table_c3(paper: PaperTable) -> list[Table]:
     rows = []
     for block in (cell for cell in paper.cells if cell.column == "per block"):
         total = paper.cell(block.row, "all blocks")
-        sizes = (format_gib(block.value), _gb(total.value), format_gib(total.value))
+        sizes = (format_gib(block.value), format_gb(total.value), format_gib(total.value))
         rows.append((block.row, block.group, str(block.formula), *sizes, total.paper or None, block.certainty))
     return [
         Table(
@@ -151,7 +151,7 @@ def _text(paper: PaperTable) -> list[Table]:
                 *words("paper"),
             ),
             rows=tuple(
-                (c.row, c.group, str(c.formula), c.value, _gb(c.value), format_bytes(c.value), c.paper or None)
+                (c.row, c.group, str(c.formula), c.value, format_gb(c.value), format_bytes(c.value), c.paper or None)
                 for c in paper.cells
             ),
             notes=(*paper.remarks, _letters(paper)),
@@ -170,12 +170,6 @@ def _starts(groups: Sequence[str]) -> tuple[int, ...]:
 
 def _amount(cell: PaperCell) -> str | int:
     return format_bytes(cell.value) if cell.unit == "bytes" else cell.value
-
-
-def _gb(size: int) -> str:
-    """Return `size` in the decimal gigabytes that the paper speaks of."""
-    amount = size / parse_bytes("1GB")
-    return f"{amount:,.2f}" if amount >= 0.005 else "<0.01"
 
 
 def _assigned(paper: PaperTable, names: str) -> str:

@@ -17,12 +17,18 @@ ENGINES = ("analytic", "simulate")
 @click.command()
 @run_options
 @click.option(
-    "--method", "methods", multiple=True, metavar="M",
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="M",
     help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
 )
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
 @click.option(
-    "--gpu", "gpus_asked", multiple=True, metavar="G",
+    "--gpu",
+    "gpus_asked",
+    multiple=True,
+    metavar="G",
     help="Card to hold it against (alias or JSON file); may be repeated or a comma list.",
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
@@ -32,6 +38,7 @@ ENGINES = ("analytic", "simulate")
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     methods: tuple[str, ...],
     engine: str,
     gpus_asked: tuple[str, ...],
@@ -42,7 +49,7 @@ def command(
     output: str | None,
     **options: Any,
 ) -> None:
-    """Predict the memory of one training step, part by part, and whether it fits.
+    r"""Predict the memory of one training step, part by part, and whether it fits.
 
     \b
     Examples:

@@ -106,7 +106,7 @@ def explain_table(prediction: Prediction, limit: int = 40) -> Table:
         rows=tuple(rows),
         sections=tuple(sections[1:]),
         notes=(
-            f"b = {run.bs}, s = {run.seq}; * stands for the layer's number, xN for how many there are. "
+            f"b = {run.bs}, s = {run.seq}; * stands for the layer's number, xN for how many there are.",
             "Each tensor is rounded up to 512 B.",
         ),
         keys=2,
@@ -127,8 +127,8 @@ def _item_row(item: MemoryItem) -> Row:
 def records_table(predictions: Sequence[Prediction]) -> Table:
     """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
     names = (
-        "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
-        "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes", "model_flops",
+        "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
+        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes", "model_flops",
         "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
         "headroom_bytes", "max_bs",
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _record_rows(p: Prediction) -> list[Row]:
     return [(*head, f.device, f.capacity_bytes, f.fits, f.headroom_bytes, f.max_bs) for f in p.fit]
 
 
-# -- cells ----------------------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------------------------
 
 
 def _method_columns(predictions: Sequence[Prediction]) -> tuple[Column, ...]:

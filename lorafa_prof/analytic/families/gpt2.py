@@ -37,9 +37,7 @@ class Attention:
             self.c_attn = builder.linear("c_attn", spec.hidden_size, spec.q_width + 2 * spec.kv_width, True, role="qkv")
             self.c_proj = builder.linear("c_proj", spec.hidden_size, spec.hidden_size, True)
 
-    def __call__(
-        self, x: Tensor, options: AttentionOptions, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, x: Tensor, options: AttentionOptions, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with x.tape.scope("attn"):
             q, k, v = self._heads(x, options)
             out, weights = attend_with_weights(q, k, v, options, mask)
@@ -94,7 +92,9 @@ class Block:
         self.ln_2 = builder.norm("ln_2", builder.spec.hidden_size, bias=True)
         self.mlp = Mlp(builder)
 
-    def __call__(self, x: Tensor, options: AttentionOptions, mask: Tensor | None, _position_ids: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, options: AttentionOptions, mask: Tensor | None, _position_ids: Tensor | None
+    ) -> Tensor:
         residual = x
         x = self.ln_1(x, ops.layer_norm)
         attn_output, _ = self.attn(x, options, mask)  # both names last to the end, as in the modelling file

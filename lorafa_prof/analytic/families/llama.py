@@ -5,7 +5,9 @@ Module names, the order of operations and the lifetime of each variable follow t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions, attend, rotary, rotary_tables, split_heads
@@ -61,6 +63,16 @@ def traits_of(spec: ModelSpec) -> Traits:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a model's forward hands to every layer, and so holds to its end."""
+
+    tables: tuple[Tensor, Tensor]
+    options: AttentionOptions
+    mask: Tensor | None
+    positions: Tensor
+
+
 class Attention:
     """Projections, rotary embedding, attention, output projection."""
 
@@ -79,13 +91,12 @@ class Attention:
                 self.out = builder.linear("o_proj", q, d, spec.attention_out_bias)
             self.norms = [builder.norm(f"{n}_norm", spec.head_dim) for n in "qk"] if spec.qk_norm else []
 
-    def __call__(
-        self, x: Tensor, tables: tuple[Tensor, Tensor], options: AttentionOptions, mask: Tensor | None, _: Tensor
-    ) -> Tensor:
+    def __call__(self, x: Tensor, shared: Shared) -> Tensor:
+        """Attend: (b, s, d) to (b, s, d)."""
         with x.tape.scope("self_attn"):
             q, k, v = self._heads(x)
-            q, k = (rotary(part, *tables, self.traits.rotated) for part in (q, k))
-            out = attend(q, k, v, options, mask)
+            q, k = (rotary(part, *shared.tables, self.traits.rotated) for part in (q, k))
+            out = attend(q, k, v, shared.options, shared.mask)
             del q, k, v
             return self.out(out)
 
@@ -99,8 +110,7 @@ class Attention:
                 split_heads(part, heads, spec.head_dim, copies_gradient=i < 2)
                 for i, (part, heads) in enumerate(zip(parts, widths, strict=True))
             ]
-        heads = [self._project(i, x) for i in range(3)]
-        return heads
+        return [self._project(i, x) for i in range(3)]
 
     def _project(self, i: int, x: Tensor) -> Tensor:
         spec, layer = self.spec, self.projections[i]
@@ -125,6 +135,7 @@ class Mlp:
             self.down = builder.linear("down_proj", f, d, spec.mlp_bias)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the MLP: (b, s, d) to (b, s, d)."""
         with x.tape.scope("mlp"):
             return self.down(self._gated(x))
 
@@ -136,7 +147,7 @@ class Mlp:
         return ops.mul(up, activation(gate, act), "up * act(gate)")
 
 
-def norm_function(traits: Traits):  # type: ignore[no-untyped-def]
+def norm_function(traits: Traits) -> Callable[[Tensor, Parameter], Tensor]:
     """Return the norm's formula."""
     return ops.gemma_rms_norm if traits.gemma_norm else ops.rms_norm
 
@@ -151,16 +162,18 @@ class DecoderLayer:
         self.mlp = Mlp(builder, traits)
         self.before_attention = builder.norm("input_layernorm", d)
         self.after_attention = builder.norm("post_attention_layernorm", d)
-        self.before_mlp, self.after_mlp = self.after_attention, None
+        self.before_mlp = self.after_attention
+        self.after_mlp: Norm | None = None
         if traits.sandwiched:
             self.before_mlp = builder.norm("pre_feedforward_layernorm", d)
-            self.after_mlp: Norm | None = builder.norm("post_feedforward_layernorm", d)
+            self.after_mlp = builder.norm("post_feedforward_layernorm", d)
 
-    def __call__(self, x: Tensor, *shared: object) -> Tensor:
+    def __call__(self, x: Tensor, shared: Shared) -> Tensor:
+        """Run the block: (b, s, d) to (b, s, d)."""
         function = norm_function(self.traits)
         residual = x
         x = self.before_attention(x, function)
-        x = self.attention(x, *shared)  # type: ignore[arg-type]
+        x = self.attention(x, shared)
         x = self._joined(residual, x, self.after_attention if self.traits.sandwiched else None)
         residual = x
         x = self.before_mlp(x, function)
@@ -201,9 +214,8 @@ class LlamaLike:
         return self.table if self.spec.tie_word_embeddings else None
 
     def _hold_rotary_buffers(self) -> None:
-        kinds = sorted(set(self.spec.layer_types)) if self.spec.architecture == "gemma3_text" else [""]
         width = (self.traits.rotated or self.spec.head_dim) // 2
-        for kind in kinds:
+        for kind in self._rotary_kinds():
             for name in ("inv_freq", "original_inv_freq"):
                 prefix = f"{kind}_" if kind else ""
                 self.builder.parameter(f"rotary_emb.{prefix}{name}", (width,), kind=BUFFERS, dtype="fp32")
@@ -220,7 +232,7 @@ class LlamaLike:
         return loss
 
     def _logits(self, ids: Tensor) -> tuple[Tensor, int]:
-        builder, tape = self.builder, self.builder.tape
+        tape = self.builder.tape
         with tape.scope("model"):
             hidden = self._hidden(ids)
         since = len(tape.items)
@@ -234,39 +246,53 @@ class LlamaLike:
         return logits, since
 
     def _hidden(self, ids: Tensor) -> Tensor:
-        builder, tape, run = self.builder, self.builder.tape, self.builder.run
-        with tape.scope("embed_tokens"):
+        x = self._embedded(ids)
+        positions = position_ids(self.builder.tape)
+        layers = self._bound_layers(x.dtype, positions)
+        x = run_layers(self.builder, layers, x)
+        x = self.norm(x, norm_function(self.traits))
+        del positions, layers
+        return x
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        with ids.tape.scope("embed_tokens"):
             x = ops.embedding(ids, self.table)
             if self.traits.gemma_norm:
                 x = ops.scale(x, "scaled embedding")
-            x = require_input_grad(builder, x)
+            x = require_input_grad(self.builder, x)
         if self.traits.scaled_embedding and not self.traits.gemma_norm:
             x = ops.scale(x, "scaled embedding")
-        positions = position_ids(tape)
-        full = attention_options(run)
-        mask = causal_mask(tape, run, full.kernel) if full.kernel == "eager" else None
-        windowed, window_mask = full, mask
-        if window_binds(run) and self.spec.sliding_window:
-            windowed = attention_options(run, mask=True)
-            window_mask = causal_mask(tape, run, windowed.kernel)
-        with tape.scope("rotary_emb"):
-            width = self.traits.rotated or self.spec.head_dim
-            kinds = sorted(set(self.spec.layer_types)) if self.spec.architecture == "gemma3_text" else ["full_attention"]
-            tables = {kind: rotary_tables(tape, width, x.dtype) for kind in kinds}
-        types = self.spec.layer_types or ("sliding_attention" if self.spec.sliding_window else "full_attention",) * (
-            self.spec.num_layers
-        )
-        layers = []
-        for layer in self.layers:
-            kind = types[layer.index]
-            options, own_mask = (windowed, window_mask) if kind == "sliding_attention" else (full, mask)
-            shared = (tables.get(kind) or tables[kinds[0]], options, own_mask, positions)
-            layers.append(BuiltLayer(layer.index, f"layers.{layer.index}", _bound(layer, shared)))
-        x = run_layers(builder, layers, x)
-        x = self.norm(x, norm_function(self.traits))
-        del positions
         return x
 
+    def _bound_layers(self, dtype: str, positions: Tensor) -> list[BuiltLayer]:
+        """Return the layers with what the forward hands to each, by its kind of attention."""
+        tape, run, spec = self.builder.tape, self.builder.run, self.spec
+        full = attention_options(run)
+        full_mask = causal_mask(tape, run, full.kernel) if full.kernel == "eager" else None
+        windowed, window_mask = full, full_mask
+        if window_binds(run):
+            windowed = attention_options(run, mask=True)
+            window_mask = causal_mask(tape, run, windowed.kernel)
+        tables = self._tables(dtype)
+        of_kind = {
+            "full_attention": (full, full_mask),
+            "sliding_attention": (windowed, window_mask),
+        }
+        only = "sliding_attention" if spec.sliding_window is not None else "full_attention"
+        layers = []
+        for layer in self.layers:
+            kind = spec.layer_types[layer.index] if spec.layer_types else only
+            shared = Shared(tables.get(kind) or tables[""], *of_kind[kind], positions)
+            name = f"layers.{layer.index}"
+            layers.append(BuiltLayer(layer.index, name, partial(layer, shared=shared)))
+        return layers
 
-def _bound(layer: DecoderLayer, shared: tuple[object, ...]):  # type: ignore[no-untyped-def]
-    return lambda x: layer(x, *shared)
+    def _tables(self, dtype: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return cos and sin, which Gemma 3 makes for each kind of attention apart."""
+        tape = self.builder.tape
+        with tape.scope("rotary_emb"):
+            width = self.traits.rotated or self.spec.head_dim
+            return {kind: rotary_tables(tape, width, dtype) for kind in self._rotary_kinds()}
+
+    def _rotary_kinds(self) -> list[str]:
+        return sorted(set(self.spec.layer_types)) if self.spec.architecture == "gemma3_text" else [""]

@@ -35,9 +35,7 @@ class LatentAttention:
                 ]
             self.compress = builder.linear("kv_a_proj_with_mqa", d, latent + mla.qk_rope_head_dim, bias)
             self.norm = builder.norm("kv_a_layernorm", latent)
-            self.expand = builder.linear(
-                "kv_b_proj", latent, heads * (mla.qk_nope_head_dim + mla.v_head_dim), role="v"
-            )
+            self.expand = builder.linear("kv_b_proj", latent, heads * (mla.qk_nope_head_dim + mla.v_head_dim), role="v")
             self.out = builder.linear("o_proj", heads * mla.v_head_dim, d, spec.attention_out_bias)
 
 
@@ -75,9 +73,7 @@ class DecoderLayer:
     def __init__(self, builder: Builder, index: int, moe: MoeSpec) -> None:
         spec = builder.spec
         self.index = index
-        self.attention = (
-            Attention(builder, traits_of(spec)) if spec.mla is None else LatentAttention(builder, spec.mla)
-        )
+        self.attention = Attention(builder, traits_of(spec)) if spec.mla is None else LatentAttention(builder, spec.mla)
         self.mlp: GatedMlp | Experts
         if index < moe.first_dense_layers:
             self.mlp = GatedMlp(builder, "mlp", spec.intermediate_size)

@@ -1,14 +1,45 @@
 """T5: an encoder and a decoder with relative position biases, RMSNorm without a mean, no biases, active dropout.
 
-Module names and the order of operations follow transformers' modelling file. The position bias is a small embedding
-in the first block of each stack; the table of tokens is shared by encoder, decoder and (tied) the output head.
+Module names, the order of operations and the lifetime of each variable follow transformers' modelling file. The
+position bias is a small embedding in the first block of each stack; the table of tokens is shared by encoder, decoder
+and (tied) the output head.
 """
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.families.common import not_modelled
-from lorafa_prof.analytic.tape import Tensor
+from collections.abc import Callable
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.attention import split_heads
+from lorafa_prof.analytic.builder import Builder, Linear
+from lorafa_prof.analytic.families.common import (
+    BuiltLayer,
+    activation,
+    causal_mask,
+    make_batch,
+    mark_logits,
+    not_modelled,
+    run_layers,
+)
+from lorafa_prof.analytic.families.t5_attention import Bias, Shapes, attend, lookup, no_bias
+from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.specs import ITEMSIZE, RunSpec
+
+MakeBias = Callable[["Attention", Tensor], Bias]
+
+
+def norm(x: Tensor, weight: Parameter) -> Tensor:
+    """T5LayerNorm: x itself times the fp32 rsqrt(mean(x**2) + eps), back to a 16-bit weight's dtype, times the weight."""
+    variance = ops.row_mean(ops.power(ops.cast(x, "fp32", "norm input")))
+    inverse = ops.rsqrt(ops.shift(variance, "variance + eps"))
+    normed = ops.mul(x, inverse, "normed")
+    del inverse
+    if weight.dtype != "fp32":
+        normed = ops.cast(normed, weight.dtype, "normed")
+    out = ops.mul(weight, normed, "norm output")
+    del normed, variance
+    return out
 
 
 class Attention:
@@ -16,31 +47,59 @@ class Attention:
 
     def __init__(self, builder: Builder, name: str, *, biased: bool) -> None:
         spec = builder.spec
+        self.name, self.shapes = name, shapes_of(builder.run)
         with builder.inside(name):
             self.q, self.k, self.v = (
                 builder.linear(part, spec.hidden_size, spec.q_width, role=part) for part in ("q", "k", "v")
             )
             self.out = builder.linear("o", spec.q_width, spec.hidden_size)
             buckets = int(spec.config.get("relative_attention_num_buckets") or 32)
-            self.bias = builder.embedding("relative_attention_bias", buckets, spec.num_heads) if biased else None
+            self.table = builder.embedding("relative_attention_bias", buckets, spec.num_heads) if biased else None
+
+    def __call__(self, x: Tensor, context: Tensor, make_bias: MakeBias) -> tuple[Tensor, Tensor | None]:
+        """Return the output and the attention weights, which the block holds on to."""
+        with x.tape.scope(self.name):
+            q = self._heads(self.q, x)
+            k, v = self._heads(self.k, context), self._heads(self.v, context)
+            out, weights = attend(q, k, v, make_bias(self, q), self.shapes)
+            out = self.out(out)
+            del q, k, v
+            return out, weights
+
+    def _heads(self, layer: Linear, x: Tensor) -> Tensor:
+        return split_heads(layer(x), self.shapes.heads, self.shapes.head_dim, copies_gradient=self.shapes.eager)
 
 
 class FeedForward:
     """wo(act(wi(x))), or wo(act(wi_0(x)) * wi_1(x)) where it is gated."""
 
     def __init__(self, builder: Builder) -> None:
-        spec = builder.spec
+        spec = self.spec = builder.spec
         names = ("wi_0", "wi_1") if spec.gated_mlp else ("wi",)
         with builder.inside("DenseReluDense"):
             self.inputs = [builder.linear(name, spec.hidden_size, spec.intermediate_size) for name in names]
             self.out = builder.linear("wo", spec.intermediate_size, spec.hidden_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the MLP."""
+        with x.tape.scope("DenseReluDense"):
+            hidden = activation(self.inputs[0](x), self.spec.hidden_act)
+            factors = []
+            if len(self.inputs) == 2:  # both factors are local variables of the real code
+                factors = [hidden, self.inputs[1](x)]
+                hidden = ops.mul(*factors, "act(wi_0) * wi_1")
+            hidden = ops.dropout(hidden, self.spec.hidden_dropout, "MLP dropout")
+            hidden = ops.cast(hidden, self.out.weight.dtype, "wo input")
+            out = self.out(hidden)
+            del factors
+            return out
 
 
 class Block:
     """Self-attention, in the decoder cross-attention, and the MLP, each with its norm before it."""
 
     def __init__(self, builder: Builder, index: int, *, decoder: bool) -> None:
-        self.index = index
+        self.index, self.dropout = index, builder.spec.hidden_dropout
         width = builder.spec.hidden_size
         with builder.inside("layer.0"):
             self.attention = Attention(builder, "SelfAttention", biased=index == 0)
@@ -50,21 +109,89 @@ class Block:
             with builder.inside("layer.1"):
                 self.cross = Attention(builder, "EncDecAttention", biased=False)
                 self.before_cross = builder.norm("layer_norm", width)
-        with builder.inside("layer.2" if decoder else "layer.1"):
+        self.last = "layer.2" if decoder else "layer.1"
+        with builder.inside(self.last):
             self.mlp = FeedForward(builder)
             self.before_mlp = builder.norm("layer_norm", width)
+
+    def __call__(self, x: Tensor, encoded: Tensor | None, biases: Biases) -> Tensor:
+        """Run the block; `biases` makes each kind of bias in the first block and keeps it."""
+        with x.tape.scope("layer.0"):
+            normed = self.before_attention(x, norm)
+            out, weights = self.attention(normed, normed, biases.of_self)
+            x = self._joined(x, out)
+            del out, normed
+        if self.cross is not None:
+            assert encoded is not None
+            with x.tape.scope("layer.1"):
+                normed = self.before_cross(x, norm)
+                out, weights = self.cross(normed, encoded, biases.of_cross)
+                x = self._joined(x, out)
+                del out, normed
+        with x.tape.scope(self.last):
+            normed = self.before_mlp(x, norm)
+            out = self.mlp(normed)
+            del normed
+            x = self._joined(x, out)
+        del weights
+        return x
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        return ops.add(x, ops.dropout(out, self.dropout, "output dropout"), "residual sum")
+
+
+class Biases:
+    """The biases of one stack, made where they are first asked for and kept until the stack is done."""
+
+    def __init__(self, run: RunSpec, *, causal: bool, mask: Tensor | None) -> None:
+        self.run, self.causal, self.mask = run, causal, mask
+        self.self_bias: Bias | None = None
+        self.cross_bias: Bias | None = None
+
+    def of_self(self, attention: Attention, q: Tensor) -> Bias:
+        """Return the learned bias of self-attention."""
+        if self.self_bias is None:
+            assert attention.table is not None, "the first block of a stack has the table"
+            values = lookup(q.tape, attention.table, bidirectional=not self.causal)
+            self.self_bias = Bias(values, causal=self.causal, mask=self.mask)
+        return self.self_bias
+
+    def of_cross(self, attention: Attention, q: Tensor) -> Bias:
+        """Return the zeros of cross-attention."""
+        if self.cross_bias is None:
+            self.cross_bias = Bias(None, no_bias(q.tape, attention.shapes, q.dtype))
+        return self.cross_bias
 
 
 class Stack:
     """The encoder or the decoder."""
 
     def __init__(self, builder: Builder, name: str, number: int) -> None:
-        self.name, self.blocks = name, []
+        self.builder, self.name, self.decoder = builder, name, name == "decoder"
+        self.blocks: list[Block] = []
         with builder.inside(name):
             for index, count in builder.layers(number):
                 with builder.inside(f"block.{index}", count):
-                    self.blocks.append(Block(builder, index, decoder=name == "decoder"))
+                    self.blocks.append(Block(builder, index, decoder=self.decoder))
             self.norm = builder.norm("final_layer_norm", builder.spec.hidden_size)
+
+    def __call__(self, ids: Tensor, table: Parameter, encoded: Tensor | None = None) -> Tensor:
+        """Run the stack over token ids."""
+        builder, tape, p = self.builder, ids.tape, self.builder.spec.hidden_dropout
+        with tape.scope(self.name):
+            with tape.scope("embed_tokens"):
+                embedded = ops.embedding(ids, table)
+            eager = builder.run.attn == "eager"
+            mask = causal_mask(tape, builder.run, "eager") if eager and self.decoder else None
+            biases = Biases(builder.run, causal=self.decoder, mask=mask)
+            layers = [self._bound(block, encoded, biases) for block in self.blocks]
+            x = run_layers(builder, layers, ops.dropout(embedded, p, "embedding dropout"))
+            x = ops.dropout(self.norm(x, norm), p, "output dropout")
+            del embedded, mask, biases
+            return x
+
+    def _bound(self, block: Block, encoded: Tensor | None, biases: Biases) -> BuiltLayer:
+        return BuiltLayer(block.index, f"block.{block.index}", lambda x: block(x, encoded, biases))
 
 
 class T5:
@@ -75,6 +202,11 @@ class T5:
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
         spec = self.spec
+        if builder.run.resolved_quant != "none":
+            raise UnsupportedError(
+                f"the analytic engine does not model a quantised {spec.name}: transformers keeps its wo in fp32; "
+                "--engine simulate runs any model that transformers can build"
+            )
         self.table = builder.embedding("shared", spec.vocab_size, spec.hidden_size)
         self.encoder = Stack(builder, "encoder", spec.num_layers)
         self.decoder = Stack(builder, "decoder", spec.num_decoder_layers)
@@ -83,5 +215,43 @@ class T5:
         builder.attach_adapters()
 
     def loss(self) -> Tensor:
-        """Refuse: the step of this architecture is not modelled."""
-        raise not_modelled(self.spec)
+        """Run the forward and return the loss."""
+        refuse_what_is_not_modelled(self.builder.run)
+        tape = self.builder.tape
+        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        encoded = self.encoder(ids, self.table)
+        decoder_ids = tape.new("decoder input ids", ("b", "s"), "int64")
+        x = self.decoder(decoder_ids, self.table, encoded)
+        since = len(tape.items)
+        if self.spec.config.get("tie_word_embeddings") is not False:
+            x = ops.scale(x, "scaled decoder output")
+        logits = self.head(x)
+        with tape.scope("loss"):
+            tape.enter(tape.module, "loss")
+            loss = ops.cross_entropy(ops.view(logits, "b", "s", self.spec.vocab_size), labels)
+        mark_logits(tape, since)
+        return loss
+
+
+def shapes_of(run: RunSpec) -> Shapes:
+    """Return what the attention kernels need to know."""
+    spec = run.model
+    return Shapes(spec.num_heads, spec.head_dim, spec.attention_dropout, single=run.bs == 1, eager=run.attn == "eager")
+
+
+def refuse_what_is_not_modelled(run: RunSpec) -> None:
+    """Raise where the step of T5 takes a way that is not written down here.
+
+    Raises:
+        UnsupportedError: flash attention, fp16, checkpointing, or heads that no fused kernel takes.
+    """
+    spec = run.model
+    if run.attn == "flash":
+        raise UnsupportedError(f"{spec.name} cannot use flash attention: its position bias is a mask; use --attn sdpa")
+    if run.dtype == "fp16":
+        raise not_modelled(spec, "in fp16, where each block looks for infinities and clamps")
+    if run.checkpointing != "none":
+        raise not_modelled(spec, "with checkpointing")
+    width = spec.head_dim * (2 if run.amp else ITEMSIZE[run.dtype])
+    if run.attn != "eager" and width % 16:
+        raise not_modelled(spec, "where heads are no multiple of 16 bytes wide, which no fused kernel takes")

@@ -149,7 +149,7 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
             made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=False)]
             row_sums = tape.new("attention backward row sums", ("b", h, "s"), "fp32")
             if grads[3][1]:
-                padded = tape.new("gradient of position bias, per sequence", ("b", h, "s", "M"), dtype)
+                padded = tape.new("gradient of position bias, per sequence", ("b", h, "s", "F"), dtype)
                 made.append(Tensor(tape, padded.storage, (1 if single else "b", h, "s", "s"), dtype))
                 del padded
             del row_sums
@@ -188,7 +188,7 @@ def _learned_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor],
     if made.dtype != dtype:
         made = ops.contiguous(made, "position bias by heads") if shapes.heads > 1 else made
         held.append(made)
-    kept = tape.new("position bias for the kernel", (1, shapes.heads, "s", "M"), dtype)
+    kept = tape.new("position bias for the kernel", (1, shapes.heads, "s", "F"), dtype)
     mask = Tensor(tape, kept.storage, shape, dtype)
     held.append(tape.new("position bias before padding", (1, shapes.heads, "s", "U"), dtype))
     if tape.needs_grad(made):

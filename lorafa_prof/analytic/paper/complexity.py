@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic.paper.cells import Certainty, PaperCell, PaperTable, Unit
 from lorafa_prof.analytic.paper.dims import Dims
 from lorafa_prof.analytic.paper.formula import Formula
+from lorafa_prof.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +152,18 @@ _REMARKS_6 = (
 
 
 def table_6(dims: Dims, *, rank: int = 64) -> PaperTable:
-    """Return Table 6: #P and #TP of each method, then M_P, M_G and M_O under each precision."""
+    """Return Table 6: #P and #TP of each method, then M_P, M_G and M_O under each precision.
+
+    Raises:
+        UnsupportedError: it is not known how many parameters the model has.
+    """
+    if dims.parameters is None:
+        raise UnsupportedError(
+            f"Table 6 needs the number of parameters of {dims.name}, which is in no catalog entry: "
+            "use --table 1, 7, c3 or text, or predict"
+        )
     symbols = dims.symbols(1, 1, rank)
-    counts = [cell for name in _COUNTS for cell in _count_cells(dims, name, symbols)]
+    counts = [cell for name in _COUNTS for cell in _count_cells(dims.parameters, name, symbols)]
     states = [
         cell
         for precision in PRECISIONS
@@ -168,10 +178,9 @@ def table_6(dims: Dims, *, rank: int = 64) -> PaperTable:
     )  # fmt: skip
 
 
-def _count_cells(dims: Dims, name: str, symbols: Mapping[str, int]) -> Iterator[PaperCell]:
+def _count_cells(everything: Formula, name: str, symbols: Mapping[str, int]) -> Iterator[PaperCell]:
     square_added, square_trained, added, trained = (Formula.parse(text) for text in _COUNTS[name])
     square = Formula.parse(SQUARE)
-    everything = dims.parameters
     full = name == "Full-FT"
     columns: tuple[tuple[str, Formula, Certainty], ...] = (
         ("#P square", square + square_added, "reconstructed"),

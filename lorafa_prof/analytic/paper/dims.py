@@ -59,8 +59,8 @@ class Dims:
     """a: width of the attention's output, heads times head width; the same as d in most models."""
     linears: tuple[Linear, ...]
     """The linear layers of one block; their number is l."""
-    parameters: Formula
-    """P, all parameters of the model."""
+    parameters: Formula | None
+    """P, all parameters of the model; None where neither a formula nor a published count is known."""
 
     def symbols(self, bs: int, seq: int, rank: int) -> Mapping[str, int]:
         """Return the number of every symbol that the tables use."""
@@ -74,8 +74,10 @@ class Dims:
             "L": self.layers, "l": len(self.linears), "v": self.vocab,
             "M": max(linear.m for linear in self.linears), "K": max(linear.k for linear in self.linears), **sums,
         }  # fmt: skip
-        parameters = int(self.parameters.evaluate(basic))
         quantised = self.layers * sums["Σmk"]
+        if self.parameters is None:
+            return {**basic, "Q": quantised}
+        parameters = int(self.parameters.evaluate(basic))
         return {**basic, "P": parameters, "Q": quantised, "U": parameters - quantised}
 
     def input_symbol(self, source: Source) -> str:
@@ -141,18 +143,14 @@ def _plain(hidden: int, ffn: int) -> tuple[Linear, ...]:
     return (up, Linear(name="down", m=ffn, k=hidden, source="product"))
 
 
-def _parameters(spec: ModelSpec) -> Formula:
+def _parameters(spec: ModelSpec) -> Formula | None:
     """Return P as a formula where the family's is known, else the count that the catalog publishes."""
     if spec.architecture in _LLAMA_LIKE and spec.task == "causal-lm" and not spec.mlp_bias:
         biases = (spec.q_width + 2 * spec.kv_width) * spec.attention_bias + spec.hidden_size * spec.attention_out_bias
         small = biases + 2 * spec.head_dim * spec.qk_norm
         tables = "vd" if spec.tie_word_embeddings else "2vd"
         return Formula.parse(f"{tables}+LΣmk+2Ld+d" + (f"+{small}L" if small else ""))
-    if spec.parameters is None:
-        raise UnsupportedError(
-            f"the parameters of {spec.name} ({spec.architecture}) are in no catalog entry: use predict"
-        )
-    return Formula.parse(str(spec.parameters))
+    return None if spec.parameters is None else Formula.parse(str(spec.parameters))
 
 
 #: Two models that the paper's text names; everything said about them is computed from these sizes.

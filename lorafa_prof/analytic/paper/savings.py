@@ -59,6 +59,7 @@ _REMARKS_C3 = (
         "smaller; with PEFT's default fp32 adapters the paper's count is right under autocast, and doubles "
         "without it."
     ),
+    "The sharing is that of Llama's blocks, where it agrees with what autograd saves to the byte.",
     "Adapter dropout above 0 also gives every layer an input of its own.",
 )
 
