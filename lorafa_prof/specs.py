@@ -266,7 +266,7 @@ class RunSpec:
     shard: Shard = "none"
 
     def __post_init__(self) -> None:
-        require_int("batch size", self.bs, 1, 2**24)
+        require_int("batch size", self.bs, 1, 2**20)
         require_int("sequence length", self.seq, 1, 2**30)
         for what, value, choices in (
             ("dtype", self.dtype, Dtype), ("adapter dtype", self.adapter_dtype, AdapterDtype),

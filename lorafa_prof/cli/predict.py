@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.options import run_options, run_spec
 from lorafa_prof.errors import BadInputError, UnsupportedError
+
+if TYPE_CHECKING:
+    from lorafa_prof.reports.table import Table
+    from lorafa_prof.results import Prediction
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
@@ -69,14 +74,32 @@ def command(
         ctx.exit(1)
 
 
-def _predictions(methods: tuple[str, ...], gpus_asked: tuple[str, ...], options: dict[str, Any]) -> list[Any]:
+def _predictions(methods: tuple[str, ...], gpus_asked: tuple[str, ...], options: dict[str, Any]) -> list[Prediction]:
     from lorafa_prof.analytic import predict
     from lorafa_prof.catalog import load_device, load_model
 
-    names = _names(methods) or list(DEFAULT_METHODS)
     model = load_model(options.pop("model"))
     devices = [load_device(name) for name in _names(gpus_asked)]
-    return [predict(run_spec(model, name, **options), devices) for name in names]
+    asked = _names(methods)
+    if asked:
+        return [predict(run_spec(model, name, **options), devices) for name in asked]
+    return _all_that_can(lambda name: predict(run_spec(model, name, **options), devices))
+
+
+def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
+    """Return the default methods' predictions; those that the engine does not model are left out, and said to be."""
+    predictions: list[Prediction] = []
+    refusals: dict[str, UnsupportedError] = {}
+    for name in DEFAULT_METHODS:
+        try:
+            predictions.append(predict_one(name))
+        except UnsupportedError as error:
+            refusals[name] = error
+    if not predictions:
+        raise refusals[DEFAULT_METHODS[0]]
+    for name, refusal in refusals.items():
+        click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
+    return predictions
 
 
 def _names(values: tuple[str, ...]) -> list[str]:
@@ -84,10 +107,10 @@ def _names(values: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
 
 
-def _emit(predictions: list[Any], explain: bool, format: str | None, output: str | None) -> None:
+def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:
     from lorafa_prof.reports import prediction as tables
 
-    def shown() -> list[Any]:
+    def shown() -> list[Table]:
         explained = [tables.explain_table(p) for p in predictions] if explain else []
         return [tables.comparison_table(predictions), *explained]
 
