@@ -32,7 +32,7 @@ class AttentionOptions:
     softmax_dtype: str | None = None
     """Dtype that the eager code asks its softmax for; None keeps the scores' dtype, or autocast's fp32."""
     casts_weights: bool = True
-    """The eager code brings its weights back to the queries' dtype before dropout (RoBERTa's does not)."""
+    """Eager code without a `softmax_dtype` brings its weights back to the queries' dtype (RoBERTa's does not)."""
 
 
 def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool = False) -> Tensor:
@@ -165,26 +165,28 @@ def _padded(head_dim: int) -> int:
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
-    tape, d, repeated = q.tape, options.head_dim, options.heads != options.kv_heads
+    repeated = 1 < options.kv_heads < options.heads
     k, v = _repeat_kv(k, options), _repeat_kv(v, options)
     left = _factor(q, options, by_heads=options.by_heads)
     right = _factor(k, options, by_heads=options.by_heads or repeated)
-    scores = ops.batched_matmul(left, right, d, 0, "attention scores")
+    weights = ops.batched_matmul(left, right, options.head_dim, 0, "attention scores")
     del left, right
-    scores = ops.scale(scores, "scaled scores")
+    weights = ops.scale(weights, "scaled scores")
     if options.softcap is not None:
-        scores = ops.scale(scores, "scores / softcap")
-        scores = ops.unary(scores, "tanh", saves="output")
-        scores = ops.scale(scores, "capped scores")
+        weights = ops.scale(weights, "scores / softcap")
+        weights = ops.unary(weights, "tanh", saves="output")
+        weights = ops.scale(weights, "capped scores")
     if mask is not None:
-        scores = ops.add(scores, mask, "masked scores")
-    weights = ops.softmax(scores, options.softmax_dtype or ("fp32" if tape.autocast else None))
-    del scores
-    if options.casts_weights:
-        weights = ops.cast(weights, q.dtype, "attention weights")
+        weights = ops.add(weights, mask, "masked scores")
+    if options.softmax_dtype is not None:
+        weights = ops.cast(ops.softmax(weights, options.softmax_dtype), q.dtype, "attention weights")
+    else:
+        weights = ops.softmax(weights, "fp32" if q.tape.autocast else None)
+        if options.casts_weights:
+            weights = ops.cast(weights, q.dtype, "attention weights")
     weights = ops.dropout(weights, options.dropout, "attention dropout")
     left, right = _factor(weights, options, by_heads=True), _factor(v, options, by_heads=repeated)
-    out = ops.batched_matmul(left, right, 0, d, "attention output by heads")
+    out = ops.batched_matmul(left, right, 0, options.head_dim, "attention output by heads")
     del left, right
     return _joined(out, options), weights
 
@@ -207,12 +209,16 @@ def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
 
 
 def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:
-    """Repeat each key/value head for the query heads that share it: a copy, summed over the group in backward."""
+    """Repeat each key/value head for the query heads that share it: a copy, summed over the group in backward.
+
+    A single head is repeated by a view.
+    """
     if options.heads == options.kv_heads:
         return x
     tape = x.tape
     shape = ("b", options.heads, "s", options.head_dim)
-    out = tape.new("repeated key/value heads", shape, x.dtype)
+    copied = options.kv_heads > 1
+    out = tape.new("repeated key/value heads", shape, x.dtype) if copied else Tensor(tape, x.storage, shape, x.dtype)
     if tape.needs_grad(x):
         source = x.shape
         tape.record("expand", [x], out, [], lambda g: [tape.new("gradient summed over heads", source, x_dtype(g))])

@@ -143,6 +143,7 @@ def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> t
     lines = [
         "steady state: optimizer states exist, gradients are set to None after each step",
         "every sequence is full, nothing is padded; labels are a tensor of their own",
+        "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
         f"optimizer {run.resolved_optimizer}",
         f"two cuBLAS workspaces, {format_bytes(workspace)} together, as on {where}",
     ]

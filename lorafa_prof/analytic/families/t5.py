@@ -221,15 +221,16 @@ class T5:
         self.batch = ids, labels = make_batch(tape, self.spec.task)
         encoded = self.encoder(ids, self.table)
         decoder_ids = tape.new("decoder input ids", ("b", "s"), "int64")
-        x = self.decoder(decoder_ids, self.table, encoded)
+        decoded = x = self.decoder(decoder_ids, self.table, encoded)
         since = len(tape.items)
         if self.spec.config.get("tie_word_embeddings") is not False:
-            x = ops.scale(x, "scaled decoder output")
+            x = ops.scale(decoded, "scaled decoder output")
         logits = self.head(x)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = ops.cross_entropy(ops.view(logits, "b", "s", self.spec.vocab_size), labels)
         mark_logits(tape, since)
+        del encoded, decoded, x, logits  # they live as long as the loss is computed
         return loss
 
 

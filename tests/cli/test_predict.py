@@ -1,0 +1,226 @@
+"""`lorafa-prof predict`: what it prints, what it answers to scripts, what it refuses and how."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorafa_prof.cli import main
+from lorafa_prof.results import PART_FIELDS, Prediction
+
+LLAMA = ("predict", "--model", "llama2-7b", "--bs", "8", "--seq", "1024")
+
+
+def answered(capsys: pytest.CaptureFixture[str], *args: str, code: int = 0) -> str:
+    """Run the command, expect this exit code and nothing on stderr, and return stdout."""
+    assert main(list(args)) == code
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run the command, expect exit code 2, nothing on stdout and one line on stderr, and return that line."""
+    assert main(list(args)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def predictions(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:
+    """Return the predictions that the JSON form holds."""
+    found: list[dict[str, Any]] = json.loads(answered(capsys, *args, "--format", "json"))["predictions"]
+    return found
+
+
+# -- what it prints ----------------------------------------------------------------------------------------------
+
+
+def test_five_methods_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    """Methods are columns, parts are rows, in GiB; the total, its moment and what is trained follow."""
+    rows = {}
+    for line in answered(capsys, *LLAMA).splitlines():
+        cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+        if len(cells) == 6:
+            rows[cells[0]] = cells[1:]
+    assert rows["GiB"] == ["Full-FT", "LoRA", "LoRA-FA", "QLoRA", "VeRA"]
+    assert rows["base weights"] == ["12.55", "12.55", "12.55", "3.88", "12.55"]
+    assert rows["trained values"] == ["6.74 B", "159.91 M", "87.03 M", "159.91 M", "1.37 M"]
+    assert rows["reached in"] == ["loss backward"] * 5
+
+
+def test_the_parts_of_the_table_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is shown in GiB adds up to the peak within the rounding of what is shown."""
+    for found in predictions(capsys, *LLAMA):
+        memory = found["memory"]
+        assert sum(memory[part] for part in PART_FIELDS) == memory["peak_allocated_bytes"]
+
+
+def test_each_gpu_gets_a_verdict_and_a_largest_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the table by words, in JSON by fields; the largest batch is consistent with the verdict."""
+    args = (*LLAMA, "--gpu", "rtx4090,a100-80gb", "--method", "lora,lora-fa")
+    text = answered(capsys, *args)
+    assert "does not fit" in text
+    assert "fits" in text
+    for found in predictions(capsys, *args):
+        assert [fit["device"] for fit in found["fit"]] == ["rtx4090", "a100-80gb"]
+        for fit in found["fit"]:
+            assert fit["fits"] == (fit["headroom_bytes"] >= 0) == (fit["max_bs"] >= 8)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "qlora", "vera"])
+def test_the_largest_batch_fits_and_the_next_does_not(capsys: pytest.CaptureFixture[str], method: str) -> None:
+    """The threshold that is printed is one by the command's own verdicts."""
+    args = ("predict", "--model", "qwen2.5-0.5b", "--seq", "2048", "--method", method, "--gpu", "rtx3090")
+    largest = predictions(capsys, *args)[0]["fit"][0]["max_bs"]
+    for bs, fits in ((largest, True), (largest + 1, False)):
+        assert predictions(capsys, *args, "--bs", str(bs))[0]["fit"][0]["fits"] is fits
+
+
+def test_explain_names_every_tensor_at_the_peak(capsys: pytest.CaptureFixture[str]) -> None:
+    """The r-wide A x of LoRA-FA is there with its formula; LoRA's full-width fp32 input is not."""
+    text = answered(capsys, *LLAMA, "--method", "lora-fa", "--explain")
+    assert "model.layers.*.mlp.down_proj: A x" in text
+    assert "256·b·s x32" in text  # 4 bytes x rank 64
+    assert "adapter input to fp32" not in text
+    assert "adapter input to fp32" in answered(capsys, *LLAMA, "--method", "lora", "--explain")
+
+
+# -- what scripts get --------------------------------------------------------------------------------------------
+
+
+def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """Unknown figures are null; every prediction says engine, versions, assumptions and what is left out."""
+    found = predictions(capsys, *LLAMA, "--gpu", "a100-80gb")
+    assert [p["run"]["method"]["name"] for p in found] == ["full", "lora", "lora-fa", "qlora", "vera"]
+    for data in found:
+        assert (data["schema"], data["engine"]) == (1, "analytic")
+        assert data["memory"]["peak_reserved_bytes"] is None
+        assert data["throughput"]["mfu"] is None
+        assert data["versions"]["transformers"] == "5.23"
+        assert data["assumptions"]
+        assert data["unmodelled"]
+        assert Prediction.from_json(data).to_json() == data
+
+
+def test_csv_has_a_row_a_method_and_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain integers under the names of the JSON contract."""
+    text = answered(capsys, *LLAMA, "--gpu", "rtx4090", "--gpu", "t4", "--method", "lora", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["device"] for row in rows] == ["rtx4090", "t4"]
+    assert rows[0]["parameters_trainable"] == "159907840"
+    assert rows[0]["peak_allocated_bytes"] == rows[1]["peak_allocated_bytes"]
+
+
+def test_markdown_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """A header, a rule and as many columns in every row."""
+    lines = [x for x in answered(capsys, *LLAMA, "--format", "markdown").splitlines() if x.startswith("|")]
+    assert {line.count("|") for line in lines} == {7}
+
+
+def test_a_file_gets_the_form_of_its_suffix(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """-o writes the file whole and nothing to stdout."""
+    target = tmp_path / "run.json"
+    assert answered(capsys, *LLAMA, "-o", str(target)) == ""
+    assert len(json.loads(target.read_text())["predictions"]) == 5
+
+
+def test_check_turns_a_verdict_into_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    """1 when something does not fit, 0 when all does; without --check the verdict is only told."""
+    lora = (*LLAMA, "--method", "lora", "--gpu", "rtx4090")
+    answered(capsys, *lora)
+    answered(capsys, *lora, "--check", code=1)
+    answered(capsys, *lora[:5], "--method", "lora-fa", "--bs", "1", "--gpu", "rtx4090", "--check")
+
+
+def test_default_methods_that_a_model_rules_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, while the others are predicted; asked for by name, such a method is an error."""
+    t5 = ("predict", "--model", "t5-small", "--seq", "512")
+    assert main(list(t5)) == 0
+    out, err = capsys.readouterr()
+    assert "LoRA-FA" in out
+    assert "QLoRA" not in out
+    assert err.startswith("lorafa-prof: qlora is left out: ")
+    assert "qlora" not in refused(capsys, *t5, "--method", "lora,qlora").split(":")[0]
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--model", "lama2-7b"), "unknown model 'lama2-7b'; did you mean llama2-7b"),
+        (("--model", "llama2-7b", "--gpu", "rtx409"), "unknown gpu 'rtx409'; did you mean rtx4090"),
+        (("--model", "llama2-7b", "--method", "lorra"), "unknown method 'lorra'; did you mean lora"),
+        (("--model", "llama2-7b", "--targets", "q_prj"), "unknown target module 'q_prj'; did you mean q_proj"),
+        (("--model", "llama2-7b", "--targets", "q_proj,"), "--targets holds an empty name"),
+        (("--model", "llama2-7b", "--bs", "0"), "batch size must be between 1 and"),
+        (("--model", "llama2-7b", "--bs", "-3"), "batch size must be between 1 and"),
+        (("--model", "llama2-7b", "--bs", "9" * 400), "batch size must be between 1 and"),
+        (("--model", "llama2-7b", "--seq", "4097"), "beyond the 4096 positions of llama2-7b"),
+        (("--model", "llama2-7b", "--rank", "0"), "rank must be between 1 and"),
+        (("--model", "llama2-7b", "--dropout", "1"), "dropout must be below 1"),
+        (("--model", "llama2-7b", "--dropout", "nan"), "dropout must be between 0 and 1"),
+        (("--model", "llama2-7b", "--method", "dora"), "does not model the method dora"),
+        (("--model", "llama2-7b", "--engine", "simulate"), "the engine simulate is not part of this version"),
+        (("--model", "llama2-7b", "--check"), "--check needs a card"),
+        (("--model", "llama2-7b", "--shard", "zero3", "--gpus", "8"), "does not model several GPUs"),
+        (("--model", "llama3-8b", "--dtype", "fp32", "--method", "lora"), "unfused math path"),
+        (("--model", "/dev/zero"), "not a regular file"),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_clear_line(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str) -> None:
+    """The mistake by its name and the nearest right thing, exit 2."""
+    assert words in refused(capsys, "predict", *args)
+
+
+HOSTILE = {
+    "not json": "{",
+    "a list": "[1, 2]",
+    "endless nesting": "[" * 100_000,
+    "too many layers": '{"model_type": "llama", "num_hidden_layers": 1' + "0" * 30 + "}",
+    "a huge number": '{"model_type": "llama", "hidden_size": 1' + "0" * 5000 + "}",
+    "text for a number": '{"model_type": "llama", "hidden_size": "4096"}',
+    "no model type": '{"hidden_size": 4096}',
+    "an unknown model type": '{"model_type": "perceptron"}',
+    "not a number": '{"model_type": "llama", "hidden_size": NaN}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_config_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    """One line that names the file, never a traceback, and nothing is written."""
+    config = tmp_path / "config.json"
+    config.write_text(HOSTILE[name])
+    output = tmp_path / "out.json"
+    assert "config.json" in refused(capsys, "predict", "--model", str(config), "-o", str(output))
+    assert not output.exists()
+
+
+def test_a_folder_with_a_config_is_a_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Keys that a config leaves out have the defaults of transformers' class."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 512, "num_attention_heads": 8})
+    )
+    found = predictions(capsys, "predict", "--model", str(tmp_path), "--method", "full", "--seq", "128")[0]
+    # 2 x 32000 x 512 for the tables, 512 for the last norm, and in each layer 4 d^2 + 3 x 11008 d + 2 d
+    assert found["parameters"]["total"] == 2 * 32000 * 512 + 512 + 3 * (4 * 512**2 + 3 * 11008 * 512 + 2 * 512)
+
+
+def test_an_unwritable_output_leaves_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Told before the work begins."""
+    missing = tmp_path / "nowhere" / "run.json"
+    assert "nowhere" in refused(capsys, *LLAMA, "-o", str(missing))
+    assert not missing.parent.exists()
+    if os.geteuid() != 0:  # root may write everywhere
+        tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        refused(capsys, *LLAMA, "-o", str(tmp_path / "run.json"))
