@@ -381,7 +381,7 @@ class TestRefusals:
             ("roberta", {"pad_token_id": 511}, "pad_token_id 511 leaves max_position_embeddings 512 no room"),
             ("t5", {"feed_forward_proj": "half-relu"}, "feed_forward_proj must be an activation function or gated"),
             ("llama", {"hidden_size": "4096"}, "hidden_size must be an integer, not '4096'"),
-            ("llama", {"hidden_size": 10**4300}, "hidden_size must be between 1 and 16777216, not int of"),
+            ("llama", {"hidden_size": 10**4300}, "hidden_size must be between 1 and 16777216, not an integer of"),
             ("llama", {"num_hidden_layers": 10**30}, "num_hidden_layers must be between 1 and 2000"),
             ("gemma2", {"layer_types": [10**5000] * 2}, "layer_types must be a list of strings, not a list"),
             ("bert", {"id2label": ["a"]}, "id2label must be an object, not a list"),
