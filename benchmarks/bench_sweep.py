@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
 
@@ -42,14 +43,14 @@ def check_sample(planned: StepPlan, bs: np.ndarray, seq: np.ndarray) -> None:
 
 
 def rate(run: RunSpec, bs: np.ndarray, seq: np.ndarray, runs: int) -> float:
-    """Configurations per second in the best of `runs` runs."""
+    """Configurations per second in the median of `runs` runs."""
     check_sample(plan(run), bs, seq)
-    best = float("inf")
+    times = []
     for _ in range(runs):
         began = time.perf_counter()
         plan(run).peak_allocated(bs, seq)
-        best = min(best, time.perf_counter() - began)
-    return len(bs) / best
+        times.append(time.perf_counter() - began)
+    return len(bs) / statistics.median(times)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ moments, and the peak of a million configurations is the maximum of one matrix p
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,18 +110,34 @@ def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
     """Drop every row that another row bounds from above for all batch sizes and sequence lengths.
 
     Rounding adds less than a granule a storage, so row A is bounded by row B where A's polynomial plus one granule a
-    rounded storage is at most B's polynomial, coefficient by coefficient (all symbols are at least 1).
+    rounded storage is at most B's polynomial. That holds for all symbols from 1 up where B - A, written in the symbols
+    less one, has no negative coefficient.
     """
-    monomials = sorted({symbols for _, symbols in sizes})
-    lower = np.zeros((len(rows), len(monomials)))
+    lower = np.zeros((len(rows), len(_shifted_monomials(sizes))))
     for i, (coefficient, symbols) in enumerate(sizes):
-        lower[:, monomials.index(symbols)] += rows[:, i] * (coefficient / ALLOCATION_GRANULE)
+        lower += np.outer(rows[:, i] * (coefficient / ALLOCATION_GRANULE), _shifted(symbols, sizes))
     rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
-    upper = np.column_stack([lower, rows[:, rounding].sum(axis=1)])
-    lower = np.column_stack([lower, np.zeros(len(rows))])
+    upper = lower.copy()
+    upper[:, 0] += rows[:, rounding].sum(axis=1)  # the first monomial is the constant
     kept: list[int] = []
     for i in np.argsort(-lower.sum(axis=1), kind="stable"):
-        by_polynomial = any((upper[i] <= lower[j]).all() for j in kept)
-        if not by_polynomial and not any((rows[i] <= rows[j]).all() for j in kept):
+        bounds, live = lower[kept], rows[kept]
+        if not (upper[i] <= bounds).all(axis=1).any() and not (rows[i] <= live).all(axis=1).any():
             kept.append(int(i))
     return rows[kept]
+
+
+def _shifted_monomials(sizes: list[Size]) -> list[str]:
+    """Return every monomial that a size's symbols leave when each is written as one plus the rest."""
+    found = {"".join(part) for _, symbols in sizes for n in range(len(symbols) + 1) for part in combinations(symbols, n)}
+    return sorted(found, key=lambda monomial: (len(monomial), monomial))
+
+
+def _shifted(symbols: str, sizes: list[Size]) -> Floats:
+    """Return the coefficients of a product of symbols in the shifted monomials: (1+x)(1+y) = 1 + x + y + xy."""
+    monomials = _shifted_monomials(sizes)
+    coefficients = np.zeros(len(monomials))
+    for n in range(len(symbols) + 1):
+        for part in combinations(symbols, n):
+            coefficients[monomials.index("".join(part))] += 1
+    return coefficients

@@ -41,6 +41,10 @@ def build(builder: Builder) -> Model:
         from lorafa_prof.analytic.families.gpt2 import Gpt2
 
         return Gpt2(builder)
+    if architecture in ("roberta", "xlm-roberta"):
+        from lorafa_prof.analytic.families.roberta import Roberta
+
+        return Roberta(builder)
     if architecture == "t5":
         from lorafa_prof.analytic.families.t5 import T5
 

@@ -68,6 +68,12 @@ def _cube(x: Tensor) -> Tensor:
     return ops.power(ops.cast(x, "fp32", "power input") if x.tape.autocast else x, 3)
 
 
+def dropout(x: Tensor, p: float, name: str) -> Tensor:
+    """Run the dropout module `name`."""
+    with x.tape.scope(name):
+        return ops.dropout(x, p)
+
+
 def attention_kernel(run: RunSpec, *, mask: bool) -> str:
     """Return which kernel CUDA runs for the requested attention.
 

@@ -18,6 +18,7 @@ from lorafa_prof.analytic.families.common import (
     attention_options,
     causal_lm_loss,
     causal_mask,
+    dropout,
     make_batch,
     mark_logits,
     not_modelled,
@@ -102,12 +103,6 @@ class Block:
         residual = x
         x = self.ln_2(x, ops.layer_norm)
         return ops.add(residual, self.mlp(x), "residual sum")
-
-
-def dropout(x: Tensor, p: float, name: str) -> Tensor:
-    """Run the dropout module `name`."""
-    with x.tape.scope(name):
-        return ops.dropout(x, p)
 
 
 class Gpt2:

@@ -7,7 +7,8 @@ and (tied) the output head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from typing import Protocol
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import split_heads
@@ -19,15 +20,13 @@ from lorafa_prof.analytic.families.common import (
     make_batch,
     mark_logits,
     not_modelled,
+    require_input_grad,
     run_layers,
 )
 from lorafa_prof.analytic.families.t5_attention import Bias, Shapes, attend, lookup, no_bias
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ITEMSIZE, RunSpec
-
-MakeBias = Callable[["Attention", Tensor], Bias]
-
 
 def norm(x: Tensor, weight: Parameter) -> Tensor:
     """T5LayerNorm: x itself times the fp32 rsqrt(mean(x**2) + eps), back to a 16-bit weight's dtype, times the weight."""
@@ -56,15 +55,16 @@ class Attention:
             buckets = int(spec.config.get("relative_attention_num_buckets") or 32)
             self.table = builder.embedding("relative_attention_bias", buckets, spec.num_heads) if biased else None
 
-    def __call__(self, x: Tensor, context: Tensor, make_bias: MakeBias) -> tuple[Tensor, Tensor | None]:
-        """Return the output and the attention weights, which the block holds on to."""
+    def __call__(self, x: Tensor, context: Tensor, biases: Biases) -> tuple[Tensor, Bias, Tensor | None]:
+        """Return the output and what the block holds on to: the bias and the attention weights."""
         with x.tape.scope(self.name):
             q = self._heads(self.q, x)
             k, v = self._heads(self.k, context), self._heads(self.v, context)
-            out, weights = attend(q, k, v, make_bias(self, q), self.shapes)
+            bias = biases.of_self(self, q) if context is x else biases.of_cross(self, q)
+            out, weights = attend(q, k, v, bias, self.shapes)
             out = self.out(out)
             del q, k, v
-            return out, weights
+            return out, bias, weights
 
     def _heads(self, layer: Linear, x: Tensor) -> Tensor:
         return split_heads(layer(x), self.shapes.heads, self.shapes.head_dim, copies_gradient=self.shapes.eager)
@@ -115,52 +115,87 @@ class Block:
             self.before_mlp = builder.norm("layer_norm", width)
 
     def __call__(self, x: Tensor, encoded: Tensor | None, biases: Biases) -> Tensor:
-        """Run the block; `biases` makes each kind of bias in the first block and keeps it."""
+        """Run the block over x; in the decoder `encoded` is what the encoder made."""
         with x.tape.scope("layer.0"):
             normed = self.before_attention(x, norm)
-            out, weights = self.attention(normed, normed, biases.of_self)
+            out, bias, weights = self.attention(normed, normed, biases)
             x = self._joined(x, out)
             del out, normed
+        cross_bias = None
         if self.cross is not None:
             assert encoded is not None
             with x.tape.scope("layer.1"):
                 normed = self.before_cross(x, norm)
-                out, weights = self.cross(normed, encoded, biases.of_cross)
+                out, cross_bias, cross_weights = self.cross(normed, encoded, biases)
                 x = self._joined(x, out)
-                del out, normed
+                weights = cross_weights  # the real code keeps the earlier ones until here
+                del out, normed, cross_weights
         with x.tape.scope(self.last):
             normed = self.before_mlp(x, norm)
             out = self.mlp(normed)
             del normed
             x = self._joined(x, out)
-        del weights
+        del weights, bias, cross_bias
         return x
 
     def _joined(self, x: Tensor, out: Tensor) -> Tensor:
         return ops.add(x, ops.dropout(out, self.dropout, "output dropout"), "residual sum")
 
 
-class Biases:
-    """The biases of one stack, made where they are first asked for and kept until the stack is done."""
+class Biases(Protocol):
+    """Where a block gets its position biases."""
 
-    def __init__(self, run: RunSpec, *, causal: bool, mask: Tensor | None) -> None:
-        self.run, self.causal, self.mask = run, causal, mask
+    def of_self(self, attention: Attention, q: Tensor) -> Bias:
+        """Return the learned bias of self-attention."""
+
+    def of_cross(self, attention: Attention, q: Tensor) -> Bias:
+        """Return the zeros of cross-attention."""
+
+
+class KeptBiases:
+    """The biases that the first block made, for the others: kept until the stack is done, or they have been run again."""
+
+    def __init__(self) -> None:
         self.self_bias: Bias | None = None
         self.cross_bias: Bias | None = None
 
     def of_self(self, attention: Attention, q: Tensor) -> Bias:
         """Return the learned bias of self-attention."""
-        if self.self_bias is None:
-            assert attention.table is not None, "the first block of a stack has the table"
-            values = lookup(q.tape, attention.table, bidirectional=not self.causal)
-            self.self_bias = Bias(values, causal=self.causal, mask=self.mask)
+        del attention, q
+        assert self.self_bias is not None, "the first block has run"
         return self.self_bias
 
     def of_cross(self, attention: Attention, q: Tensor) -> Bias:
         """Return the zeros of cross-attention."""
-        if self.cross_bias is None:
-            self.cross_bias = Bias(None, no_bias(q.tape, attention.shapes, q.dtype))
+        del attention, q
+        assert self.cross_bias is not None, "the first block has run"
         return self.cross_bias
+
+
+class MadeBiases:
+    """The biases as the first block makes them: for all blocks, and once more for itself when it is recomputed."""
+
+    def __init__(self, run: RunSpec, kept: KeptBiases, *, causal: bool, mask: Tensor | None) -> None:
+        self.trained_zeros = run.checkpointing != "none"
+        self.kept, self.causal, self.mask = weakref.ref(kept), causal, mask
+
+    def of_self(self, attention: Attention, q: Tensor) -> Bias:
+        """Look the learned bias up."""
+        assert attention.table is not None, "the first block of a stack has the table"
+        values = lookup(q.tape, attention.table, bidirectional=not self.causal)
+        made = Bias(values, learned=True, causal=self.causal, mask=self.mask)
+        kept = self.kept()
+        if kept is not None and kept.self_bias is None:
+            kept.self_bias = made
+        return made
+
+    def of_cross(self, attention: Attention, q: Tensor) -> Bias:
+        """Make the zeros of cross-attention."""
+        made = no_bias(q.tape, attention.shapes, q.dtype, trained=self.trained_zeros)
+        kept = self.kept()
+        if kept is not None and kept.cross_bias is None:
+            kept.cross_bias = made
+        return made
 
 
 class Stack:
@@ -180,18 +215,22 @@ class Stack:
         builder, tape, p = self.builder, ids.tape, self.builder.spec.hidden_dropout
         with tape.scope(self.name):
             with tape.scope("embed_tokens"):
-                embedded = ops.embedding(ids, table)
+                embedded = require_input_grad(builder, ops.embedding(ids, table))
             eager = builder.run.attn == "eager"
             mask = causal_mask(tape, builder.run, "eager") if eager and self.decoder else None
-            biases = Biases(builder.run, causal=self.decoder, mask=mask)
-            layers = [self._bound(block, encoded, biases) for block in self.blocks]
+            kept = KeptBiases()
+            layers = self._layers(encoded, kept, MadeBiases(builder.run, kept, causal=self.decoder, mask=mask))
             x = run_layers(builder, layers, ops.dropout(embedded, p, "embedding dropout"))
             x = ops.dropout(self.norm(x, norm), p, "output dropout")
-            del embedded, mask, biases
+            del embedded, mask, kept, layers
             return x
 
-    def _bound(self, block: Block, encoded: Tensor | None, biases: Biases) -> BuiltLayer:
-        return BuiltLayer(block.index, f"block.{block.index}", lambda x: block(x, encoded, biases))
+    def _layers(self, encoded: Tensor | None, kept: KeptBiases, made: MadeBiases) -> list[BuiltLayer]:
+        def bound(block: Block) -> BuiltLayer:
+            biases = kept if block.index else made
+            return BuiltLayer(block.index, f"block.{block.index}", lambda x: block(x, encoded, biases))
+
+        return [bound(block) for block in self.blocks]
 
 
 class T5:
@@ -244,15 +283,15 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     """Raise where the step of T5 takes a way that is not written down here.
 
     Raises:
-        UnsupportedError: flash attention, fp16, checkpointing, or heads that no fused kernel takes.
+        UnsupportedError: flash attention, fp16, selective checkpointing, or heads that no fused kernel takes.
     """
     spec = run.model
     if run.attn == "flash":
         raise UnsupportedError(f"{spec.name} cannot use flash attention: its position bias is a mask; use --attn sdpa")
     if run.dtype == "fp16":
         raise not_modelled(spec, "in fp16, where each block looks for infinities and clamps")
-    if run.checkpointing != "none":
-        raise not_modelled(spec, "with checkpointing")
+    if run.checkpointing == "selective":
+        raise not_modelled(spec, "with selective checkpointing")
     width = spec.head_dim * (2 if run.amp else ITEMSIZE[run.dtype])
     if run.attn != "eager" and width % 16:
         raise not_modelled(spec, "where heads are no multiple of 16 bytes wide, which no fused kernel takes")

@@ -17,9 +17,11 @@ from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
 class Bias:
     """What is added to the scores (1, h, s, s) of all layers of a stack."""
 
-    values: Tensor | None
-    """The lookup of the learned table; None for the zeros of cross-attention."""
-    zeros: tuple[Tensor, ...] = ()
+    values: Tensor
+    """The lookup of the learned table, or the zeros of cross-attention."""
+    learned: bool
+    misaligned: Tensor | None = None
+    """Zeros that the fused kernel pads, layer by layer; then `values` are the zeros that it takes as they are."""
     causal: bool = False
     mask: Tensor | None = None
     """The eager code's additive mask."""
@@ -92,11 +94,22 @@ def _buckets(tape: Tape, *, bidirectional: bool) -> Tensor:
     return buckets
 
 
-def no_bias(tape: Tape, shapes: Shapes, dtype: str) -> tuple[Tensor, ...]:
-    """Return cross-attention's zeros: one tensor, which the kernel keeps only where it need not pad it."""
-    if shapes.eager:
-        return (tape.new("zero position bias", shapes.scores, dtype),)
-    return tuple(tape.new("zero position bias", (1, shapes.heads, "s", width), dtype) for width in ("A", "U"))
+def no_bias(tape: Tape, shapes: Shapes, dtype: str, *, trained: bool) -> Bias:
+    """Return cross-attention's zeros: one tensor, which the kernel keeps only where it need neither cast nor pad it.
+
+    With checkpointing the real code asks a gradient for them, which nobody reads.
+    """
+    if shapes.eager or dtype != (tape.autocast or dtype):
+        zeros, misaligned = tape.new("zero position bias", shapes.scores, dtype), None
+    else:
+        zeros, misaligned = (
+            tape.new("zero position bias", (1, shapes.heads, "s", width), dtype) for width in ("A", "U")
+        )
+    if trained:
+        leaf = Parameter(tape, "zero position bias", shapes.scores, dtype, trained=True, kind="input")
+        leaf.storage = zeros.storage
+        zeros = leaf
+    return Bias(zeros, learned=False, misaligned=misaligned)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, Tensor | None]:
@@ -106,23 +119,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, Tensor]:
     tape, d = q.tape, shapes.head_dim
-    added = bias.values if bias.values is not None else bias.zeros[0]
+    q, k = (_autocast(x) for x in (q, k))
     left, right = _by_heads(q, shapes), _by_heads(k, shapes)
     scores = ops.batched_matmul(left, right, d, 0, "attention scores")
-    del left, right
+    del left, right, q, k
     scores = ops.scale(scores, "scaled scores")
-    scores = ops.add(scores, added, "biased scores")
+    scores = ops.add(scores, bias.values, "biased scores")
     if bias.mask is not None:
         scores = ops.add(scores, bias.mask, "masked scores")
     weights = ops.softmax(scores, "fp32" if tape.autocast else None)
     del scores
     weights = ops.dropout(weights, shapes.dropout, "attention dropout")
-    left = ops.cast(weights, v.dtype, "attention weights")  # autocast's
+    left, v = _autocast(weights), _autocast(v)
     out = ops.batched_matmul(left, _by_heads(v, shapes), 0, d, "attention output by heads")
-    del left
-    if not (shapes.heads == 1):
+    del left, v
+    if shapes.heads > 1:
         out = ops.contiguous(out, "attention output")
     return ops.view(out, "b", "s", shapes.heads * d), weights
+
+
+def _autocast(x: Tensor) -> Tensor:
+    return ops.autocast_to(x, x.tape.autocast, "autocast heads") if x.tape.autocast else x
 
 
 def _by_heads(x: Tensor, shapes: Shapes) -> Tensor:
@@ -133,7 +150,8 @@ def _by_heads(x: Tensor, shapes: Shapes) -> Tensor:
 def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> tuple[Tensor, None]:
     """Memory-efficient attention with an additive mask: saves q, k, v, the mask, the output and the log-sum-exp."""
     tape, h, d = q.tape, shapes.heads, shapes.head_dim
-    mask, held = _learned_mask(bias, shapes, q.dtype) if bias.values is not None else _zero_mask(bias, shapes)
+    q, k, v = (_autocast(x) for x in (q, k, v))
+    mask, held = _own_mask(bias, shapes, q.dtype) if bias.misaligned is None else _shared_mask(bias, shapes)
     out = tape.new("attention output", ("b", "s", h, d), q.dtype)
     lse = tape.new("attention log-sum-exp", ("b", h, "E"), "fp32")
     rng = [tape.new(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
@@ -161,22 +179,24 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
     return ops.view(out, "b", "s", h * d), None
 
 
-def _zero_mask(bias: Bias, shapes: Shapes) -> tuple[list[Tensor], Tensor]:
+def _shared_mask(bias: Bias, shapes: Shapes) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Zeros shared by the layers, or each layer's own padded copy of them."""
-    aligned, misaligned = bias.zeros
-    padded = aligned.tape.new("padded position bias", (1, shapes.heads, "s", "V"), aligned.dtype)
-    return [aligned, padded], misaligned
+    zeros, tape = bias.values, bias.values.tape
+    padded = tape.new("padded position bias", (1, shapes.heads, "s", "V"), zeros.dtype)
+    mask = Tensor(tape, zeros.storage, shapes.scores, zeros.dtype)
+    if tape.needs_grad(zeros):
+        tape.record("pad", [zeros], mask, [], lambda g: [_unpadded(g, shapes)])
+    return [mask, padded], ()
 
 
-def _learned_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+def _own_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """The bias with -inf where causality forbids, by heads, in the kernel's dtype, its rows padded to 16.
 
     Return it and what lives as long as the attention runs. Where the rows are aligned, the last of these copies is
     what the kernel gets; else it gets one more, padded.
     """
-    values = bias.values
-    assert values is not None
-    tape, shape = values.tape, shapes.scores
+    values, shape = bias.values, shapes.scores
+    tape = values.tape
     made = values
     if bias.causal:
         lower = tape.new("causal mask", ("s", "s"), "bool")
@@ -185,8 +205,8 @@ def _learned_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor],
             source = values.dtype
             tape.record("where", [values], made, [lower], lambda g: [tape.new("masked gradient", shape, source)])
     held: list[Tensor] = []
-    if made.dtype != dtype:
-        made = ops.contiguous(made, "position bias by heads") if shapes.heads > 1 else made
+    if made.dtype != dtype and bias.learned and shapes.heads > 1:
+        made = ops.contiguous(made, "position bias by heads")
         held.append(made)
     kept = tape.new("position bias for the kernel", (1, shapes.heads, "s", "F"), dtype)
     mask = Tensor(tape, kept.storage, shape, dtype)
