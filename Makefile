@@ -25,7 +25,7 @@ FROM      := pyproject.toml constraints.txt
 .PHONY: help demo test test-slow test-heldin test-gpu check format bench clean distclean
 
 help:
-	@echo 'make demo         install the core and predict the memory and speed of five methods on Llama-2-7B'
+	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-heldin  the published measurements, the heavy way'
