@@ -54,7 +54,7 @@ def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool =
             assert grad is not None
             if copies:
                 return [tape.new("gradient of heads, contiguous", flat, grad.dtype)]
-            return [Tensor(tape, grad.storage, flat, grad.dtype)]
+            return [grad.viewed(flat)]
 
         tape.record("transpose", [x], out, [], backward)
     return out
@@ -165,12 +165,8 @@ def _padded(head_dim: int) -> int:
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """transformers' eager attention: scores (b, h, s, s), softmax, product with the values."""
-    repeated = 1 < options.kv_heads < options.heads
     k, v = _repeat_kv(k, options), _repeat_kv(v, options)
-    left = _factor(q, options, by_heads=options.by_heads)
-    right = _factor(k, options, by_heads=options.by_heads or repeated)
-    weights = ops.batched_matmul(left, right, options.head_dim, 0, "attention scores")
-    del left, right
+    weights = _product(q, k, options, scores=True)
     weights = ops.scale(weights, "scaled scores")
     if options.softcap is not None:
         weights = ops.scale(weights, "scores / softcap")
@@ -185,10 +181,24 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
         if options.casts_weights:
             weights = ops.cast(weights, q.dtype, "attention weights")
     weights = ops.dropout(weights, options.dropout, "attention dropout")
-    left, right = _factor(weights, options, by_heads=True), _factor(v, options, by_heads=repeated)
-    out = ops.batched_matmul(left, right, 0, options.head_dim, "attention output by heads")
-    del left, right
-    return _joined(out, options), weights
+    return _joined(_product(weights, v, options, scores=False), options), weights
+
+
+def _product(a: Tensor, b: Tensor, options: AttentionOptions, *, scores: bool) -> Tensor:
+    """q @ k.T (`scores`) or weights @ v, as torch.matmul runs it over heads.
+
+    Autocast's copies come first, then those laid out (b, h, s, d) of heads that are not; all last until the product is
+    there. Repeated key/value heads are laid out so already, unless they are one head's view.
+    """
+    if a.tape.autocast:
+        a, b = (ops.autocast_to(x, a.tape.autocast, "autocast attention input") for x in (a, b))
+    repeated = 1 < options.kv_heads < options.heads
+    left = _by_heads(a, options, ready=options.by_heads or not scores)
+    right = _by_heads(b, options, ready=repeated or (options.by_heads and scores))
+    d = options.head_dim
+    if scores:
+        return ops.batched_matmul(left, right, d, 0, "attention scores")
+    return ops.batched_matmul(left, right, 0, d, "attention output by heads")
 
 
 def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
@@ -231,10 +241,8 @@ def x_dtype(grads: Grads) -> str:
     return grads[0].dtype
 
 
-def _factor(x: Tensor, options: AttentionOptions, *, by_heads: bool) -> Tensor:
-    """What matmul multiplies: autocast's copy, and one laid out (b, h, s, d) unless `x` can be viewed so."""
-    if x.tape.autocast:
-        x = ops.autocast_to(x, x.tape.autocast, "autocast attention input")
-    if by_heads or options.single or x.shape[1] == 1:
+def _by_heads(x: Tensor, options: AttentionOptions, *, ready: bool) -> Tensor:
+    """What matmul makes of heads laid out (b, s, h, d): a contiguous copy, unless they can be viewed."""
+    if ready or options.single or x.shape[1] == 1:
         return x
     return ops.contiguous(x, "heads for matmul")

@@ -111,7 +111,7 @@ def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
 
     Rounding adds less than a granule a storage, so row A is bounded by row B where A's polynomial plus one granule a
     rounded storage is at most B's polynomial. That holds for all symbols from 1 up where B - A, written in the symbols
-    less one, has no negative coefficient.
+    less one, has no negative coefficient. The symbols that can be 0 stay as they are.
     """
     lower = np.zeros((len(rows), len(_shifted_monomials(sizes))))
     for i, (coefficient, symbols) in enumerate(sizes):
@@ -128,8 +128,8 @@ def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
 
 
 def _shifted_monomials(sizes: list[Size]) -> list[str]:
-    """Return every monomial that a size's symbols leave when each is written as one plus the rest."""
-    found = {"".join(part) for _, symbols in sizes for n in range(len(symbols) + 1) for part in combinations(symbols, n)}
+    """Return the constant and every monomial that a size's symbols leave when each is written as one plus the rest."""
+    found = {"", *(monomial for _, symbols in sizes for monomial in _expanded(symbols))}
     return sorted(found, key=lambda monomial: (len(monomial), monomial))
 
 
@@ -137,7 +137,14 @@ def _shifted(symbols: str, sizes: list[Size]) -> Floats:
     """Return the coefficients of a product of symbols in the shifted monomials: (1+x)(1+y) = 1 + x + y + xy."""
     monomials = _shifted_monomials(sizes)
     coefficients = np.zeros(len(monomials))
-    for n in range(len(symbols) + 1):
-        for part in combinations(symbols, n):
-            coefficients[monomials.index("".join(part))] += 1
+    for monomial in _expanded(symbols):
+        coefficients[monomials.index(monomial)] += 1
     return coefficients
+
+
+def _expanded(symbols: str) -> Iterator[str]:
+    """Yield the shifted monomials of a product of symbols, each as often as it comes up."""
+    fixed = [symbol for symbol in symbols if symbol in CAN_VANISH]
+    shifted = [symbol for symbol in symbols if symbol not in CAN_VANISH]
+    for n in range(len(shifted) + 1):
+        yield from ("".join(sorted([*fixed, *part])) for part in combinations(shifted, n))

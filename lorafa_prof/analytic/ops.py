@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
 
 _RANK = {"bool": 0, "uint8": 0, "int64": 1, "bf16": 2, "fp16": 2, "fp32": 3}
 
@@ -106,7 +106,7 @@ def cat(parts: Sequence[Tensor], *shape: int | str) -> Tensor:
 
         def backward(g: Grads) -> list[Tensor | None]:
             grad = _grad(g)
-            return [Tensor(tape, grad.storage, shape, grad.dtype) for shape in shapes]
+            return [grad.viewed(shape) for shape in shapes]
 
         tape.record("cat", parts, out, [], backward)
     return out
@@ -277,8 +277,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
             grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
             if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
-            for need in (need_x, need_w):
-                if need:
+            for made in (grad_x, grad_w):
+                if made is not None:
+                    made.is_view = made is grad_w or len(x_shape) > 2  # transposed, or unfolded from a matrix
                     tape.count_flops("linear", flops, backward=True)
             return [grad_x, grad_w, g[0] if need_b else None]  # the engine sums the bias's over the rows
 
@@ -318,7 +319,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     return out
 
 
-# -- embedding, norms -------------------------------------------------------------------------------------------------
+# -- embedding, quantised product, loss --------------------------------------------------------------------------------
 
 
 def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Tensor:
@@ -331,54 +332,12 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
     return out
 
 
-def rms_norm(x: Tensor, weight: Parameter) -> Tensor:
-    """Llama's RMSNorm, op by op: x to fp32, x * rsqrt(mean(x**2) + eps), back to x's dtype, times the weight."""
-    wide = cast(x, "fp32", "norm input")
-    inverse = rsqrt(shift(row_mean(power(wide)), "variance + eps"))
-    normed = mul(wide, inverse, "normed")
-    del wide, inverse
-    narrowed = cast(normed, x.dtype, "normed")
-    del normed
-    return mul(weight, narrowed, "norm output")
-
-
-def gemma_rms_norm(x: Tensor, weight: Parameter) -> Tensor:
-    """Gemma's RMSNorm: the product with (1 + weight) happens in fp32, and the cast comes last."""
-    wide = cast(x, "fp32", "norm input")
-    inverse = rsqrt(shift(row_mean(power(wide)), "variance + eps"))
-    normed = mul(wide, inverse, "normed")
-    del wide, inverse
-    factor = shift(cast(weight, "fp32", "norm weight"), "1 + weight")
-    product = mul(normed, factor, "norm product")
-    del normed, factor
-    return cast(product, x.dtype, "norm output")
-
-
-def layer_norm(x: Tensor, weight: Parameter, bias: Parameter) -> Tensor:
-    """Fused native_layer_norm: saves x and each row's mean and rstd in fp32. Autocast runs it in fp32."""
-    tape = x.tape
-    if tape.autocast:
-        x = cast(x, "fp32", "layer norm input")
-    out_dtype = x.dtype
-    params = [cast(p, out_dtype, "layer norm weight") for p in (weight, bias)] if tape.autocast else [weight, bias]
-    out = like(x, "layer norm output")
-    mean = tape.new("layer norm mean", (*x.shape[:-1], 1), "fp32")
-    rstd = tape.new("layer norm rstd", (*x.shape[:-1], 1), "fp32")
-    if tape.needs_grad(x, *params):
-        need_x, need_w = x.requires_grad, weight.requires_grad
-        shape, w_shape = x.shape, weight.shape
-
-        def backward(g: Grads) -> list[Tensor | None]:
-            grad_x = tape.new("gradient of layer norm input", shape, out_dtype) if need_x else None
-            grads = [tape.new("gradient of layer norm weight", w_shape, out_dtype) if need_w else None for _ in (0, 1)]
-            return [grad_x, *grads]
-
-        tape.record("native_layer_norm", [x, *params], out, [x, *params, mean, rstd], backward)
-    return out
-
-
 def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
-    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept."""
+    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
+
+    The (frozen) bias is added within the product.
+    """
+    del bias
     tape = x.tape
     source = x.dtype
     x = cast(x, weight.dtype, "compute input")
@@ -399,8 +358,6 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
             return [grad]
 
         tape.record("MatMul4Bit", [x], out, [], backward)
-    if bias is not None:
-        out = add(out, bias, "biased output")
     return cast(out, source, "linear output")
 
 

@@ -195,6 +195,16 @@ def _state_kind(state: StateTensor, category: str) -> Kind:
     return state_kind(state.parameter, state.name, state.shape, state.dtype, category)
 
 
+def count_parameters(run: RunSpec) -> ParameterCount:
+    """Count the parameters of `run`'s model with its adapters; its step need not be one that this engine models.
+
+    Raises:
+        UnsupportedError: an architecture or method that this engine does not know.
+    """
+    builder, _ = build_model(run)
+    return _counted(builder.held)
+
+
 def plan(run: RunSpec) -> StepPlan:
     """Trace one step of `run` and return its plan.
 

@@ -24,6 +24,8 @@ Shape = tuple[Dim, ...]
 #: A = s where that padding needs no copy and 0 where it does; U = s and V = F where it does and 0 where not;
 #: p = s + 1, the labels before the shift by one token.
 SYMBOLS = ("b", "s", "S", "E", "F", "A", "U", "V", "p")
+#: The symbols that can be 0; all others are at least 1.
+CAN_VANISH = "AUV"
 
 Size = tuple[int, str]
 """(bytes coefficient, the symbols it is multiplied by, sorted): (8192, "bs")."""

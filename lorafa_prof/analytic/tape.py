@@ -44,12 +44,13 @@ class Item:
 class Storage:
     """One allocation. Its death is recorded when the last reference goes, as in PyTorch."""
 
-    __slots__ = ("buffers", "index", "retracted", "tape")
+    __slots__ = ("buffers", "index", "retracted", "tape", "tied")
 
     def __init__(self, tape: Tape, index: int) -> None:
         self.tape, self.index = tape, index
         self.buffers = 0  # gradient buffers that hold it now: shared gradients are not added to in place
         self.retracted = False
+        self.tied: Storage | None = None  # one that lives as long: where the sizes decide which of two there is
 
     def __del__(self) -> None:
         if not self.retracted:
@@ -59,7 +60,7 @@ class Storage:
 class Tensor:
     """A view on a storage, with its place in the autograd graph."""
 
-    __slots__ = ("dtype", "node", "requires_grad", "shape", "slot", "storage", "tape")
+    __slots__ = ("dtype", "is_view", "node", "requires_grad", "shape", "slot", "storage", "tape")
 
     def __init__(
         self, tape: Tape, storage: Storage | None, shape: Shape, dtype: str, *, requires_grad: bool = False
@@ -68,6 +69,13 @@ class Tensor:
         self.requires_grad = requires_grad
         self.node: Node | None = None
         self.slot = 0
+        self.is_view = False  # a view keeps its base, so a gradient that is one is never added to in place
+
+    def viewed(self, shape: Shape) -> Tensor:
+        """Return a view outside the graph, as a backward formula makes of a gradient."""
+        out = Tensor(self.tape, self.storage, shape, self.dtype)
+        out.is_view = True
+        return out
 
     def detached(self) -> Tensor:
         """Return the same storage outside the graph."""
@@ -209,7 +217,7 @@ class Tape:
         return out
 
     def _reshaped(self, grad: Tensor | None, shape: Shape) -> Tensor | None:
-        return None if grad is None else Tensor(self, grad.storage, shape, grad.dtype)
+        return None if grad is None else grad.viewed(shape)
 
     # -- graph ----------------------------------------------------------------------------------------------------
 
@@ -370,13 +378,17 @@ class Tape:
         target.grads[edge.slot] = self._held(target.grads[edge.slot], grad)
 
     def _held(self, old: Tensor | None, grad: Tensor) -> Tensor:
-        """Return what a buffer holds after `grad` arrived: the sum, in place where nobody else holds the old one."""
+        """Return what a buffer holds after `grad` arrived: the sum, in place where nobody else holds the old one.
+
+        That is `can_accumulate_inplace` of torch/csrc/autograd/input_buffer.cpp: the tensor and its storage have one
+        owner, which the base of a view denies.
+        """
         assert grad.storage is not None, "a gradient has a storage"
         if old is None:
             grad.storage.buffers += 1
             return grad
         assert old.storage is not None, "a gradient has a storage"
-        if old.storage.buffers == 1 and old.storage is not grad.storage:
+        if old.storage.buffers == 1 and old.storage is not grad.storage and not old.is_view:
             return old
         old.storage.buffers -= 1
         total = self.new("accumulated gradient", old.shape, old.dtype)

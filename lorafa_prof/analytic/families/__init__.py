@@ -10,6 +10,9 @@ from lorafa_prof.errors import UnsupportedError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
 MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2")
+GPT2_LIKE = ("gpt2", "gpt_bigcode")
+ROBERTA_LIKE = ("roberta", "xlm-roberta")
+KNOWN = (*LLAMA_LIKE, *MIXTURES_OF_EXPERTS, *GPT2_LIKE, *ROBERTA_LIKE, "t5")
 
 
 class Model(Protocol):
@@ -37,11 +40,11 @@ def build(builder: Builder) -> Model:
         from lorafa_prof.analytic.families.moe import MixtureOfExperts
 
         return MixtureOfExperts(builder)
-    if architecture in ("gpt2", "gpt_bigcode"):
+    if architecture in GPT2_LIKE:
         from lorafa_prof.analytic.families.gpt2 import Gpt2
 
         return Gpt2(builder)
-    if architecture in ("roberta", "xlm-roberta"):
+    if architecture in ROBERTA_LIKE:
         from lorafa_prof.analytic.families.roberta import Roberta
 
         return Roberta(builder)
@@ -51,5 +54,5 @@ def build(builder: Builder) -> Model:
         return T5(builder)
     raise UnsupportedError(
         f"the analytic engine does not model the architecture {architecture!r} of {builder.spec.name} "
-        f"(it does: {', '.join(LLAMA_LIKE)}); --engine simulate runs any model that transformers can build"
+        f"(it does: {', '.join(KNOWN)}); --engine simulate runs any model that transformers can build"
     )

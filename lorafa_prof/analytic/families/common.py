@@ -94,8 +94,8 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
         raise UnsupportedError("flash attention needs 16-bit tensors: use --dtype bf16 or --amp, or --attn sdpa")
     if spec.num_heads != spec.num_kv_heads and not mask:
         raise UnsupportedError(
-            f"fp32 attention over the grouped heads of {spec.name} falls back to PyTorch's unfused math path, which the "
-            "analytic engine does not model: use --attn eager, --amp or --dtype bf16"
+            f"fp32 attention over the grouped heads of {spec.name} falls back to PyTorch's unfused math path, which "
+            "the analytic engine does not model: use --attn eager, --amp or --dtype bf16"
         )
     return "efficient"
 

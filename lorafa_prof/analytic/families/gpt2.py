@@ -25,6 +25,7 @@ from lorafa_prof.analytic.families.common import (
     require_input_grad,
     run_layers,
 )
+from lorafa_prof.analytic.ops_norm import layer_norm
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Tensor
 
@@ -39,6 +40,7 @@ class Attention:
             self.c_proj = builder.linear("c_proj", spec.hidden_size, spec.hidden_size, True)
 
     def __call__(self, x: Tensor, options: AttentionOptions, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the output and, from eager attention, the weights."""
         with x.tape.scope("attn"):
             q, k, v = self._heads(x, options)
             out, weights = attend_with_weights(q, k, v, options, mask)
@@ -75,6 +77,7 @@ class Mlp:
             self.c_proj = builder.linear("c_proj", spec.intermediate_size, spec.hidden_size, True)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the MLP."""
         with x.tape.scope("mlp"):
             hidden = self.c_fc(x)
             with x.tape.scope("act"):
@@ -96,12 +99,13 @@ class Block:
     def __call__(
         self, x: Tensor, options: AttentionOptions, mask: Tensor | None, _position_ids: Tensor | None
     ) -> Tensor:
+        """Run the block. GPT-2 hands the position ids down to attention, which holds them and has no use for them."""
         residual = x
-        x = self.ln_1(x, ops.layer_norm)
+        x = self.ln_1(x, layer_norm)
         attn_output, _ = self.attn(x, options, mask)  # both names last to the end, as in the modelling file
         x = ops.add(attn_output, residual, "residual sum")
         residual = x
-        x = self.ln_2(x, ops.layer_norm)
+        x = self.ln_2(x, layer_norm)
         return ops.add(residual, self.mlp(x), "residual sum")
 
 
@@ -113,6 +117,8 @@ class Gpt2:
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
         spec = self.spec
+        if spec.task != "causal-lm":
+            raise not_modelled(spec, f"for {spec.task}")
         assert spec.max_positions is not None, "learned positions are a table of so many rows"
         with builder.inside("transformer"):
             self.wte = builder.embedding("wte", spec.vocab_size, spec.hidden_size)
@@ -163,7 +169,7 @@ class Gpt2:
         p = self.spec.embedding_dropout
         # the blocks' first input is bound to no name here: it may go when the first block is done
         x = run_layers(builder, layers, dropout(ops.add(inputs, places, "embedding sum"), p, "drop"))
-        x = self.ln_f(x, ops.layer_norm)
+        x = self.ln_f(x, layer_norm)
         del inputs, places, positions
         return x
 

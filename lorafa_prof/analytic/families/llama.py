@@ -25,6 +25,7 @@ from lorafa_prof.analytic.families.common import (
     run_layers,
     window_binds,
 )
+from lorafa_prof.analytic.ops_norm import gemma_rms_norm, rms_norm
 from lorafa_prof.analytic.tape import Parameter, Tensor
 from lorafa_prof.specs import ModelSpec
 
@@ -149,7 +150,7 @@ class Mlp:
 
 def norm_function(traits: Traits) -> Callable[[Tensor, Parameter], Tensor]:
     """Return the norm's formula."""
-    return ops.gemma_rms_norm if traits.gemma_norm else ops.rms_norm
+    return gemma_rms_norm if traits.gemma_norm else rms_norm
 
 
 class DecoderLayer:

@@ -24,6 +24,7 @@ from lorafa_prof.analytic.families.common import (
     require_input_grad,
     run_layers,
 )
+from lorafa_prof.analytic.ops_norm import layer_norm
 from lorafa_prof.analytic.tape import Tensor
 
 
@@ -55,7 +56,7 @@ class Embeddings:
             with tape.scope("position_embeddings"):
                 of_positions = ops.embedding(positions, self.positions, "position embedding")
             x = ops.add(x, of_positions, "embedding sum")
-            x = self.norm(x, ops.layer_norm)
+            x = self.norm(x, layer_norm)
             x = dropout(x, self.builder.spec.embedding_dropout, "dropout")
             del inputs, of_types, of_positions, positions, types  # all of them last as long as the function
             return x
@@ -79,10 +80,11 @@ class Output:
             self.norm = builder.norm("LayerNorm", width, bias=True)
 
     def __call__(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """Close a part of the layer whose input was `x`."""
         with x.tape.scope("output"):
             hidden = self.dense(hidden)
             hidden = dropout(hidden, self.p, "dropout")
-            return self.norm(ops.add(hidden, x, "residual sum"), ops.layer_norm)
+            return self.norm(ops.add(hidden, x, "residual sum"), layer_norm)
 
 
 class Attention:
@@ -99,6 +101,7 @@ class Attention:
             self.output = Output(builder, spec.hidden_size)
 
     def __call__(self, x: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor | None]:
+        """Return the output and, from eager attention, the weights."""
         with x.tape.scope("attention"):
             out, weights = self._attended(x, options)
             out = self.output(out, x)
@@ -128,6 +131,7 @@ class EncoderLayer:
         self.output = Output(builder, spec.intermediate_size)
 
     def __call__(self, x: Tensor, options: AttentionOptions) -> Tensor:
+        """Run the layer."""
         attention_output, _ = self.attention(x, options)  # the weights last to the end, as in the modelling file
         return self.output(self._intermediate(attention_output), attention_output)
 
@@ -149,6 +153,7 @@ class HeadLinear:
             self.bias = builder.parameter("bias", (out_features,), kind=kind, trained=trained)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Run the layer."""
         with x.tape.scope(self.name):
             return ops.linear(x, self.weight, self.bias)
 
@@ -166,6 +171,7 @@ class Head:
             self.out_proj = HeadLinear(builder, "out_proj", spec.num_labels, kind=kind, trained=trained)
 
     def __call__(self, features: Tensor) -> Tensor:
+        """Return the logits."""
         with features.tape.scope(self.name):
             x = ops.narrow(features, "b", features.shape[-1])
             x = dropout(x, self.p, "dropout")

@@ -157,20 +157,16 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
     rng = [tape.new(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
     coefficient, symbols = elements(("b", h, "s", "s", d))
     tape.count_flops("attention", (4 * coefficient, symbols))
-    inputs = [q, k, v, mask[0]]
+    inputs = [q, k, v, _expanded(mask[0], shapes)]
     if tape.needs_grad(*inputs):
         grads = [(x.shape, x.requires_grad) for x in inputs]
-        dtype, single = q.dtype, shapes.single
+        dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             tape.count_flops("attention", (10 * coefficient, symbols), backward=True)
             made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=False)]
-            row_sums = tape.new("attention backward row sums", ("b", h, "s"), "fp32")
             if grads[3][1]:
-                padded = tape.new("gradient of position bias, per sequence", ("b", h, "s", "F"), dtype)
-                made.append(Tensor(tape, padded.storage, (1 if single else "b", h, "s", "s"), dtype))
-                del padded
-            del row_sums
+                made.append(_mask_gradient(tape, shapes, dtype))
             return [*(x if need else None for x, (_, need) in zip(made, grads, strict=False)), None][:4]
 
         saved = [q, k, v, out, lse, *rng, *mask]
@@ -179,13 +175,37 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
     return ops.view(out, "b", "s", h * d), None
 
 
+def _expanded(mask: Tensor, shapes: Shapes) -> Tensor:
+    """View the mask as one a sequence; its gradients are summed."""
+    tape = mask.tape
+    if shapes.single or not tape.needs_grad(mask):
+        return mask
+    out = Tensor(tape, mask.storage, ("b", *shapes.scores[1:]), mask.dtype)
+    shape, dtype = mask.shape, mask.dtype
+    tape.record("expand", [mask], out, [], lambda g: [tape.new("gradient of position bias", shape, dtype)])
+    return out
+
+
+def _mask_gradient(tape: Tape, shapes: Shapes, dtype: str) -> Tensor:
+    """The gradient of the mask that the kernel makes, with its rows padded."""
+    name, h = "gradient of position bias, per sequence", shapes.heads
+    if not shapes.single:
+        padded = tape.new(name, ("b", h, "s", "F"), dtype)
+        return Tensor(tape, padded.storage, ("b", h, "s", "s"), dtype)
+    aligned, misaligned = tape.new(name, (1, h, "s", "A"), dtype), tape.new(name, (1, h, "s", "V"), dtype)
+    assert aligned.storage is not None
+    aligned.storage.tied = misaligned.storage
+    return Tensor(tape, aligned.storage, shapes.scores, dtype)
+
+
 def _shared_mask(bias: Bias, shapes: Shapes) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """Zeros shared by the layers, or each layer's own padded copy of them."""
     zeros, tape = bias.values, bias.values.tape
     padded = tape.new("padded position bias", (1, shapes.heads, "s", "V"), zeros.dtype)
     mask = Tensor(tape, zeros.storage, shapes.scores, zeros.dtype)
-    if tape.needs_grad(zeros):
-        tape.record("pad", [zeros], mask, [], lambda g: [_unpadded(g, shapes)])
+    if tape.needs_grad(zeros):  # the leaf is there as long as the graph, whether or not the kernel keeps it
+        held = bias.misaligned
+        tape.record("pad", [zeros], mask, [], lambda g: [_unpadded(g, shapes, held)])
     return [mask, padded], ()
 
 
@@ -216,10 +236,14 @@ def _own_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor], tup
     return [mask], tuple(held)
 
 
-def _unpadded(grads: Grads, shapes: Shapes) -> Tensor | None:
-    """Give the gradient back without the padding: a padded copy of it comes and goes where there was any."""
+def _unpadded(grads: Grads, shapes: Shapes, held: Tensor | None = None) -> Tensor | None:
+    """Give the gradient back without the padding: where there is any, by a padded copy (slice) and one without (pad)."""
     grad = grads[0]
-    assert grad is not None
+    assert grad is not None and grad.storage is not None
     padded = grad.tape.new("padded gradient of position bias", (1, shapes.heads, "s", "V"), grad.dtype)
-    del padded
+    if shapes.single:  # else the sum over the sequences is as large as the copy without padding, and stands for it
+        grad.storage.tied = None
+        cut = grad.tape.new("gradient of position bias", (1, shapes.heads, "s", "U"), grad.dtype)
+        grad.storage.tied = cut.storage
+    del padded, held
     return grad
