@@ -7,13 +7,14 @@ moments, and the peak of a million configurations is the maximum of one matrix p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from lorafa_prof.analytic.sizes import Size, product_of, symbol_values
+from lorafa_prof.analytic.sizes import CAN_VANISH, Size, product_of, symbol_values
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.units import ALLOCATION_GRANULE
 

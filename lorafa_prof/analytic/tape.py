@@ -169,8 +169,8 @@ class Tape:
         self.events: list[int] = []  # index i: storage i is born; ~i: it dies
         self.marks: list[tuple[int, str, str]] = []  # (position in events, phase, module)
         self.stacks: list[int] = []  # runs of layers that are alike: the real number of layers of each
-        #: ("forward" | "backward", stack, traced layer) -> position in events where the layer begins, or its gradient is
-        #: complete
+        #: ("forward" | "backward", stack, traced layer) -> position in events where the layer begins, or where the
+        #: gradient of its input is complete
         self.boundaries: dict[tuple[str, int, int], int] = {}
         self.phase, self.module = "forward", ""
         self.grad_enabled = True

@@ -169,7 +169,7 @@ def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
 
 
 def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
-    """Return the ranges of events of the layers that stand for those not traced, and how many each stands for beside."""
+    """Return the ranges of events of the layers that stand for those not traced, and how many each stands for."""
     ranges, at = [], tape.boundaries
     for stack, extra in _shortened(tape):
         ranges.append((at["forward", stack, 2], at["forward", stack, 3], extra))
@@ -200,7 +200,7 @@ class _Places:
 
 
 def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
-    """Yield (pass, kind, number) of all floating-point operations, with the repeated layer counted as often as it is."""
+    """Yield (pass, kind, number) of all floating-point operations, with the repeated layers counted in full."""
     ranges = _repeats(tape)
     for position, where, kind, (coefficient, symbols) in tape.flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)

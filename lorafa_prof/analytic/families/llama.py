@@ -267,19 +267,10 @@ class LlamaLike:
 
     def _bound_layers(self, dtype: str, positions: Tensor) -> list[BuiltLayer]:
         """Return the layers with what the forward hands to each, by its kind of attention."""
-        tape, run, spec = self.builder.tape, self.builder.run, self.spec
-        full = attention_options(run)
-        full_mask = causal_mask(tape, run, full.kernel) if full.kernel == "eager" else None
-        windowed, window_mask = full, full_mask
-        if window_binds(run):
-            windowed = attention_options(run, mask=True)
-            window_mask = causal_mask(tape, run, windowed.kernel)
+        spec = self.spec
+        of_kind = {kind: self._masked(kind) for kind in self._attention_kinds()}
         tables = self._tables(dtype)
-        of_kind = {
-            "full_attention": (full, full_mask),
-            "sliding_attention": (windowed, window_mask),
-        }
-        only = "sliding_attention" if spec.sliding_window is not None else "full_attention"
+        only = next(iter(of_kind))
         layers = []
         for layer in self.layers:
             kind = spec.layer_types[layer.index] if spec.layer_types else only
@@ -287,6 +278,23 @@ class LlamaLike:
             name = f"layers.{layer.index}"
             layers.append(BuiltLayer(layer.index, name, partial(layer, shared=shared)))
         return layers
+
+    def _attention_kinds(self) -> list[str]:
+        """Return the kinds of attention that the forward makes a mask for, used or not."""
+        spec = self.spec
+        if spec.architecture in SANDWICHED:
+            return ["full_attention", "sliding_attention"]
+        if spec.layer_types:
+            return sorted({"full_attention", *spec.layer_types})
+        return ["full_attention" if spec.sliding_window is None else "sliding_attention"]
+
+    def _masked(self, kind: str) -> tuple[AttentionOptions, Tensor | None]:
+        """Return the kernel and the mask of one kind of attention: eager always has a mask, a binding window too."""
+        run = self.builder.run
+        binds = kind == "sliding_attention" and window_binds(run)
+        options = attention_options(run, mask=binds)
+        masked = binds or options.kernel == "eager"
+        return options, causal_mask(self.builder.tape, run, options.kernel) if masked else None
 
     def _tables(self, dtype: str) -> dict[str, tuple[Tensor, Tensor]]:
         """Return cos and sin, which Gemma 3 makes for each kind of attention apart."""

@@ -24,12 +24,13 @@ from lorafa_prof.analytic.families.common import (
     run_layers,
 )
 from lorafa_prof.analytic.families.t5_attention import Bias, Shapes, attend, lookup, no_bias
-from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 
+
 def norm(x: Tensor, weight: Parameter) -> Tensor:
-    """T5LayerNorm: x itself times the fp32 rsqrt(mean(x**2) + eps), back to a 16-bit weight's dtype, times the weight."""
+    """T5LayerNorm: x times the fp32 rsqrt(mean(x**2) + eps), back to a 16-bit weight's dtype, times the weight."""
     variance = ops.row_mean(ops.power(ops.cast(x, "fp32", "norm input")))
     inverse = ops.rsqrt(ops.shift(variance, "variance + eps"))
     normed = ops.mul(x, inverse, "normed")
@@ -84,14 +85,14 @@ class FeedForward:
         """Run the MLP."""
         with x.tape.scope("DenseReluDense"):
             hidden = activation(self.inputs[0](x), self.spec.hidden_act)
-            factors = []
-            if len(self.inputs) == 2:  # both factors are local variables of the real code
-                factors = [hidden, self.inputs[1](x)]
-                hidden = ops.mul(*factors, "act(wi_0) * wi_1")
+            gate = up = None
+            if len(self.inputs) == 2:
+                gate, up = hidden, self.inputs[1](x)
+                hidden = ops.mul(gate, up, "act(wi_0) * wi_1")
             hidden = ops.dropout(hidden, self.spec.hidden_dropout, "MLP dropout")
             hidden = ops.cast(hidden, self.out.weight.dtype, "wo input")
             out = self.out(hidden)
-            del factors
+            del gate, up  # local variables of the real code until its end
             return out
 
 
@@ -153,7 +154,7 @@ class Biases(Protocol):
 
 
 class KeptBiases:
-    """The biases that the first block made, for the others: kept until the stack is done, or they have been run again."""
+    """The biases that the first block made, for the others: kept until the stack is done, or those are recomputed."""
 
     def __init__(self) -> None:
         self.self_bias: Bias | None = None
@@ -256,6 +257,7 @@ class T5:
     def loss(self) -> Tensor:
         """Run the forward and return the loss."""
         refuse_what_is_not_modelled(self.builder.run)
+        self.builder.assumptions.append("as many target tokens as source tokens")
         tape = self.builder.tape
         self.batch = ids, labels = make_batch(tape, self.spec.task)
         encoded = self.encoder(ids, self.table)
@@ -293,5 +295,5 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     if run.checkpointing == "selective":
         raise not_modelled(spec, "with selective checkpointing")
     width = spec.head_dim * (2 if run.amp else ITEMSIZE[run.dtype])
-    if run.attn != "eager" and width % 16:
-        raise not_modelled(spec, "where heads are no multiple of 16 bytes wide, which no fused kernel takes")
+    if run.attn != "eager" and (width % 16 or spec.num_heads == 1):
+        raise not_modelled(spec, "with sdpa where heads are not a multiple of 16 bytes wide, or only one")

@@ -237,9 +237,10 @@ def _own_mask(bias: Bias, shapes: Shapes, dtype: str) -> tuple[list[Tensor], tup
 
 
 def _unpadded(grads: Grads, shapes: Shapes, held: Tensor | None = None) -> Tensor | None:
-    """Give the gradient back without the padding: where there is any, by a padded copy (slice) and one without (pad)."""
+    """Give the gradient back without the padding: where there is any, by a padded copy and one without."""
     grad = grads[0]
-    assert grad is not None and grad.storage is not None
+    assert grad is not None
+    assert grad.storage is not None
     padded = grad.tape.new("padded gradient of position bias", (1, shapes.heads, "s", "V"), grad.dtype)
     if shapes.single:  # else the sum over the sequences is as large as the copy without padding, and stands for it
         grad.storage.tied = None
