@@ -90,6 +90,8 @@ class Fit:
     device: str
     capacity_bytes: int
     """What torch sees of the card's memory."""
+    context_bytes: int | None
+    """CUDA context and libraries on that card, counted in the verdict; None: not known, and so not counted."""
     fits: bool
     headroom_bytes: int
     """Capacity less the peak; negative where it does not fit."""

@@ -144,6 +144,8 @@ class ModelSpec:
     embedding_dropout: float = 0.0
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    partial_rotary_factor: float = 1.0
+    """Share of a head's width that the rotary embedding turns (Phi)."""
     num_decoder_layers: int = 0
     """Decoder blocks of an encoder-decoder, else 0."""
     num_labels: int = 2
@@ -166,6 +168,8 @@ class ModelSpec:
             )
         if self.layer_types and len(self.layer_types) != self.num_layers:
             raise BadInputError(f"{self.name}: {len(self.layer_types)} layer types for {self.num_layers} layers")
+        if require_number(f"{self.name}: partial_rotary_factor", self.partial_rotary_factor, 0.0, 1.0) == 0.0:
+            raise BadInputError(f"{self.name}: partial_rotary_factor must be above 0")
         for name in ("attention_dropout", "hidden_dropout", "embedding_dropout"):
             require_number(f"{self.name}: {name}", getattr(self, name), 0.0, 1.0)
 

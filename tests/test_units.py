@@ -27,7 +27,9 @@ def test_what_is_no_size_is_refused_in_one_line(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(("requested", "counted"), [(0, 0), (1, 512), (512, 512), (513, 1024), (10**12 + 1, 10**12 + 512)])
+@pytest.mark.parametrize(
+    ("requested", "counted"), [(0, 0), (1, 512), (512, 512), (513, 1024), (10**12 + 1, 10**12 + 512)]
+)
 def test_the_allocator_counts_in_steps_of_512_bytes(requested: int, counted: int) -> None:
     """10**12 is a multiple of 512, so one byte more costs a whole step."""
     assert allocated(requested) == counted

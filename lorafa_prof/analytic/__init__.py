@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorafa_prof.analytic.plan import StepPlan, plan
     from lorafa_prof.analytic.engine import predict
 
-__all__ = ["StepPlan", "plan", "predict"]
-
-_HOMES = {"StepPlan": "plan", "plan": "plan", "predict": "engine"}
+__all__ = ["predict"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: the paper's tables need none of them."""
-    if name not in _HOMES:
+    """Import the engine when it is first asked for: the paper's tables do without it."""
+    if name != "predict":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    from lorafa_prof.analytic.engine import predict
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return predict

@@ -130,8 +130,9 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
-            # flash runs five products where the forward runs two: 2.5 times its FLOPs
-            tape.count_flops("attention", (10 * flops[0], flops[1]), backward=True)
+            # the gradients take four products; the fused kernels make the scores again for them
+            tape.count_flops("attention", (8 * flops[0], flops[1]), backward=True)
+            tape.count_flops("attention scores again", (2 * flops[0], flops[1]), backward=True)
             made = [tape.new(f"gradient of {name}", shape, dtype) for name, shape, _ in inputs]
             scratch = _backward_scratch(tape, options, dtype)
             del scratch

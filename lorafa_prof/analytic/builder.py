@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
-from lorafa_prof.errors import UnknownNameError
+from lorafa_prof.errors import BadInputError, UnknownNameError
 from lorafa_prof.specs import ModelSpec, RunSpec
 
 #: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
@@ -68,8 +68,10 @@ class Builder:
         """Return (index, how many real layers it stands for) of each layer to build out of `number` from `first` on.
 
         With more than four alike, the first two and the last two are built, and the second stands for the rest too.
+        Layers are not alike where a target names one of them by its number.
         """
-        if not alike or number <= TRACED_LAYERS:
+        named = any(part.isdecimal() for target in self.run.method.targets for part in target.split("."))
+        if not alike or named or number <= TRACED_LAYERS:
             return [(first + i, 1) for i in range(number)]
         last = first + number - 1
         return [(first, 1), (first + 1, 1 + number - TRACED_LAYERS), (last - 1, 1), (last, 1)]
@@ -235,11 +237,14 @@ def targeted(linears: list[Linear], run: RunSpec) -> list[Linear]:
         targets = ("qv",)
     if targets == ("all-linear",):
         return [layer for layer in linears if not layer.head]
-    if targets == ("qv",):
-        return [layer for layer in linears if layer.role in ("q", "v", "qkv")]
+    if "all-linear" in targets:
+        raise BadInputError("the target all-linear stands alone; name modules, or nothing else")
     chosen: dict[int, Linear] = {}
     for target in targets:
-        found = [x for x in linears if x.path == target or x.path.endswith("." + target)]
+        if target == "qv":
+            found = [x for x in linears if x.role in ("q", "v", "qkv")]
+        else:
+            found = [x for x in linears if x.path == target or x.path.endswith("." + target)]
         if not found:
             known = {x.name for x in linears} | {"all-linear", "qv"}
             raise UnknownNameError("target module", target, known, f"Modules of {run.model.name}: {_names(linears)}.")

@@ -9,7 +9,7 @@ from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
-from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.specs import DeviceSpec, RunSpec
@@ -58,6 +58,13 @@ def _refuse_unmodelled(run: RunSpec) -> None:
         (run.loss == "fused", "the fused loss", "--loss hf"),
         (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )
+    freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")
+    if run.resolved_optimizer == "lorafa" and run.method.name not in freezing:
+        raise BadInputError(
+            f"the lorafa optimizer freezes A: it goes with {', '.join(freezing)}, not {run.method.name}"
+        )
+    if run.method.name == "full" and run.resolved_quant != "none":
+        raise BadInputError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
@@ -111,6 +118,7 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
     return Fit(
         device=device.name,
         capacity_bytes=device.total_bytes,
+        context_bytes=device.context_bytes,
         fits=needed <= device.total_bytes,
         headroom_bytes=device.total_bytes - needed,
         max_bs=largest_batch(lambda bs: plans.allocated(bs) <= limit),
@@ -123,12 +131,9 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
 def _throughput(plan: StepPlan) -> Throughput:
     run = plan.run
     flops = plan.flops(run.bs, run.seq)
-    forward = sum(n for (where, _), n in flops.items() if where == "forward")
-    linear_backward = flops.get(("backward", "linear"), 0)
-    attention = flops.get(("forward", "attention"), 0)
+    needed = {("forward", "linear"), ("forward", "attention"), ("backward", "linear"), ("backward", "attention")}
     return Throughput(
-        # attention's backward needs twice the forward's products; what flash repeats of the forward is not model work
-        model_flops=forward + linear_backward + 2 * attention,
+        model_flops=sum(number for key, number in flops.items() if key in needed),
         executed_flops=sum(flops.values()),
         model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
     )
@@ -150,6 +155,8 @@ def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> t
     if run.method.name != "full":
         lines.append(f"adapters in {run.resolved_adapter_dtype}")
     if run.resolved_quant != "none":
+        double = "with" if run.resolved_quant == "nf4-dq" else "without"
+        lines.append(f"linear weights in nf4 {double} double quantisation")
         lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")

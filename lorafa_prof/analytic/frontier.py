@@ -38,7 +38,7 @@ def largest_batch(fits: Callable[[int], bool]) -> int:
         return 0
     low, high = 1, 2
     while high <= LARGEST_BATCH and fits(high):
-        low, high = high, 2 * high
+        low, high = high, min(2 * high, LARGEST_BATCH + 1) if high < LARGEST_BATCH else LARGEST_BATCH + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -257,6 +257,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
     input's gradient and 2Nmk for the weight's. Under autocast all three are cast first.
     """
     tape = x.tape
+    given = x  # the module that was called holds its argument, whatever autocast made of it
     if tape.autocast:
         x = autocast_to(x, tape.autocast, "autocast input")
         weight = autocast_to(weight, tape.autocast, "autocast weight")
@@ -285,6 +286,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
 
         saved = [weight if need_x else None, x if need_w else None]
         tape.record("linear", [x, weight, bias], out, saved, backward)
+    del given
     return out
 
 

@@ -87,21 +87,29 @@ def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
 def lorafa(trained: Sequence[Held]) -> OptimizerCost:
     """PEFT's LoRA-FA optimizer: moments of B, and module after module an r x r inverse and the projected gradient.
 
-    Of one module at a time: A A^T and its inverse (fp32), the projected gradient before and after its cast back to
-    B's dtype, and the denominator; the largest module decides.
+    Of one module at a time: A A^T and its inverse, and under the step's own bf16 autocast the casts of the inverse and
+    of the gradient and their product. Beside these, the variables of the module before are still bound: its projected
+    gradient and its denominator. Modules of one shape follow one another, so the largest decides.
     """
     adapters = [h for h in trained if "lora_B" in h.parameter.name]
     if not adapters:
         return OptimizerCost(_moments(trained), _largest(trained, ("denominator",)))
     largest = max(adapters, key=lambda h: h.parameter.numel).parameter
     rank = largest.shape[1]
-    square = [StateTensor(largest.name, name, (rank, rank), "fp32", 1) for name in ("A A^T", "inverse of A A^T")]
+    square = [
+        StateTensor(largest.name, name, (rank, rank), dtype, 1)
+        for name, dtype in (("A A^T", "fp32"), ("inverse of A A^T", "fp32"), ("inverse cast to bf16", "bf16"))
+    ]
+    halves = [
+        StateTensor(largest.name, name, largest.shape, "bf16", 1)
+        for name in ("gradient cast to bf16", "projected gradient in bf16")
+    ]
     wide = [
         StateTensor(largest.name, name, largest.shape, largest.dtype, 1)
         for name in ("projected gradient", "denominator")
     ]
     note = "the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace"
-    return OptimizerCost(_moments(trained), (*square, *wide), (note,))
+    return OptimizerCost(_moments(trained), (*square, *halves, *wide), (note,))
 
 
 def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor, ...]:

@@ -41,6 +41,7 @@ def spec_from_config(name: str, config: Mapping[str, object], *, task: Task | No
         if task not in family.tasks:
             able = " or ".join(family.tasks)
             raise UnsupportedError(f"{where}: a {model_type} model does {able}, not {task}")
+    _require_shape(where, model_type, published)
     reader = ConfigReader(where, model_type, published)
     _refuse_what_is_not_modelled(reader)
     fields = {**family.read(reader), "num_labels": _num_labels(reader)}
@@ -51,6 +52,18 @@ def spec_from_config(name: str, config: Mapping[str, object], *, task: Task | No
         config=_merged(model_type, published, fields),
         **fields,
     )
+
+
+#: Width and depth by the names that families have for them. Some published files leave out other keys whose value is
+#: the class's default (Gemma 3 its heads and vocabulary), but these two are always there: else a file is broken.
+_SHAPE_KEYS = (("hidden_size", "n_embd", "d_model"), ("num_hidden_layers", "n_layer", "num_layers"))
+
+
+def _require_shape(where: str, model_type: str, published: Mapping[str, object]) -> None:
+    for names in _SHAPE_KEYS:
+        if not any(name in published for name in names):
+            native = next((name for name in names if name in DEFAULTS[model_type]), names[0])
+            raise BadInputError(f"{where}: no {native}; is this file complete?")
 
 
 def _text_model(where: str, config: object) -> tuple[str, Mapping[str, object]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorafa_prof.catalog.config_reader import FULL, SLIDING, ConfigReader
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.specs import LARGEST_SIZE, MlaSpec, MoeSpec
+from lorafa_prof.specs import LARGEST_SIZE, MlaSpec, MoeSpec, require_number
 
 Fields = dict[str, Any]
 
@@ -92,7 +92,19 @@ def phi3(c: ConfigReader) -> Fields:
 
     `embd_pdrop` is not read: the configuration class has the key, but the model never applies it.
     """
-    return {**_decoder(c), **_window_everywhere(c), "hidden_dropout": c.probability("resid_pdrop")}
+    return {
+        **_decoder(c),
+        **_window_everywhere(c),
+        "hidden_dropout": c.probability("resid_pdrop"),
+        "partial_rotary_factor": _partial_rotary_factor(c),
+    }
+
+
+def _partial_rotary_factor(c: ConfigReader) -> float:
+    """Return the share of a head that is turned: a key of its own before transformers 5, else a rotary parameter."""
+    rotary = c.optional_object("rope_parameters") or {}
+    value = rotary.get("partial_rotary_factor", c.get("partial_rotary_factor"))
+    return 1.0 if value is None else require_number(f"{c.where}: partial_rotary_factor", value, 0.0, 1.0)
 
 
 def deepseek_v2(c: ConfigReader) -> Fields:

@@ -9,11 +9,11 @@ import click
 
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.specs import (
+    METHODS,
     AdapterDtype,
     Attention,
     Checkpointing,
     Dtype,
-    METHODS,
     Loss,
     MethodSpec,
     ModelSpec,
@@ -51,7 +51,10 @@ _OPTIONS = (
         "--checkpointing", type=_choice(Checkpointing), default="none", show_default=True, help="Recompute activations."
     ),
     click.option("--dropout", type=float, default=0.0, show_default=True, help="Dropout on the adapters' input."),
-    click.option("--optimizer", type=_choice(Optimizer), default="auto", show_default=True, help="auto: see docs."),
+    click.option(
+        "--optimizer", type=_choice(Optimizer), default="auto", show_default=True,
+        help="auto: adamw, and for LoRA-FA PEFT's lorafa.",
+    ),
     click.option(
         "--quant", type=_choice(Quantization), default="none", show_default=True,
         help="How base weights are stored; the q-methods take nf4.",

@@ -54,7 +54,7 @@ def command(
     output: str | None,
     **options: Any,
 ) -> None:
-    r"""Predict the memory of one training step, part by part, and whether it fits.
+    """Predict the memory of one training step, part by part, and whether it fits.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def command(
       lorafa-prof predict --model qwen3-8b --bs 4 --gpu rtx4090 --gpu a100-80gb
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
-    """
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     del expandable_segments  # allocated memory does not depend on it
     if engine != "analytic":
         raise UnsupportedError(f"the engine {engine} is not part of this version; use --engine analytic")
@@ -88,23 +88,32 @@ def _predictions(methods: tuple[str, ...], gpus_asked: tuple[str, ...], options:
 
 def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
     """Return the default methods' predictions; those that the engine does not model are left out, and said to be."""
-    predictions: list[Prediction] = []
-    refusals: dict[str, UnsupportedError] = {}
-    for name in DEFAULT_METHODS:
+
+    def attempt(name: str) -> Prediction | UnsupportedError:
         try:
-            predictions.append(predict_one(name))
+            return predict_one(name)
         except UnsupportedError as error:
-            refusals[name] = error
-    if not predictions:
+            return error
+
+    answers = {name: attempt(name) for name in DEFAULT_METHODS}
+    refusals = {name: answer for name, answer in answers.items() if isinstance(answer, UnsupportedError)}
+    if len(refusals) == len(answers):
         raise refusals[DEFAULT_METHODS[0]]
     for name, refusal in refusals.items():
         click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
-    return predictions
+    return [answer for answer in answers.values() if not isinstance(answer, UnsupportedError)]
 
 
 def _names(values: tuple[str, ...]) -> list[str]:
-    """Return the names of a repeatable option whose values may be comma lists, each once."""
-    return list(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
+    """Return the names of a repeatable option whose values may be comma lists, each once.
+
+    Raises:
+        BadInputError: an empty name, as an unset variable of a script leaves it.
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    if not all(names):
+        raise BadInputError("an empty name among the values of --method or --gpu")
+    return list(dict.fromkeys(names))
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

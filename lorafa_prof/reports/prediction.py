@@ -40,13 +40,13 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
     rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
     sections.append(len(rows))
-    rows.append(_row("kept for backward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
-    rows.append(_row("all gradients", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
+    rows.append(_row("saved after forward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
+    rows.append(_row("gradients at step", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
     sections.append(len(rows))
     rows.append(_row("trained values", predictions, _trainable))
     rows.append(_row("  of all", predictions, _share))
-    rows.append(_row("GFLOP a token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
-    rows.append(_row("  executed", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
+    rows.append(_row("model GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
+    rows.append(_row("executed GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
     for number in range(len(predictions[0].fit)):
         sections.append(len(rows))
         rows.extend(_fit_rows(predictions, number))
@@ -128,9 +128,9 @@ def records_table(predictions: Sequence[Prediction]) -> Table:
     """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
     names = (
         "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
-        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes", "model_flops",
-        "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
-        "headroom_bytes", "max_bs",
+        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes",
+        "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
+        "context_bytes", "headroom_bytes", "max_bs",
     )  # fmt: skip
     rows = [row for prediction in predictions for row in _record_rows(prediction)]
     return Table(title="predictions", columns=tuple(Column(name=n, key=n) for n in names), rows=tuple(rows))
@@ -146,8 +146,8 @@ def _record_rows(p: Prediction) -> list[Row]:
         p.parameters["trainable"],
     )  # fmt: skip
     if not p.fit:
-        return [(*head, None, None, None, None, None)]
-    return [(*head, f.device, f.capacity_bytes, f.fits, f.headroom_bytes, f.max_bs) for f in p.fit]
+        return [(*head, None, None, None, None, None, None)]
+    return [(*head, f.device, f.capacity_bytes, f.fits, f.context_bytes, f.headroom_bytes, f.max_bs) for f in p.fit]
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------
@@ -195,8 +195,9 @@ def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
     device = fits[0]
     return [
         (f"{device.device}", *(_verdict(f) for f in fits)),
-        (f"  {gib(device.capacity_bytes):.2f} GiB", *(_headroom(f) for f in fits)),
-        ("  largest batch", *(_largest(f) for f in fits)),
+        (f"{gib(device.capacity_bytes):.2f} GiB", *(_headroom(f) for f in fits)),
+        ("CUDA context", *(_context(f) for f in fits)),
+        ("largest batch", *(_largest(f) for f in fits)),
     ]
 
 
@@ -207,6 +208,11 @@ def _verdict(fit: Fit) -> Cell:
 def _headroom(fit: Fit) -> Cell:
     side = "left" if fit.fits else "over"
     return Cell(text=f"{format_gib(abs(fit.headroom_bytes))} {side}", value=fit.headroom_bytes)
+
+
+def _context(fit: Fit) -> Cell:
+    known = fit.context_bytes is not None
+    return Cell(text=format_gib(fit.context_bytes) if known else "unknown", value=fit.context_bytes)
 
 
 def _largest(fit: Fit) -> Cell:

@@ -8,6 +8,18 @@ from lorafa_prof.catalog import spec_from_config
 from lorafa_prof.specs import MethodSpec, RunSpec
 from tests.support.configs import tiny_configs
 
+#: Families whose step the engine models, with a configuration of each that has no sliding window at work.
+DECODERS = (
+    "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2",
+    "gpt_bigcode",
+)  # fmt: skip
+FAMILIES = (*DECODERS, "roberta")
+#: The same with one: their windowed layers have a mask.
+WINDOWED = ("mistral-window", "gemma3_text-window")
+#: Families that transformers runs with eager attention alone: their scores are capped.
+EAGER_ONLY = ("gemma2",)
+METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
+
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
@@ -15,8 +27,6 @@ NO_DROPOUT: dict[str, dict[str, float]] = {
     "roberta": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "t5": {"dropout_rate": 0.0},
 }
-#: Families that transformers runs with eager attention alone: their scores are capped.
-EAGER_ONLY = ("gemma2",)
 
 
 def run_of(
@@ -28,7 +38,7 @@ def run_of(
     config_dropout: bool = False,
     **options: Any,
 ) -> RunSpec:
-    """A run of a tiny model.
+    """A run of a tiny model, three sequences of 22 tokens unless asked for otherwise.
 
     Args:
         family: one of `tests.support.configs.tiny_configs`.
@@ -44,12 +54,10 @@ def run_of(
     if layers is not None:
         config |= deeper(config, layers)
     inner = {key: options.pop(key) for key in ("rank", "targets", "dropout") if key in options}
-    if family in EAGER_ONLY:
-        options.setdefault("attn", "eager")
     return RunSpec(
         model=spec_from_config(family, config | (changes or {})),
         method=MethodSpec(name=method, **{"rank": 4, **inner}),
-        **{"bs": 3, "seq": 22, **options},
+        **{"bs": 3, "seq": 22, "attn": default_attention(family), **options},
     )
 
 
@@ -66,6 +74,31 @@ def deeper(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return changed
 
 
-def is_run(family: str, attn: str) -> bool:
-    """Whether transformers runs the family with this attention."""
-    return attn == "eager" or family not in EAGER_ONLY
+def default_attention(family: str) -> str:
+    """sdpa where transformers has it for the family."""
+    return "eager" if family in EAGER_ONLY else "sdpa"
+
+
+def attentions(family: str) -> tuple[str, ...]:
+    """The kinds of attention that transformers runs the family with."""
+    return ("eager",) if family in EAGER_ONLY else ("sdpa", "eager")
+
+
+def grouped_in_fp32(run: RunSpec) -> bool:
+    """Whether no fused kernel takes the run: grouped heads in fp32 fall back to PyTorch's unfused path.
+
+    That path is not modelled, and the engine says so.
+    """
+    spec = run.model
+    fp32 = run.dtype == "fp32" and not run.amp
+    return fp32 and run.attn == "sdpa" and spec.num_heads != spec.num_kv_heads
+
+
+def label(run: RunSpec) -> str:
+    """A short name of a run, for lists of tests."""
+    options = [run.method.name, run.attn, run.dtype]
+    options += [f"{run.adapter_dtype}-adapters"] * (run.adapter_dtype != "auto")
+    options += ["amp"] * run.amp + ["checkpointing"] * (run.checkpointing == "full")
+    options += [f"dropout-{run.method.dropout}"] * (run.method.dropout > 0)
+    options += [run.optimizer] * (run.optimizer != "auto") + [f"bs{run.bs}"] * (run.bs != 3)
+    return f"{run.model.name}: {' '.join(options)}"

@@ -22,7 +22,7 @@ FAMILY_NAMES = sorted(FAMILIES)
 
 #: Keys that a family honours although transformers' class has no field for them, or that every family has.
 EXTRAS = {"head_dim", "sliding_window_pattern", "num_labels", "id2label", "per_layer_config"}
-EXTRAS |= {"quantization_config", "rope_scaling", "rope_parameters"}
+EXTRAS |= {"quantization_config", "rope_scaling", "rope_parameters", "partial_rotary_factor"}
 
 #: The least change that makes a configuration of defaults whole: DeepSeek-V2's class has no usable default.
 NEEDED: Mapping[str, Mapping[str, object]] = {"deepseek_v2": {"num_experts_per_tok": 6}}
@@ -61,7 +61,13 @@ def layers_key(family: str) -> str:
 
 def config_of(family: str, **changes: object) -> dict[str, Any]:
     """Return the family's defaults with two layers and some changes, as a published configuration."""
-    return {"model_type": family, layers_key(family): 2, **NEEDED.get(family, {}), **changes}
+    return {"model_type": family, layers_key(family): 2, **width_of(family), **NEEDED.get(family, {}), **changes}
+
+
+def width_of(family: str) -> dict[str, Any]:
+    """Return the family's default width under its own name: no file is read without one."""
+    key = next(name for name in ("hidden_size", "n_embd", "d_model") if name in DEFAULTS[family])
+    return {key: DEFAULTS[family][key]}
 
 
 def installed_transformers() -> Any:
@@ -356,6 +362,15 @@ class TestRefusals:
         """Anything but an object with a model_type."""
         with pytest.raises(BadInputError, match=r"^m: "):
             spec_from_config("m", config)
+
+    @pytest.mark.parametrize("family", FAMILY_NAMES)
+    def test_a_file_without_its_shape_is_broken(self, family: str) -> None:
+        """Width and depth are in every published file; without them a default would be a guess."""
+        for key in (*width_of(family), layers_key(family)):
+            config = config_of(family)
+            del config[key]
+            with pytest.raises(BadInputError, match=f"m: no {key}; is this file complete"):
+                spec_from_config("m", config)
 
     def test_tasks(self) -> None:
         """A task that the family has no model for, and one that nobody has."""

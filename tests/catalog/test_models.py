@@ -233,7 +233,10 @@ class TestBadFiles:
             (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested too deeply"),
             (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "nested too deeply"),
             (b'{"a": "' + b"x" * LARGEST_FILE + b'"}', "too large for a configuration"),
-            (b'{"model_type": "llama", "hidden_size": "4096"}', "hidden_size must be an integer, not '4096'"),
+            (
+                b'{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": "4096"}',
+                "hidden_size must be an integer, not '4096'",
+            ),
             (b'{"hidden_size": 4096}', "no model_type"),
         ],
     )

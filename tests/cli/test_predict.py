@@ -224,3 +224,51 @@ def test_an_unwritable_output_leaves_nothing(capsys: pytest.CaptureFixture[str],
     if os.geteuid() != 0:  # root may write everywhere
         tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
         refused(capsys, *LLAMA, "-o", str(tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--gpu", ""), "an empty name"),
+        (("--gpu", ",", "--check"), "an empty name"),
+        (("--method", "full", "--quant", "nf4"), "full fine-tuning cannot train nf4 weights"),
+        (("--method", "lora", "--optimizer", "lorafa"), "the lorafa optimizer freezes A"),
+        (("--method", "lora", "--targets", "all-linear,lm_head"), "all-linear stands alone"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...], words: str
+) -> None:
+    """An unset variable in a script must not pass as a check, nor a run that could not train."""
+    assert words in refused(capsys, *LLAMA, *args)
+
+
+def test_a_target_in_one_layer_is_one_module(capsys: pytest.CaptureFixture[str]) -> None:
+    """PEFT matches whole name parts from the end, so a number names one layer: r (m + k) parameters."""
+    for layer in (0, 1, 5, 31):
+        args = (*LLAMA, "--method", "lora", "--rank", "8", "--targets", f"layers.{layer}.mlp.down_proj")
+        assert predictions(capsys, *args)[0]["parameters"]["trainable"] == 8 * (11008 + 4096)
+
+
+def test_qv_may_stand_beside_module_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """qv names the query and value projections, whatever the family calls them."""
+    args = (*LLAMA, "--method", "lora", "--rank", "1", "--targets", "qv,o_proj")
+    assert predictions(capsys, *args)[0]["parameters"]["trainable"] == 32 * 3 * (4096 + 4096)
+
+
+def test_executed_is_never_below_model_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where only the head is adapted no attention runs backward; with checkpointing the forward runs again."""
+    for more in (("--targets", "lm_head"), ("--checkpointing", "full"), ()):
+        throughput = predictions(capsys, *LLAMA, "--method", "lora", *more)[0]["throughput"]
+        assert throughput["executed_flops"] >= throughput["model_flops"] > 0
+
+
+def test_the_context_of_a_card_is_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """It decides the verdict, so it is shown; where nobody has measured it, that is said."""
+    args = (*LLAMA, "--method", "lora-fa", "--gpu", "a100-80gb,h100")
+    text = answered(capsys, *args)
+    assert "CUDA context" in text
+    assert "unknown" in text
+    known, unknown = (fit["context_bytes"] for fit in predictions(capsys, *args)[0]["fit"])
+    assert isinstance(known, int)
+    assert unknown is None

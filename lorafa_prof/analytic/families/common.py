@@ -86,8 +86,8 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
     spec = run.model
     if run.attn == "eager":
         return "eager"
-    if spec.attention_softcap is not None and run.attn == "sdpa":
-        return "eager"  # transformers refuses sdpa for capped scores and takes eager by default
+    if takes_eager_instead(run):
+        return "eager"
     if run.dtype in ("bf16", "fp16") or run.amp:
         return "efficient" if mask and run.attn == "sdpa" else "flash"
     if run.attn == "flash":
@@ -98,6 +98,11 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
             "the analytic engine does not model: use --attn eager, --amp or --dtype bf16"
         )
     return "efficient"
+
+
+def takes_eager_instead(run: RunSpec) -> bool:
+    """Say whether eager attention runs where sdpa is asked for: transformers refuses sdpa for capped scores."""
+    return run.model.attention_softcap is not None and run.attn == "sdpa"
 
 
 def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) -> AttentionOptions:

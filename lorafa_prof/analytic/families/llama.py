@@ -23,6 +23,7 @@ from lorafa_prof.analytic.families.common import (
     position_ids,
     require_input_grad,
     run_layers,
+    takes_eager_instead,
     window_binds,
 )
 from lorafa_prof.analytic.ops_norm import gemma_rms_norm, rms_norm
@@ -51,8 +52,7 @@ class Traits:
 
 def traits_of(spec: ModelSpec) -> Traits:
     """Return the traits of a Llama-like architecture."""
-    partial = float(spec.config.get("partial_rotary_factor") or 1.0)
-    rotated = int(spec.head_dim * partial)
+    rotated = int(spec.head_dim * spec.partial_rotary_factor)
     return Traits(
         fused_projections=spec.architecture == "phi3",
         gemma_norm=spec.architecture in GEMMAS,
@@ -159,6 +159,7 @@ class DecoderLayer:
     def __init__(self, builder: Builder, traits: Traits, index: int) -> None:
         d = builder.spec.hidden_size
         self.traits, self.index = traits, index
+        self.residual_dropout = builder.spec.hidden_dropout
         self.attention = Attention(builder, traits)
         self.mlp = Mlp(builder, traits)
         self.before_attention = builder.norm("input_layernorm", d)
@@ -186,6 +187,7 @@ class DecoderLayer:
             x = norm(x, norm_function(self.traits))
         if self.traits.scaled_residual:
             x = ops.scale(x, "scaled output")
+        x = ops.dropout(x, self.residual_dropout, "residual dropout")
         return ops.add(residual, x, "residual sum")
 
 
@@ -195,13 +197,17 @@ class LlamaLike:
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
         self.traits = traits_of(self.spec)
+        if takes_eager_instead(builder.run):
+            builder.assumptions.append("eager attention: transformers refuses sdpa for this model's capped scores")
         spec = self.spec
         with builder.inside("model"):
             self.table = builder.embedding("embed_tokens", spec.vocab_size, spec.hidden_size)
             if self.traits.gemma_norm:
                 with builder.inside("embed_tokens"):
                     builder.parameter("embed_scale", (), kind=BUFFERS, dtype="fp32")
-            alike = len(set(spec.layer_types)) < 2 or not window_binds(builder.run)
+            # layers of both kinds differ by their mask where the window binds, and in Gemma 3 by their rotary tables
+            mixed = len(set(spec.layer_types)) > 1
+            alike = not mixed or not (window_binds(builder.run) or spec.architecture == "gemma3_text")
             self.layers: list[DecoderLayer] = []
             for index, count in builder.layers(spec.num_layers, alike):
                 with builder.inside(f"layers.{index}", count):
@@ -225,18 +231,18 @@ class LlamaLike:
         """Run the forward and return the loss."""
         builder, tape = self.builder, self.builder.tape
         self.batch = ids, labels = make_batch(tape, self.spec.task)
-        logits, since = self._logits(ids)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size)
-        mark_logits(tape, since)
-        return loss
-
-    def _logits(self, ids: Tensor) -> tuple[Tensor, int]:
-        tape = self.builder.tape
         with tape.scope("model"):
             hidden = self._hidden(ids)
         since = len(tape.items)
+        logits = self._logits(hidden)
+        with tape.scope("loss"):
+            tape.enter(tape.module, "loss")
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=builder.run.bs == 1)
+        del hidden  # transformers holds the last hidden state until its forward returns
+        mark_logits(tape, since)
+        return loss
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)
         if self.traits.scaled_logits:
             logits = ops.scale(logits, "scaled logits")
@@ -244,7 +250,7 @@ class LlamaLike:
             logits = ops.scale(logits, "logits / softcap")
             logits = ops.unary(logits, "tanh", saves="output")
             logits = ops.scale(logits, "capped logits")
-        return logits, since
+        return logits
 
     def _hidden(self, ids: Tensor) -> Tensor:
         x = self._embedded(ids)

@@ -163,10 +163,13 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
-            tape.count_flops("attention", (10 * coefficient, symbols), backward=True)
+            tape.count_flops("attention", (8 * coefficient, symbols), backward=True)
+            tape.count_flops("attention scores again", (2 * coefficient, symbols), backward=True)
             made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=False)]
+            row_sums = tape.new("attention backward row sums", ("b", h, "s"), "fp32")
             if grads[3][1]:
                 made.append(_mask_gradient(tape, shapes, dtype))
+            del row_sums
             return [*(x if need else None for x, (_, need) in zip(made, grads, strict=False)), None][:4]
 
         saved = [q, k, v, out, lse, *rng, *mask]

@@ -1,0 +1,226 @@
+"""What a forward keeps for the backward, to the byte: the engine against saved-tensor hooks on real models.
+
+The engine follows CUDA's kernels. Where the CPU's keep the same, the installed kernels are run on the CPU and are the
+evidence. Where they keep something else, each difference is a rule that is stated here and applied to what the CPU
+kept; where the difference runs through the whole step (autocast's lists, dropout, masks), the same step is observed on
+meta tensors under CUDA's choices of kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+
+from lorafa_prof.analytic.plan import StepPlan, plan
+from lorafa_prof.analytic.sizes import product_of, symbol_values
+from lorafa_prof.specs import RunSpec
+from tests.analytic.runs import FAMILIES, METHODS, WINDOWED, attentions, grouped_in_fp32, label, run_of
+from tests.support import observe
+
+#: Random number state and offset that CUDA's attention kernels return: 2 + 1 integers of 8 bytes for flash, 1 + 1 for
+#: the memory-efficient kernel. The CPU's kernel returns none.
+RNG = "attention rng"
+
+
+def dtypes(method: str) -> list[tuple[str, str]]:
+    """(base dtype, adapter dtype) pairs; PEFT has no 16-bit adapters over an fp32 base."""
+    both = [("bf16", "auto"), ("bf16", "bf16"), ("fp32", "auto")]
+    return both if method != "full" else [("bf16", "auto"), ("fp32", "auto")]
+
+
+def product_of_options(families: tuple[str, ...], *, amp: tuple[bool, ...] = (False, True)) -> list[RunSpec]:
+    """Family x method x attention x base and adapter dtype x autocast, less what no fused kernel takes."""
+    runs = [
+        run_of(family, method, attn=attn, dtype=dtype, adapter_dtype=adapter, amp=autocast)
+        for family, method, autocast in itertools.product(families, METHODS, amp)
+        for attn in attentions(family)
+        for dtype, adapter in dtypes(method)
+    ]
+    return [run for run in runs if not grouped_in_fp32(run)]
+
+
+def by_name(runs: list[RunSpec]) -> dict[str, Any]:
+    """Arguments of parametrize."""
+    return {"argvalues": runs, "ids": [label(run) for run in runs]}
+
+
+def saved_bytes(step: StepPlan, run: RunSpec, *, leave_out: str = "") -> int:
+    """`saved_activation_bytes`, less the tensors whose name starts with `leave_out`."""
+    values = symbol_values(run.bs, run.seq)
+    left = [item for item in step.saved() if leave_out and item[0].name.startswith(leave_out)]
+    less = sum(int(kind.size[0] * product_of(kind.size[1], values)) * count for kind, count in left)
+    return step.saved_activation_bytes(run.bs, run.seq) - less
+
+
+def on_cuda(saved: observe.Saved, run: RunSpec) -> int:
+    """Bytes that the CUDA kernel keeps where the CPU's kept `saved`."""
+    if saved.op in ("NativeLayerNormBackward0.result1", "NativeLayerNormBackward0.result2"):
+        # mean and reciprocal deviation of each row: fp32 on CUDA, the input's dtype on the CPU
+        return math.prod(saved.shape) * 4
+    if saved.op.endswith("ForCpuBackward0.logsumexp") and run.dtype == "fp32" and not run.amp:
+        # fp32 goes to the memory-efficient kernel, which pads each head's row to a multiple of 32
+        *rows, tokens = saved.shape
+        return math.prod(rows) * -(-tokens // 32) * 32 * 4
+    return saved.nbytes
+
+
+def kept(run: RunSpec, device: str) -> int:
+    """What the hooks see."""
+    return sum(saved.nbytes for saved in observe.saved_tensors(run, device))
+
+
+#: Autocast runs LayerNorm, pow and softmax in fp32 on CUDA and in bf16 on the CPU. Llama's norms and softmax say fp32
+#: themselves, so that for these families the CPU's autocast keeps what CUDA's does.
+SAME_UNDER_CPU_AUTOCAST = tuple(f for f in FAMILIES if f not in ("gpt2", "gpt_bigcode", "roberta"))
+OTHER_UNDER_CPU_AUTOCAST = tuple(f for f in FAMILIES if f not in SAME_UNDER_CPU_AUTOCAST)
+
+
+class TestOnTheCpu:
+    """Evidence from the installed kernels."""
+
+    @pytest.mark.parametrize("run", **by_name(product_of_options(SAME_UNDER_CPU_AUTOCAST)))
+    def test_families_with_their_own_casts(self, run: RunSpec) -> None:
+        """Every method, dtype and kind of attention, with and without autocast."""
+        real = sum(on_cuda(saved, run) for saved in observe.saved_tensors(run))
+        assert saved_bytes(plan(run), run, leave_out=RNG) == real
+
+    @pytest.mark.parametrize("run", **by_name(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(False,))))
+    def test_families_with_layer_norm(self, run: RunSpec) -> None:
+        """Every method, dtype and kind of attention, without autocast."""
+        real = sum(on_cuda(saved, run) for saved in observe.saved_tensors(run))
+        assert saved_bytes(plan(run), run, leave_out=RNG) == real
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_one_sequence(self, family: str) -> None:
+        """The shifted labels of one sequence are a view of the padded ones, which have one more."""
+        run = run_of(family, "lora", bs=1, attn="eager")
+        real = sum(on_cuda(saved, run) for saved in observe.saved_tensors(run))
+        assert saved_bytes(plan(run), run) == real
+
+    @pytest.mark.parametrize(("rank", "seq"), [(1, 1), (7, 33), (16, 64)])
+    def test_other_sizes(self, rank: int, seq: int) -> None:
+        """Any rank, and any length up to the model's positions."""
+        run = run_of("llama", "lora-fa", rank=rank, seq=seq, bs=2)
+        assert saved_bytes(plan(run), run, leave_out=RNG) == kept(run, "cpu")
+
+    def test_one_plan_serves_all_sizes(self) -> None:
+        """Batch and sequence length are variables of a plan."""
+        step = plan(run_of("qwen3", "lora"))
+        for bs, seq in ((2, 5), (3, 22), (4, 40)):
+            run = run_of("qwen3", "lora", bs=bs, seq=seq)
+            assert saved_bytes(step, run, leave_out=RNG) == kept(run, "cpu")
+
+
+class TestUnderCudasKernels:
+    """Evidence from meta tensors under CUDA's choices: nothing to leave out, nothing to convert."""
+
+    @pytest.mark.parametrize("run", **by_name(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(True,))))
+    def test_autocast_over_layer_norm(self, run: RunSpec) -> None:
+        """LayerNorm, pow and softmax run in fp32."""
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+    @pytest.mark.parametrize("adapter_dtype", ["auto", "bf16"])
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("family", WINDOWED)
+    def test_sliding_window(self, family: str, method: str, amp: bool, adapter_dtype: str) -> None:
+        """A mask: memory-efficient attention, for which every layer makes an additive bias padded to 16 tokens."""
+        run = run_of(family, method, amp=amp, adapter_dtype=adapter_dtype)
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_adapter_dropout(self, family: str, method: str, amp: bool) -> None:
+        """One byte an element, where the CPU keeps a mask as wide as the activation."""
+        run = run_of(family, method, amp=amp, dropout=0.1)
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("attn", ["sdpa", "eager"])
+    @pytest.mark.parametrize("method", ["full", "lora-fa"])
+    @pytest.mark.parametrize("family", ["gpt2", "gpt_bigcode", "roberta"])
+    def test_dropout_of_the_model(self, family: str, method: str, attn: str, amp: bool) -> None:
+        """After attention, MLP and embeddings, and inside attention, where the fused kernel keeps only its seed."""
+        run = run_of(family, method, attn=attn, amp=amp, config_dropout=True)
+        assert run.model.hidden_dropout == 0.1
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+    @pytest.mark.parametrize("method", ["qlora", "qlora-fa"])
+    @pytest.mark.parametrize("family", ["llama", "llama-bias", "qwen3", "phi3"])
+    def test_quantized(self, family: str, method: str) -> None:
+        """Nothing of a dequantised weight is kept."""
+        pytest.importorskip("bitsandbytes")
+        run = run_of(family, method)
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+
+class TestDropoutRule:
+    """The stated rule for dropout on CUDA: a mask of one byte an element, whatever the dtype."""
+
+    @pytest.mark.parametrize(("method", "copies"), [("lora-fa", 0), ("lora", 2), ("lora-fb", 2)])
+    def test_adapter_dropout_costs_its_masks(self, method: str, copies: int) -> None:
+        """LoRA keeps each module's own dropped-out input too (2 bytes), where before some shared one; LoRA-FA none."""
+        heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
+        few, many = (
+            run_of("llama", method, layers=layers, adapter_dtype="bf16", changes=heads, dropout=0.1) for layers in (2, 3)
+        )
+        plain_few, plain_many = (
+            run_of("llama", method, layers=layers, adapter_dtype="bf16", changes=heads) for layers in (2, 3)
+        )
+        with_dropout = saved_bytes(plan(many), many) - saved_bytes(plan(few), few)
+        without = saved_bytes(plan(plain_many), plain_many) - saved_bytes(plan(plain_few), plain_few)
+        d, f, tokens = 48, 112, 3 * 22
+        inputs = 6 * d + f  # q, k, v, o, gate and up read d, down reads f
+        shared = 2 * (2 * d + f)  # bytes a token: q, k, v share one input, gate and up another; o's is attention's own
+        assert with_dropout - without == tokens * (inputs * (1 + copies) - (shared if copies else 0))
+
+    def test_lora_keeps_more_than_lora_fa_by_the_inputs(self) -> None:
+        """With dropout nothing is shared: 2 bytes of every module's input, however the attention runs."""
+        heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
+        for attn in ("sdpa", "eager"):
+            lora, lora_fa = (
+                run_of("llama", m, changes=heads, adapter_dtype="bf16", dropout=0.1, attn=attn)
+                for m in ("lora", "lora-fa")
+            )
+            difference = saved_bytes(plan(lora), lora) - saved_bytes(plan(lora_fa), lora_fa)
+            assert difference == 2 * (3 * 22) * 2 * (6 * 48 + 112)  # bytes x tokens x layers x widths
+
+
+class TestCheckpointing:
+    """With checkpointing hooks see nothing; what is alive with only the loss held is what autograd keeps."""
+
+    @staticmethod
+    def alive(run: RunSpec) -> int:
+        step = plan(run)
+        values = symbol_values(run.bs, run.seq)
+        kinds, live = step.timeline.kinds, step.timeline.live_at(step.timeline.end_of_forward - 1)
+        held = [(kinds[i].size, n) for i, n in live.items() if kinds[i].module != "batch"]
+        return sum(int(size[0] * product_of(size[1], values)) * n for size, n in held)
+
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "vera"])
+    @pytest.mark.parametrize("family", SAME_UNDER_CPU_AUTOCAST)
+    def test_on_the_cpu(self, family: str, method: str, amp: bool) -> None:
+        """The layers' inputs, the masks, positions and rotary tables handed to them, and the head's own."""
+        for attn in attentions(family):
+            run = run_of(family, method, amp=amp, attn=attn, checkpointing="full")
+            assert self.alive(run) == observe.live_after_forward(run).nbytes
+
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "vera"])
+    @pytest.mark.parametrize("family", OTHER_UNDER_CPU_AUTOCAST)
+    def test_under_cudas_kernels(self, family: str, method: str, amp: bool) -> None:
+        """The last norm lies outside the layers, so its rows count as on CUDA."""
+        for attn in ("sdpa", "eager"):
+            run = run_of(family, method, amp=amp, attn=attn, checkpointing="full")
+            assert self.alive(run) == observe.live_after_forward(run, "meta").nbytes
+
+    def test_a_layer_costs_its_input(self) -> None:
+        """One more layer keeps d values of 2 bytes a token, whatever the method."""
+        for method in METHODS:
+            few, many = (run_of("llama", method, layers=n, checkpointing="full") for n in (9, 10))
+            assert saved_bytes(plan(many), many) - saved_bytes(plan(few), few) == 3 * 22 * 48 * 2
