@@ -32,8 +32,8 @@ class BuiltLayer:
 def not_modelled(spec: ModelSpec, what: str = "") -> UnsupportedError:
     """Return the error for a model whose parameters are counted here but whose step is not."""
     return UnsupportedError(
-        f"the analytic engine does not model the step of {spec.name} ({spec.architecture}){what and ' ' + what}; "
-        "--engine simulate runs any model that transformers can build"
+        f"the analytic engine does not model the step of {spec.name} ({spec.architecture}){what and ' ' + what}, "
+        "only its parameters (lorafa-prof list models)"
     )
 
 

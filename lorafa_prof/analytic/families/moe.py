@@ -93,8 +93,7 @@ class MixtureOfExperts:
         spec = self.spec
         if spec.moe is None or spec.task != "causal-lm":
             raise UnsupportedError(
-                f"the analytic engine models {spec.architecture} as a causal language model with experts only; "
-                "--engine simulate runs any model that transformers can build"
+                f"the analytic engine models {spec.architecture} as a causal language model with experts only"
             )
         with builder.inside("model"):
             self.table = builder.embedding("embed_tokens", spec.vocab_size, spec.hidden_size)

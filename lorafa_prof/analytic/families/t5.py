@@ -244,8 +244,7 @@ class T5:
         spec = self.spec
         if builder.run.resolved_quant != "none":
             raise UnsupportedError(
-                f"the analytic engine does not model a quantised {spec.name}: transformers keeps its wo in fp32; "
-                "--engine simulate runs any model that transformers can build"
+                f"the analytic engine does not model a quantised {spec.name}: transformers keeps its wo in fp32"
             )
         self.table = builder.embedding("shared", spec.vocab_size, spec.hidden_size)
         self.encoder = Stack(builder, "encoder", spec.num_layers)
