@@ -266,7 +266,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
     rows = x.shape[:-1]
     out = tape.new(name, (*rows, k), x.dtype)
     flops = matmul_flops(rows, m, k)
-    tape.count_flops("linear", flops)
     if tape.needs_grad(x, weight, bias):
         need_x, need_w = x.requires_grad, weight.requires_grad
         biased, need_b = bias is not None, bias is not None and bias.requires_grad
@@ -287,6 +286,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
         saved = [weight if need_x else None, x if need_w else None]
         tape.record("linear", [x, weight, bias], out, saved, backward)
     del given
+    tape.count_flops("linear", flops)  # not reached where recomputing stops at this operation's inputs
     return out
 
 
@@ -302,7 +302,6 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
     flops = elements(("b", heads, "s", "s", width))
     flops = (2 * flops[0], flops[1])
-    tape.count_flops("attention", flops)
     if tape.needs_grad(a, b):
         need = (a.requires_grad, b.requires_grad)
         shapes, dtype = (a.shape, b.shape), a.dtype
@@ -318,6 +317,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
             return made[::-1]  # bmm makes the second factor's first
 
         tape.record("bmm", [a, b], out, [b if need[0] else None, a if need[1] else None], backward)
+    tape.count_flops("attention", flops)
     return out
 
 
