@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.frontier import LARGEST_BATCH, largest_batch

@@ -42,9 +42,32 @@ def product_of_options(families: tuple[str, ...], *, amp: tuple[bool, ...] = (Fa
     return [run for run in runs if not grouped_in_fp32(run)]
 
 
-def by_name(runs: list[RunSpec]) -> dict[str, Any]:
-    """Arguments of parametrize."""
-    return {"argvalues": runs, "ids": [label(run) for run in runs]}
+def traits(run: RunSpec) -> tuple[Any, Any, Any]:
+    """What the default part of a product covers in pairs: family, method, options."""
+    return run.model.name, run.method.name, (run.attn, run.dtype, run.adapter_dtype, run.amp)
+
+
+def covering(runs: list[RunSpec]) -> dict[str, Any]:
+    """Arguments of parametrize: by default enough runs to bring all pairs together, with `-m ""` all of them."""
+    found = [traits(run) for run in runs]
+    number = [{trait: i for i, trait in enumerate(dict.fromkeys(column))} for column in zip(*found, strict=True)]
+
+    def diagonal(at: int) -> int:  # each of these brings many new pairs
+        return sum(known[trait] for known, trait in zip(number, found[at], strict=True)) % len(number[1])
+
+    seen: set[Any] = set()
+    default = set()
+    for at in sorted(range(len(runs)), key=diagonal):
+        new = set(itertools.combinations(found[at], 2)) - seen
+        if new:
+            default.add(at)
+            seen |= new
+    return {
+        "argvalues": [
+            pytest.param(run, id=label(run), marks=() if at in default else pytest.mark.slow)
+            for at, run in enumerate(runs)
+        ]
+    }
 
 
 def saved_bytes(step: StepPlan, run: RunSpec, *, leave_out: str = "") -> int:
@@ -81,13 +104,13 @@ OTHER_UNDER_CPU_AUTOCAST = tuple(f for f in FAMILIES if f not in SAME_UNDER_CPU_
 class TestOnTheCpu:
     """Evidence from the installed kernels."""
 
-    @pytest.mark.parametrize("run", **by_name(product_of_options(SAME_UNDER_CPU_AUTOCAST)))
+    @pytest.mark.parametrize("run", **covering(product_of_options(SAME_UNDER_CPU_AUTOCAST)))
     def test_families_with_their_own_casts(self, run: RunSpec) -> None:
         """Every method, dtype and kind of attention, with and without autocast."""
         real = sum(on_cuda(saved, run) for saved in observe.saved_tensors(run))
         assert saved_bytes(plan(run), run, leave_out=RNG) == real
 
-    @pytest.mark.parametrize("run", **by_name(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(False,))))
+    @pytest.mark.parametrize("run", **covering(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(False,))))
     def test_families_with_layer_norm(self, run: RunSpec) -> None:
         """Every method, dtype and kind of attention, without autocast."""
         real = sum(on_cuda(saved, run) for saved in observe.saved_tensors(run))
@@ -117,7 +140,7 @@ class TestOnTheCpu:
 class TestUnderCudasKernels:
     """Evidence from meta tensors under CUDA's choices: nothing to leave out, nothing to convert."""
 
-    @pytest.mark.parametrize("run", **by_name(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(True,))))
+    @pytest.mark.parametrize("run", **covering(product_of_options(OTHER_UNDER_CPU_AUTOCAST, amp=(True,))))
     def test_autocast_over_layer_norm(self, run: RunSpec) -> None:
         """LayerNorm, pow and softmax run in fp32."""
         assert saved_bytes(plan(run), run) == kept(run, "meta")
@@ -131,12 +154,17 @@ class TestUnderCudasKernels:
         run = run_of(family, method, amp=amp, adapter_dtype=adapter_dtype)
         assert saved_bytes(plan(run), run) == kept(run, "meta")
 
-    @pytest.mark.parametrize("amp", [False, True])
-    @pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_adapter_dropout(self, family: str, method: str, amp: bool) -> None:
+    @pytest.mark.parametrize(
+        "run",
+        **covering(
+            [
+                run_of(family, method, amp=amp, dropout=0.1)
+                for family, method, amp in itertools.product(FAMILIES, METHODS[1:], (False, True))
+            ]
+        ),
+    )
+    def test_adapter_dropout(self, run: RunSpec) -> None:
         """One byte an element, where the CPU keeps a mask as wide as the activation."""
-        run = run_of(family, method, amp=amp, dropout=0.1)
         assert saved_bytes(plan(run), run) == kept(run, "meta")
 
     @pytest.mark.parametrize("amp", [False, True])
@@ -165,18 +193,16 @@ class TestDropoutRule:
     def test_adapter_dropout_costs_its_masks(self, method: str, copies: int) -> None:
         """LoRA keeps each module's own dropped-out input too (2 bytes), where before some shared one; LoRA-FA none."""
         heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
-        few, many = (
-            run_of("llama", method, layers=layers, adapter_dtype="bf16", changes=heads, dropout=0.1) for layers in (2, 3)
-        )
-        plain_few, plain_many = (
-            run_of("llama", method, layers=layers, adapter_dtype="bf16", changes=heads) for layers in (2, 3)
-        )
-        with_dropout = saved_bytes(plan(many), many) - saved_bytes(plan(few), few)
-        without = saved_bytes(plan(plain_many), plain_many) - saved_bytes(plan(plain_few), plain_few)
+
+        def of_a_layer(dropout: float) -> int:
+            options = {"adapter_dtype": "bf16", "changes": heads, "dropout": dropout}
+            few, many = (run_of("llama", method, layers=layers, **options) for layers in (2, 3))
+            return saved_bytes(plan(many), many) - saved_bytes(plan(few), few)
+
         d, f, tokens = 48, 112, 3 * 22
         inputs = 6 * d + f  # q, k, v, o, gate and up read d, down reads f
         shared = 2 * (2 * d + f)  # bytes a token: q, k, v share one input, gate and up another; o's is attention's own
-        assert with_dropout - without == tokens * (inputs * (1 + copies) - (shared if copies else 0))
+        assert of_a_layer(0.1) - of_a_layer(0.0) == tokens * (inputs * (1 + copies) - (shared if copies else 0))
 
     def test_lora_keeps_more_than_lora_fa_by_the_inputs(self) -> None:
         """With dropout nothing is shared: 2 bytes of every module's input, however the attention runs."""
@@ -201,23 +227,26 @@ class TestCheckpointing:
         held = [(kinds[i].size, n) for i, n in live.items() if kinds[i].module != "batch"]
         return sum(int(size[0] * product_of(size[1], values)) * n for size, n in held)
 
-    @pytest.mark.parametrize("amp", [False, True])
-    @pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "vera"])
-    @pytest.mark.parametrize("family", SAME_UNDER_CPU_AUTOCAST)
-    def test_on_the_cpu(self, family: str, method: str, amp: bool) -> None:
-        """The layers' inputs, the masks, positions and rotary tables handed to them, and the head's own."""
-        for attn in attentions(family):
-            run = run_of(family, method, amp=amp, attn=attn, checkpointing="full")
-            assert self.alive(run) == observe.live_after_forward(run).nbytes
+    @staticmethod
+    def runs(families: tuple[str, ...]) -> dict[str, Any]:
+        methods = ("full", "lora", "lora-fa", "vera")
+        return covering(
+            [
+                run_of(family, method, amp=amp, attn=attn, checkpointing="full")
+                for family, method, amp in itertools.product(families, methods, (False, True))
+                for attn in attentions(family)
+            ]
+        )
 
-    @pytest.mark.parametrize("amp", [False, True])
-    @pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "vera"])
-    @pytest.mark.parametrize("family", OTHER_UNDER_CPU_AUTOCAST)
-    def test_under_cudas_kernels(self, family: str, method: str, amp: bool) -> None:
+    @pytest.mark.parametrize("run", **runs(SAME_UNDER_CPU_AUTOCAST))
+    def test_on_the_cpu(self, run: RunSpec) -> None:
+        """The layers' inputs, the masks, positions and rotary tables handed to them, and the head's own."""
+        assert self.alive(run) == observe.live_after_forward(run).nbytes
+
+    @pytest.mark.parametrize("run", **runs(OTHER_UNDER_CPU_AUTOCAST))
+    def test_under_cudas_kernels(self, run: RunSpec) -> None:
         """The last norm lies outside the layers, so its rows count as on CUDA."""
-        for attn in ("sdpa", "eager"):
-            run = run_of(family, method, amp=amp, attn=attn, checkpointing="full")
-            assert self.alive(run) == observe.live_after_forward(run, "meta").nbytes
+        assert self.alive(run) == observe.live_after_forward(run, "meta").nbytes
 
     def test_a_layer_costs_its_input(self) -> None:
         """One more layer keeps d values of 2 bytes a token, whatever the method."""

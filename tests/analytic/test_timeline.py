@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafa_prof.analytic import builder as builder_module
-from lorafa_prof.analytic import timeline as timeline_module
+from lorafa_prof.analytic import builder as builder_module, timeline as timeline_module
 from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError

@@ -1,0 +1,99 @@
+"""Peaks against the live storages of the real model's step: transformers and PEFT on meta tensors, CUDA's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorafa_prof.analytic.plan import StepPlan, plan
+from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
+from lorafa_prof.specs import RunSpec
+from tests.analytic.runs import run_of
+from tests.support import observe
+
+#: What kernels hold inside themselves and meta tensors do not show.
+HIDDEN = ("attention backward", "gradient of expanded", "dequantised weight")
+
+#: A vocabulary large enough that the loss is the peak, and one so small that a layer is.
+LOSS, LAYER = {"vocab_size": 6000}, {"vocab_size": 260}
+
+FAMILIES = (
+    "llama", "llama-bias", "mistral", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3_text-window",
+    "phi3", "granite", "gpt2", "gpt_bigcode", "roberta",
+)  # fmt: skip
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one sequence": {"bs": 1},
+    "eager": {"attn": "eager"},
+    "autocast": {"amp": True, "dtype": "fp32"},
+    "checkpointing": {"checkpointing": "full"},
+    "checkpointing, autocast": {"checkpointing": "full", "amp": True},
+    "family's own dropout": {"config_dropout": True},
+}
+
+
+def hidden_bytes(planned: StepPlan, run: RunSpec) -> int:
+    """Bytes alive at the peak that are inside kernels."""
+    values = symbol_values(run.bs, run.seq)
+    alive = planned.alive(planned.peak(run.bs, run.seq).position)
+    return sum(
+        int(rounded(kind.size[0] * product_of(kind.size[1], values))) * count
+        for kind, count in alive
+        if kind.name.startswith(HIDDEN)
+    )
+
+
+def check(run: RunSpec) -> None:
+    """The engine's peak is the observed one, or higher by no more than what a kernel hides there."""
+    planned = plan(run)
+    peak = planned.peak(run.bs, run.seq)
+    observed = observe.step_timeline(run, "meta")
+    assert peak.allocated - hidden_bytes(planned, run) <= observed.peak <= peak.allocated
+    if not hidden_bytes(planned, run):
+        assert peak.allocated == observed.peak
+
+
+def cases() -> list[Any]:
+    """Every family, method and option; all but the plain ones and two families' are left to the slow tests."""
+    made = []
+    for family in FAMILIES:
+        for method in ("full", "lora", "lora-fa"):
+            for name, options in OPTIONS.items():
+                quick = name == "plain" or (family in ("gpt2", "gemma3_text") and method == "lora-fa")
+                marks = () if quick else pytest.mark.slow
+                made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "method", "options"), cases())
+def test_every_family(family: str, method: str, options: dict[str, Any]) -> None:
+    """Six layers, of which four are traced; to the byte."""
+    check(run_of(family, method, layers=6, changes=LOSS, optimizer="adamw", **options))
+
+
+@pytest.mark.parametrize("vocabulary", [LOSS, pytest.param(LAYER, marks=pytest.mark.slow)], ids=["loss", "layer"])
+@pytest.mark.parametrize("adapter_dtype", ["auto", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("method", ["lora", "lora-fa", "lora-fb", "lora-qv", "vera", "qlora", "qlora-fa"])
+def test_every_method(method: str, dropout: float, adapter_dtype: str, vocabulary: dict[str, int]) -> None:
+    """Adapters in fp32 as PEFT makes them, and in bf16; with and without their dropout."""
+    options = {"dropout": dropout, "adapter_dtype": adapter_dtype, "optimizer": "adamw"}
+    check(run_of("llama", method, layers=6, changes=vocabulary, **options))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-fused", "sgd"])
+@pytest.mark.parametrize("family", ["llama", "llama-bias"])
+def test_every_optimizer(family: str, optimizer: str) -> None:
+    """Full fine-tuning of untied and tied tables: the step, or the sum of the table's two gradients, is the peak."""
+    check(run_of(family, "full", layers=6, changes={"vocab_size": 3000}, optimizer=optimizer, bs=1, seq=8))
+
+
+def test_flash_attention_s_backward_is_seen_by_the_engine_alone() -> None:
+    """Where the peak is inside it, the engine is higher by its row sums, dq accumulator and expanded gradients."""
+    run = run_of("llama", "lora-fa", layers=6, changes=LAYER, optimizer="adamw", bs=2, seq=16, checkpointing="full")
+    planned = plan(run)
+    assert planned.peak(2, 16).place.module.endswith("self_attn")
+    # row sums (b, h, 128) and dq (b, 128, h, 32) in fp32; dk and dv for each of 6 query heads of width 16 in bf16
+    assert hidden_bytes(planned, run) == 2 * 6 * 128 * 4 + 2 * 128 * 6 * 32 * 4 + 2 * (2 * 16 * 6 * 16 * 2)
+    check(run)
