@@ -337,12 +337,12 @@ class Tape:
 
     def _run(self, node: Node, heap: list[tuple[int, Node]]) -> None:
         self.enter(node.module)
-        for saved in node.saved:
-            if isinstance(saved, Placeholder) and not saved.filled:
-                self._recompute(saved.frame)
+        self._recompute_for(node)
         grads, node.grads = node.grads, None
         assert grads is not None, "a node runs when gradients have arrived"
         outs = list(node.backward(grads))
+        # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
+        node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
         for i, edge in enumerate(node.edges):
             outs[i] = self._conform(outs[i], edge) if edge is not None else None
         for held in grads:
@@ -358,6 +358,11 @@ class Tape:
             elif edge is not None and isinstance(edge.target, Parameter):
                 edge.target.uses -= 1
             del grad
+
+    def _recompute_for(self, node: Node) -> None:
+        for saved in node.saved:
+            if isinstance(saved, Placeholder) and not saved.filled:
+                self._recompute(saved.frame)
 
     def _conform(self, grad: Tensor | None, edge: Edge) -> Tensor | None:
         """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.attention import AttentionOptions, attend, rotary, rotary_tables, split_heads
+from lorafa_prof.analytic.attention import AttentionOptions, attend_with_weights, rotary, rotary_tables, split_heads
 from lorafa_prof.analytic.builder import BUFFERS, Builder, Linear, Norm
 from lorafa_prof.analytic.families.common import (
     BuiltLayer,
@@ -20,6 +20,7 @@ from lorafa_prof.analytic.families.common import (
     causal_mask,
     make_batch,
     mark_logits,
+    not_modelled,
     position_ids,
     require_input_grad,
     run_layers,
@@ -92,14 +93,14 @@ class Attention:
                 self.out = builder.linear("o_proj", q, d, spec.attention_out_bias)
             self.norms = [builder.norm(f"{n}_norm", spec.head_dim) for n in "qk"] if spec.qk_norm else []
 
-    def __call__(self, x: Tensor, shared: Shared) -> Tensor:
-        """Attend: (b, s, d) to (b, s, d)."""
+    def __call__(self, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor | None]:
+        """Attend: (b, s, d) to (b, s, d), and the eager code's weights, which the layer holds to its end."""
         with x.tape.scope("self_attn"):
             q, k, v = self._heads(x)
             q, k = (rotary(part, *shared.tables, self.traits.rotated) for part in (q, k))
-            out = attend(q, k, v, shared.options, shared.mask)
+            out, weights = attend_with_weights(q, k, v, shared.options, shared.mask)
             del q, k, v
-            return self.out(out)
+            return self.out(out), weights
 
     def _heads(self, x: Tensor) -> list[Tensor]:
         spec = self.spec
@@ -175,12 +176,14 @@ class DecoderLayer:
         function = norm_function(self.traits)
         residual = x
         x = self.before_attention(x, function)
-        x = self.attention(x, shared)
+        x, weights = self.attention(x, shared)
         x = self._joined(residual, x, self.after_attention if self.traits.sandwiched else None)
         residual = x
         x = self.before_mlp(x, function)
         x = self.mlp(x)
-        return self._joined(residual, x, self.after_mlp)
+        x = self._joined(residual, x, self.after_mlp)
+        del weights
+        return x
 
     def _joined(self, residual: Tensor, x: Tensor, norm: Norm | None) -> Tensor:
         if norm is not None:
@@ -197,6 +200,8 @@ class LlamaLike:
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
         self.traits = traits_of(self.spec)
+        if self.spec.task != "causal-lm":
+            raise not_modelled(self.spec, "for sequence classification")
         if takes_eager_instead(builder.run):
             builder.assumptions.append("eager attention: transformers refuses sdpa for this model's capped scores")
         spec = self.spec
