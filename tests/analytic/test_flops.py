@@ -13,7 +13,20 @@ from lorafa_prof.specs import MethodSpec, RunSpec
 from tests.analytic.runs import run_of
 from tests.support import observe
 
-FAMILIES = ("llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2")
+FAMILIES = (
+    "llama",
+    "llama-bias",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "granite",
+    "gpt2",
+    "gpt_bigcode",
+    "roberta",
+)
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 LINEAR = ("mm", "addmm")
 
