@@ -267,6 +267,8 @@ class RunSpec:
     optimizer: Optimizer = "auto"
     """auto = PEFT's LoRA-FA optimizer for lora-fa methods, else AdamW (foreach)."""
     quant: Quantization = "none"
+    prepare_kbit: bool = False
+    """PEFT's `prepare_model_for_kbit_training` on quantised weights: norms, embeddings and head are cast to fp32."""
     loss: Loss = "hf"
     gpus: int = 1
     shard: Shard = "none"
@@ -282,6 +284,8 @@ class RunSpec:
         ):  # fmt: skip
             require_choice(what, value, choices)
         require_int("gpus", self.gpus, 1, 2**20)
+        if self.prepare_kbit and self.resolved_quant == "none":
+            raise BadInputError("the k-bit preparation is for quantised weights: add --quant, or a q-method")
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:
             raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")
