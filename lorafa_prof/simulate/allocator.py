@@ -43,9 +43,9 @@ class CachingAllocator(Segments):
 
     __slots__ = (
         "_allowed", "_collects", "_divisions", "_expandable", "_idle_since", "_large", "_live", "_max_split",
-        "_searches", "_segment_sizes", "_small", "_special_fit", "_split_below", "_whole_free", "allocated", "allocated_peak",
-        "allocated_peak_at", "at_reserved_peak", "num_alloc_retries", "num_ooms", "requested", "requested_peak",
-        "requested_peak_at", "settings",
+        "_searches", "_segment_sizes", "_small", "_special_fit", "_split_below", "_whole_free", "allocated",
+        "allocated_peak", "allocated_peak_at", "at_reserved_peak", "num_alloc_retries", "num_ooms", "requested",
+        "requested_peak", "requested_peak_at", "settings",
     )  # fmt: skip
 
     def __init__(
