@@ -224,9 +224,9 @@ class _Frames:
 
     def check(self, holder: dict[str, Any], where: str) -> None:
         """Check `holder["frames"]`, if there is one: PyTorch leaves it out where it recorded none."""
-        stack = holder.get("frames", [])
-        if id(stack) in self.lists:
+        if "frames" not in holder or id(holder["frames"]) in self.lists:
             return
+        stack = holder["frames"]
         if type(stack) is not list:
             raise BadInputError(f"{where}.frames: must be list, not {type(stack).__name__}")
         self.lists.add(id(stack))
