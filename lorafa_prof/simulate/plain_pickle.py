@@ -75,18 +75,31 @@ class _Reader:
             raise BadInputError(f"not a pickle of protocol 2 to {_NEWEST_PROTOCOL}")
         self.position = 2
         try:
-            for _ in range(MOST_OPCODES // _ROUND):
-                if self._round():
-                    return self.stack.pop()
-                if self.made > MOST_OBJECTS:
-                    raise BadInputError(f"more than {MOST_OBJECTS} objects")
-        except (IndexError, struct.error):
-            if self.position + 8 > len(self.data):  # no number is longer
-                raise BadInputError(f"truncated: it ends at byte {len(self.data)}, before its end mark") from None
-            raise BadInputError(f"damaged: nothing on the stack at byte {self.position}") from None
+            self._run_to_the_end()
+        except struct.error:
+            raise BadInputError(self._truncated()) from None
+        except IndexError:
+            inside = self.position < len(self.data)
+            raise BadInputError(self._empty() if inside else self._truncated()) from None
         except KeyError as error:
             raise BadInputError(f"damaged: object {error} was never stored (byte {self.position})") from None
+        if not self.stack:
+            raise BadInputError(self._empty())
+        return self.stack.pop()
+
+    def _run_to_the_end(self) -> None:
+        for _ in range(MOST_OPCODES // _ROUND):
+            if self._round():
+                return
+            if self.made > MOST_OBJECTS:
+                raise BadInputError(f"more than {MOST_OBJECTS} objects")
         raise BadInputError(f"more than {MOST_OPCODES} opcodes")
+
+    def _truncated(self) -> str:
+        return f"truncated: it ends at byte {len(self.data)}, before its end mark"
+
+    def _empty(self) -> str:
+        return f"damaged: nothing on the stack at byte {self.position}"
 
     def _round(self) -> bool:
         """Run some opcodes and return whether the end mark was among them."""

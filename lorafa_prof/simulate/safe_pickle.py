@@ -9,7 +9,6 @@ import json
 import os
 import stat
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,7 @@ def _typed(holder: Any, key: str, kind: type[Any], where: str) -> Any:
     """Return `holder[key]`, which must be there and of that type; True and False are no integers."""
     name = f"{where}.{key}" if where else key
     if type(holder) is not dict:
-        raise BadInputError(f"{where or 'snapshot'}: must be a dict, not {type(holder).__name__}")
+        raise BadInputError(f"{where or 'the whole'}: must be dict, not {type(holder).__name__}")
     if key not in holder:
         raise BadInputError(f"{name}: missing")
     value = holder[key]
@@ -176,8 +175,8 @@ def _one_of(holder: Any, key: str, known: tuple[str, ...], where: str) -> str:
     return value
 
 
-def _lists(named: list[tuple[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Yield each list with its name; no list that has something in it may come twice.
+def _lists(named: list[tuple[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """Return the lists with their names; no list that has something in it may be there twice.
 
     In a pickle a long list can stand in another a million times at two bytes each, and walking both would not end.
     """
@@ -187,7 +186,7 @@ def _lists(named: list[tuple[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
             raise BadInputError(f"{where}: must be list, not {type(items).__name__}")
         if items and seen.setdefault(id(items), where) != where:
             raise BadInputError(f"{where}: the same list as {seen[id(items)]}")
-        yield where, items
+    return named
 
 
 def _check_entry(entry: Any, where: str) -> None:

@@ -126,9 +126,7 @@ class TestEntries:
 
     def test_every_event_is_there_in_order(self, snapshot: dict[str, Any]) -> None:
         """As PyTorch records them, the snapshot itself at the end; an oom says what was free instead of where."""
-        shown = [
-            (e["action"], e.get("addr"), e.get("device_free"), e["size"]) for e in snapshot["device_traces"][0]
-        ]
+        shown = [(e["action"], e.get("addr"), e.get("device_free"), e["size"]) for e in snapshot["device_traces"][0]]
         assert shown == [
             ("segment_alloc", BASE, None, 20971520),
             ("alloc", BASE, None, 2097152),
