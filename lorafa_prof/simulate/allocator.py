@@ -19,7 +19,7 @@ from lorafa_prof.simulate.free_blocks import ADDRESS_BITS, ADDRESS_MASK, FreeBlo
 from lorafa_prof.simulate.out_of_memory import CudaOutOfMemoryError, OutOfMemory
 from lorafa_prof.simulate.segments import Segments, TraceEntry
 from lorafa_prof.simulate.sizes import SMALL_SIZE, round_size, segment_size
-from lorafa_prof.simulate.snapshot import segments_of
+from lorafa_prof.simulate.segment_table import segments_of
 from lorafa_prof.simulate.statistics import Fragmentation, Statistics
 from lorafa_prof.units import ALLOCATION_GRANULE
 

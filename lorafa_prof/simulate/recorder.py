@@ -2,8 +2,8 @@
 
 A TorchDispatchMode sees each operator beneath autograd, as the kernels would: what an operator returns in a storage
 that was not there before has been allocated by it. A weak reference on the storage tells when the last tensor, saved
-tensor or gradient lets go of it. Nothing of PyTorch's bookkeeping is imitated: Python and autograd hold and free tensors
-on meta as they do on a GPU.
+tensor or gradient lets go of it. Nothing of PyTorch's bookkeeping is imitated: Python and autograd hold and free
+tensors on meta as they do on a GPU.
 """
 
 from __future__ import annotations
@@ -167,9 +167,8 @@ class Recorder(InPlaceAccumulation):
     def _born_inside(self, buffer: Workspace, op: str, module: str) -> int:
         number = len(self._raw)
         label = f"{op}: {buffer.name}"
-        self._raw.append(
-            RawBlock(buffer.nbytes, (buffer.nbytes,), "uint8", label, module, self.phase, Category.WORKSPACES)
-        )
+        what = (buffer.nbytes, (buffer.nbytes,), "uint8", label)
+        self._raw.append(RawBlock(what, (module, self.phase), Category.WORKSPACES))
         self._events.append(number)
         return number
 
