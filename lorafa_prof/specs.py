@@ -215,10 +215,12 @@ class DeviceSpec:
     """Peak memory bandwidth, bytes per second."""
     peak_flops: Mapping[str, float | None]
     """Dense peak FLOP/s per dtype, tensor cores with fp32 accumulation; sparsity never counted."""
+    multiprocessors: int | None = None
+    """Streaming multiprocessors (compute units), on which some kernels' buffers depend; None where not known."""
     context_bytes: int | None = None
     """CUDA context and libraries outside the allocator, bytes; None where nobody has measured it."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Where each figure comes from, by its key ("memory", "bandwidth", "peak_flops.bf16", "context")."""
+    """Where each figure comes from, by its key ("memory", "bandwidth", "peak_flops.bf16", "context", ...)."""
 
     def __post_init__(self) -> None:
         require_int(f"{self.name}: memory", self.total_bytes, 2**20, 2**50)

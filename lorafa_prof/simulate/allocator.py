@@ -17,9 +17,9 @@ from lorafa_prof.simulate.driver import Driver
 from lorafa_prof.simulate.expandable_segments import ExpandableSegments
 from lorafa_prof.simulate.free_blocks import ADDRESS_BITS, ADDRESS_MASK, FreeBlocks, Pools
 from lorafa_prof.simulate.out_of_memory import CudaOutOfMemoryError, OutOfMemory
+from lorafa_prof.simulate.segment_table import segments_of
 from lorafa_prof.simulate.segments import Segments, TraceEntry
 from lorafa_prof.simulate.sizes import SMALL_SIZE, round_size, segment_size
-from lorafa_prof.simulate.segment_table import segments_of
 from lorafa_prof.simulate.statistics import Fragmentation, Statistics
 from lorafa_prof.units import ALLOCATION_GRANULE
 
@@ -184,6 +184,10 @@ class CachingAllocator(Segments):
             self._whole_free += size
             if self._collects:
                 self._idle_since[address] = self._searches
+
+    def block_size(self, address: int) -> int:
+        """Return the bytes of the block in use that begins at `address`, as `allocated` counts them."""
+        return self._live[address][1]
 
     def empty_cache(self) -> None:
         """Return all segments, or pages of expandable segments, without a block in use to the driver."""
