@@ -143,7 +143,8 @@ class _Shown:
 def _frames(label: Label, shared: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a label as a stack, innermost first, as PyTorch's are; the page prints "filename:line:name" of each.
 
-    So a flame graph has the phase at its root, then the category, the module and the operator.
+    So a flame graph has the phase at its root, then the category, the module and the operator. The page leaves out
+    frames that look like the interpreter's (a name with "_start" in it): `Label.summary` has everything once more.
     """
     stack = (
         ("tensor", label.tensor),
