@@ -20,8 +20,8 @@ from lorafa_prof.errors import BadInputError
 
 #: Containers inside each other: a snapshot has six, and seven with annotations.
 DEEPEST_NESTING = 32
-#: Containers, marks, texts and remembered objects together. Each costs some 100 bytes of memory or less, though the
-#: file may spend as little as one byte on it; an allocator event costs ten of them at most.
+#: Containers, fillings of dicts, marks, texts and remembered objects together. Each takes some 100 bytes of memory,
+#: though the file may spend as little as one byte on it. An event takes about seven, so this is millions of events.
 MOST_OBJECTS = 2**25
 #: Opcodes in all: a minute or two of reading.
 MOST_OPCODES = 2**28
@@ -283,18 +283,18 @@ def _tuple_since_mark(reader: _Reader) -> None:
 
 def _set_item(reader: _Reader) -> None:
     value, key = reader.stack.pop(), reader.stack.pop()
-    _fill(_top(reader, dict), [key, value])
+    _fill(reader, _top(reader, dict), [key, value])
 
 
 def _set_items(reader: _Reader) -> None:
     items = reader.since_mark()
-    _fill(_top(reader, dict), items)
+    _fill(reader, _top(reader, dict), items)
 
 
 def _dict_since_mark(reader: _Reader) -> None:
     items = reader.since_mark()
     reader.stack.append({})
-    _fill(reader.stack[-1], items)
+    _fill(reader, reader.stack[-1], items)
 
 
 def _top(reader: _Reader, kind: type[Any]) -> Any:
@@ -304,7 +304,8 @@ def _top(reader: _Reader, kind: type[Any]) -> Any:
     return top
 
 
-def _fill(target: dict[str, Any], items: list[Any]) -> None:
+def _fill(reader: _Reader, target: dict[str, Any], items: list[Any]) -> None:
+    reader.made += 1  # the first key trebles what a dict takes
     keys = items[::2]
     for key in keys:
         # Text only, as in every snapshot: numbers can be chosen so that they collide, and filling takes for ever.

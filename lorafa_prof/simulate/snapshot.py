@@ -109,6 +109,7 @@ def build_snapshot(
     shown = _Shown(table)
     trace, live = _trace(history, labels, shown)
     closed = [_segment(number, segment, live, shown) for number, segment in enumerate(segments)]
+    _check_same_blocks(live, closed)
     active = sum(segment["active_size"] for segment in closed)
     # PyTorch closes the trace with the snapshot itself. For the page this is the entry of category "unknown".
     trace.append(_entry(len(trace), ("snapshot", 0, active, 0), shown, -1))
@@ -143,7 +144,8 @@ class _Shown:
 def _frames(label: Label, shared: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a label as a stack, innermost first, as PyTorch's are; the page prints "filename:line:name" of each.
 
-    So a flame graph has the phase at its root, then the category, the module and the operator.
+    So a flame graph has the phase at its root, then the category, the module and the operator. The page leaves out
+    frames that look like the interpreter's (a name with "_start" in it): `Label.summary` has everything once more.
     """
     stack = (
         ("tensor", label.tensor),
@@ -210,6 +212,14 @@ def _segment(number: int, segment: Mapping[str, Any], live: Mapping[int, int], s
             raise ValueError(f"segment {number}: {name} {segment[name]} is not what its blocks add up to")
     # The pool of everything that is in no user's pool is (0, 0).
     return {"device": 0, "segment_pool_id": (0, 0), **segment, "frames": [], "blocks": blocks}
+
+
+def _check_same_blocks(live: Mapping[int, int], segments: Sequence[Mapping[str, Any]]) -> None:
+    """The page goes back from the final blocks through the trace, and stops at a block outside of all segments."""
+    there = {block["address"] for segment in segments for block in segment["blocks"] if block["state"] in _ACTIVE}
+    if there != live.keys():
+        lost, new = sorted(live.keys() - there)[:3], sorted(there - live.keys())[:3]
+        raise ValueError(f"blocks at {lost} are in the history but not in the segments, those at {new} the other way")
 
 
 _ACTIVE = {"active_allocated", "active_pending_free"}

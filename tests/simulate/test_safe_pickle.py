@@ -106,6 +106,10 @@ class TestPlainData:
         data = {"a": "é" * 200, "b": "\U0001f600" * 30_000, "c": b"\x00" * 70_000}
         assert read_snapshot(pickle.dumps(data)) == data
 
+    def test_a_name_that_is_no_utf8(self) -> None:
+        """Python keeps such bytes of a file's name as lone surrogates, which could not be printed."""
+        assert read_plain(pickle.dumps("x\udc80.py")) == "x\ufffd\ufffd\ufffd.py"
+
     def test_sharing_is_kept(self) -> None:
         """A frame that a million entries share is in memory once."""
         data = read_snapshot(pickle.dumps(recorded()))

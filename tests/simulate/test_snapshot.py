@@ -97,20 +97,24 @@ class TestTheFile:
             "EMPTY_TUPLE FRAME LIST LONG1 LONG_BINGET LONG_BINPUT MARK MEMOIZE NEWFALSE NEWTRUE NONE PROTO SETITEM "
             "SETITEMS SHORT_BINUNICODE STOP TUPLE TUPLE1 TUPLE2 TUPLE3"
         )
-        long_name = Label(op="o" * 300, module="m", category="weights", phase="load")  # more than SHORT_BINUNICODE has
-        history, labels = HISTORY * 100, LABELS * 100  # more than BINGET can count
-        content = snapshot_bytes(history, labels, [long_name, SAVED], segments(), {"max_split_size": -1, "a": 0.5})
+        # A name of more than SHORT_BINUNICODE has, and more labels than BINGET can count, each used several times.
+        long_name = Label(op="o" * 300, module="m", category="weights", phase="load")
+        many = [long_name, *(Label(op=f"o{i}", module="m", category="weights", phase="load") for i in range(300))]
+        history, labels = HISTORY * 100, [i % len(many) for i in range(len(HISTORY) * 100)]
+        content = snapshot_bytes(history, labels, many, segments(), {"max_split_size": -1, "a": 0.5})
+        assert "LONG_BINGET" in {opcode.name for opcode, _, _ in pickletools.genops(content)}
         assert {opcode.name for opcode, _, _ in pickletools.genops(content)} <= set(known.split())
         assert content[:2] == b"\x80\x04"
 
     def test_frames_are_written_once(self) -> None:
-        """A thousand allocations with one label cost some fifty bytes each, not the stack's five frames each."""
+        """A thousand allocations and their frees cost some fifty bytes an event, not the stack's five frames each."""
 
         def size(count: int) -> int:
-            history: list[Event] = [("alloc", BASE + 512 * i, 512, 0) for i in range(count)]
-            return len(snapshot_bytes(history, [1] * count, TABLE, []))
+            actions = ("alloc", "free_requested", "free_completed")
+            history: list[Event] = [(action, BASE + 512 * i, 512, 0) for i in range(count) for action in actions]
+            return len(snapshot_bytes(history, [1] * len(history), TABLE, []))
 
-        assert size(2000) - size(1000) < 60 * 1000
+        assert size(2000) - size(1000) < 60 * 3000
 
     def test_our_own_reader_takes_it(self, tmp_path: Path) -> None:
         """Written, read and checked, it is the same data and the same history."""
@@ -168,7 +172,8 @@ class TestEntries:
         assert [e["category"] for e in snapshot["device_traces"][0]] == [
             "unknown", "weights", "activations", "weights", "weights", "weights", "unknown", "unknown",
         ]  # fmt: skip
-        labelled = build_snapshot([("alloc", BASE, 512, 0)], [0], TABLE, [])
+        labelled = build_snapshot(HISTORY, [0] * len(HISTORY), TABLE, segments())
+        assert {e["category"] for e in labelled["device_traces"][0][:-1]} == {"weights"}
         assert "unknown" in {e["category"] for e in labelled["device_traces"][0]}
 
     def test_a_reused_address_has_its_new_label(self) -> None:
@@ -179,9 +184,10 @@ class TestEntries:
     def test_expandable_segments_are_named_in_the_settings(self) -> None:
         """From the segments, unless settings are given."""
         expandable = [{**segments()[0], "is_expandable": True}]
-        assert build_snapshot([], [], [], expandable)["allocator_settings"]["expandable_segments"] is True
-        assert build_snapshot([], [], [], segments())["allocator_settings"]["expandable_segments"] is False
-        given = build_snapshot([], [], [], expandable, {"max_split_size": -1})["allocator_settings"]
+        for final, expected in ((expandable, True), (segments(), False)):
+            data = build_snapshot(HISTORY, LABELS, TABLE, final)
+            assert data["allocator_settings"]["expandable_segments"] is expected
+        given = build_snapshot(HISTORY, LABELS, TABLE, expandable, {"max_split_size": -1})["allocator_settings"]
         assert given["max_split_size"] == -1
         assert "expandable_segments" not in given
 
@@ -228,6 +234,22 @@ class TestContradictions:
         """Its blocks fill it and add up to its totals."""
         with pytest.raises(ValueError, match=f"segment 0: {message}"):
             build_snapshot(HISTORY, LABELS, TABLE, [{**segments()[0], **change}])
+
+    def test_the_blocks_that_are_left(self) -> None:
+        """What the history leaves is what the segments hold, no block more or less."""
+        with pytest.raises(ValueError, match=rf"blocks at \[{BASE}, {SECOND}\] are in the history but not in the seg"):
+            build_snapshot(HISTORY, LABELS, TABLE, [])
+        with pytest.raises(ValueError, match=rf"those at \[{BASE}, {SECOND}\] the other way"):
+            build_snapshot([], [], TABLE, segments())
+
+    def test_a_block_that_waits_for_another_stream(self) -> None:
+        """Its free is requested but not completed: still active, no longer allocated."""
+        final = segments()
+        final[0]["blocks"][2]["state"] = "active_pending_free"
+        final[0]["allocated_size"] = 512
+        history: list[Event] = [*HISTORY, ("free_requested", SECOND, 3 * MIB, 0)]
+        data = build_snapshot(history, [*LABELS, -1], TABLE, final)
+        assert data["segments"][0]["blocks"][2]["user_metadata"] == SAVED.summary
 
 
 class TestPyTorchReadsIt:
