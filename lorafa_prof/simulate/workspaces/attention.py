@@ -126,7 +126,7 @@ def efficient_forward(call: KernelCall) -> list[Workspace]:
     if query.dtype not in HALF or width <= 128:
         return []
     batch, heads, queries, _ = query.shape
-    # [B, S, H, V]
+    # a float32 [B, S, H, V]
     return [Workspace("output_accum", batch * queries * heads * width * FP32, after_outputs=True)]
 
 

@@ -20,6 +20,9 @@ _TEMPORARY = (
     "CUB's histograms and counters beside its buffers of keys and values; for some thousand positions it needs none."
 )
 _OPTIMIZER_8BIT = "nothing is known to be allocated in bitsandbytes' optimizer kernels, whose source is not read here."
+_GEMM_4BIT = "from 5 to 1536 rows the kernel may read the 4-bit weight directly; it is counted as dequantised."
+_OUTLIERS = "the product of the columns with outliers, in the type of the input, depends on the data."
+_PACKED = "attention over packed sequences (variable lengths)."
 
 #: What is not counted inside an operator's kernel: operator (with its overload) -> one sentence.
 UNMODELLED: Mapping[str, str] = MappingProxyType(
@@ -27,10 +30,10 @@ UNMODELLED: Mapping[str, str] = MappingProxyType(
         "aten._scaled_dot_product_cudnn_attention.default": _CUDNN,
         "aten._scaled_dot_product_cudnn_attention_backward.default": _CUDNN,
         "aten._scaled_dot_product_fused_attention_overrideable.default": "an attention kernel of another library.",
-        "aten._flash_attention_forward.default": "attention over packed sequences (variable lengths).",
-        "aten._flash_attention_backward.default": "attention over packed sequences (variable lengths).",
-        "aten._efficient_attention_forward.default": "attention over packed sequences (variable lengths).",
-        "aten._efficient_attention_backward.default": "attention over packed sequences (variable lengths).",
+        "aten._flash_attention_forward.default": _PACKED,
+        "aten._flash_attention_backward.default": _PACKED,
+        "aten._efficient_attention_forward.default": _PACKED,
+        "aten._efficient_attention_backward.default": _PACKED,
         "flash_attn._flash_attn_forward.default": "the buffers of the flash-attn package's forward kernel.",
         "flash_attn._flash_attn_backward.default": "the buffers of the flash-attn package, such as its float32 dq.",
         "aten.embedding_dense_backward.default": _TEMPORARY,
@@ -50,11 +53,11 @@ UNMODELLED: Mapping[str, str] = MappingProxyType(
         "aten.sort.stable": _SORT,
         "aten.argsort.default": _SORT,
         "aten.argsort.stable": _SORT,
-        "aten.topk.default": "large slices: the state of the radix selection and, if sorted, a sort (cuda/TensorTopK.cu).",
+        "aten.topk.default": "large slices: the state of a radix selection and, if sorted, a sort (TensorTopK.cu).",
         "aten.isin.Tensor_Tensor": "the comparison of every element with every test element, or a sort of both.",
         "aten.nonzero.default": _BOOLEAN,
         "aten.masked_select.default": _BOOLEAN,
-        "aten.masked_scatter.default": "a prefix sum over the mask, eight bytes for each element (cuda/IndexKernel.cpp).",
+        "aten.masked_scatter.default": "a prefix sum over the mask, 8 bytes for each element (cuda/IndexKernel.cpp).",
         "aten.index.Tensor": _BOOLEAN,
         "aten._unique2.default": "a sort and the positions of the distinct elements (cuda/Unique.cu).",
         "aten.histc.default": "the counters of the histogram's bins (cuda/SummaryOps.cu).",
@@ -66,9 +69,11 @@ UNMODELLED: Mapping[str, str] = MappingProxyType(
         "aten._grouped_mm.default": _GROUPED,
         "aten._scaled_mm.default": _SCALED,
         "aten._scaled_grouped_mm.default": _SCALED,
-        "aten._int_mm.default": "cuBLASLt's workspace for integer products and, unless aligned, copies of the matrices.",
+        "aten._int_mm.default": "cuBLASLt's workspace for integer products, and copies of matrices that lie otherwise.",
         "aten.convolution.default": "cuDNN's workspace, which it chooses by measuring or by its own rules.",
         "aten.convolution_backward.default": "cuDNN's workspaces, which it chooses by measuring or by its own rules.",
+        "bitsandbytes.gemm_4bit.default": _GEMM_4BIT,
+        "bitsandbytes.int8_mixed_scaled_mm.default": _OUTLIERS,
         "bitsandbytes.optimizer_update_8bit_blockwise.default": _OPTIMIZER_8BIT,
         "bitsandbytes.optimizer_update_32bit.default": _OPTIMIZER_8BIT,
     }
