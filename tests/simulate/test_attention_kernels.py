@@ -30,8 +30,8 @@ def tensor(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 
 def call(
-    *, heads: int = 4, key_heads: int = 4, queries: int = 64, keys: int = 64, width: int = 64, dtype: torch.dtype = BF16,
-    device: DeviceTraits = A100, **more: Any,
+    *, heads: int = 4, key_heads: int = 4, queries: int = 64, keys: int = 64, width: int = 64,
+    dtype: torch.dtype = BF16, device: DeviceTraits = A100, **more: Any,
 ) -> AttentionCall:  # fmt: skip
     key = tensor(2, key_heads, keys, width, dtype=dtype)
     query = tensor(2, heads, queries, width, dtype=dtype)
