@@ -58,7 +58,7 @@ def flash_forward(call: KernelCall) -> list[Workspace]:
 def flash_rounded_width(width: int) -> int:
     """A head's width as flash's kernels are built for it: up to a multiple of 32, of 64 beyond 128.
 
-    Releases with flash attention before 2.7 round to a multiple of 32 throughout.
+    In kernels of flash-attention before 2.8 widths from 129 to 160 count as 160, before 2.6 also 193 to 224 as 224.
     """
     width = round_up(width, 8)
     return round_up(width, 32 if width <= 128 else 64)

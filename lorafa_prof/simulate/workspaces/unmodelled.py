@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 _CUDNN = "cuDNN's attention asks for a workspace whose size only the library knows (ATen/native/cudnn/MHA.cpp)."
-_CUSOLVER = "cuSOLVER's workspace and, for the singular values, copies of the matrix (ATen/native/cuda/linalg)."
+_CUSOLVER = "cuSOLVER's workspace, which only the library knows, and column-major copies of the matrix (cuda/linalg)."
 _SCAN = "CUB's temporary storage of a scan over one long dimension, some bytes for each few thousand elements."
 _SORT = "sorting more than 4096 elements at a time: keys, indices and CUB's temporary storage (cuda/SortStable.cu)."
-_GROUPED = "the workspace of CUTLASS and the table of the problems (ATen/native/cuda/GroupMM.cu)."
+_GROUPED = "CUTLASS's workspace and the table of the problems (ATen/native/cuda/GroupMM.cu)."
 _SCALED = "the float32 or integer products and the scales' preparation (ATen/native/cuda/ScaledBlas.cpp)."
 _BOOLEAN = "places that a boolean mask selects are counted first, and their indices written out (cuda/Nonzero.cu)."
 _WELFORD = "the staging buffer of partial means and variances (ATen/native/cuda/ReduceMomentKernel.cu)."
