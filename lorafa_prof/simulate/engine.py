@@ -10,9 +10,10 @@ from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.simulate.allocator_settings import AllocatorSettings
 from lorafa_prof.simulate.modules import LOSS
-from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.platforms import Cuda, Platform
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
-from lorafa_prof.simulate.record import Recording, record
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.replay import Replay, replay
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.simulate.workspaces import DeviceTraits, unmodelled_in
@@ -52,9 +53,10 @@ def simulate(
         as `predict`.
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
-    recording = record(run, Cuda(device_traits(device), versions["torch"]))
+    platform = Cuda(device_traits(device), versions["torch"])
+    recording = record(run, platform)
     settings = AllocatorSettings() if settings is None else settings
-    simulation = Simulation(recording, settings, max(LEAST_STEPS, recording.steps), versions, device)
+    simulation = Simulation(recording, platform, settings, max(LEAST_STEPS, recording.steps), versions, device)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
@@ -72,6 +74,7 @@ class Simulation:
     """A run's first steps, and what the allocator made of them."""
 
     recording: Recording
+    platform: Platform
     settings: AllocatorSettings
     steps: int
     versions: Mapping[str, str]
@@ -80,7 +83,7 @@ class Simulation:
     @cached_property
     def trace(self) -> Trace:
         """The events of all steps, from the loading of the weights on."""
-        return self.recording.trace(self.steps)
+        return self.recording.trace(self.steps, self.platform)
 
     def replay_on(self, capacity: int | None = None, outside: int = 0) -> Replay:
         """Replay on a card of so many bytes (None: never full), of which the allocator cannot have `outside`."""
@@ -202,13 +205,21 @@ class Simulation:
         return tuple(lines)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
-        lines = [*unmodelled_in(self.recording.ops), "FLOPs, step time and MFU"]
+        lines = [*_inside_kernels(self.recording), "FLOPs, step time and MFU"]
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
         elif unknown:
             lines.append(f"CUDA context of {', '.join(unknown)}: no measurement is known")
         return tuple(lines)
+
+
+def _inside_kernels(recording: Recording) -> list[str]:
+    """Say what operators that ran allocate inside and no formula sizes, operators of one sentence together."""
+    together: dict[str, list[str]] = {}
+    for operator, sentence in unmodelled_in(recording.operators).items():
+        together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
+    return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
 
 
 def _described(settings: AllocatorSettings) -> str:
