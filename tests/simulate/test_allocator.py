@@ -405,8 +405,8 @@ class TestGarbageCollection:
         assert allocator.reserved == 62 * M
 
     def test_searches_of_the_small_pool_age_nothing(self) -> None:
-        """A small request between the two frees leaves 62 MiB reserved, of which 61 are the threshold. a and b are as old
-        as without it: both at the average, both freed.
+        """A small request between the two frees leaves 62 MiB reserved, 61 being the threshold. a and b are as old as
+        without it: both at the average, both freed.
         """
         history: list[TraceEntry] = []
         settings = AllocatorSettings(garbage_collection_threshold=0.61, per_process_memory_fraction=0.5)

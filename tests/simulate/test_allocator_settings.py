@@ -137,7 +137,7 @@ def test_defaults_follow_the_large_segment() -> None:
 
 @pytest.mark.parametrize("text", [text for text, _ in ACCEPTED] + [text for text, _ in REFUSED])
 def test_pytorch_agrees(text: str) -> None:
-    """The installed PyTorch accepts and refuses the same; its CPU build has the part of the parser that is not CUDA's."""
+    """The installed PyTorch accepts and refuses the same; its CPU build has all of the parser but CUDA's own keys."""
     torch = pytest.importorskip("torch")
     theirs = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
     if theirs is None or torch.version.cuda or torch.version.hip:
