@@ -2,8 +2,9 @@
 
 Follows DeviceCachingAllocator of PyTorch 2.13 (c10/cuda/CUDACachingAllocator.cpp). Not modelled: private pools (CUDA
 graphs, torch.cuda.MemPool), record_stream (a block is free at once, so that active and allocated bytes are the same),
-and threads. The same settings give the same figures in PyTorch 2.4, except that a memory fraction of exactly 1 limited
-memory and let garbage be collected there, while here it is no limit.
+settings that change while a program runs, and threads. Releases of 2024 (2.4 and later) decide the same, but for one
+thing: there a memory fraction of exactly 1, once set, limits memory and lets garbage be collected; since then it is no
+limit.
 """
 
 from __future__ import annotations

@@ -282,8 +282,25 @@ class TestPowersOfTwo:
         assert round_size(32 * GIB + 1, divisions) == 36 * GIB
         assert round_size(128 * GIB + 1, divisions) == 144 * GIB
 
+    @pytest.mark.parametrize(
+        ("text", "rounded"),
+        [
+            ("roundup_power2_divisions:4", 96),
+            ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 88),
+            ("roundup_power2_divisions:[64:2,128:4,256:2,512:2,1024:1,>:1]", 96),
+            ("roundup_power2_divisions:[32:1,64:1]", 84),
+        ],
+    )
+    def test_pytorchs_own_example(self, text: str, rounded: int) -> None:
+        """84 MiB lie in [64, 128): 8 steps of 8 MiB give 88, 4 of 16 MiB or 2 of 32 MiB give 96. (PyTorch measures the
+        like on a device: test_allocator_settings of its test/test_cuda.py.)
+        """
+        allocator = CachingAllocator(AllocatorSettings.parse(text))
+        allocator.malloc(84 * M)
+        assert allocator.allocated == rounded * M
+
     def test_the_allocator_uses_them(self) -> None:
-        """700 KiB becomes 1 MiB with 2 steps a power (512, 768, 1024 KiB: 768), and allocated bytes say so."""
+        """With 2 steps between 512 KiB and 1 MiB 700 KiB become 768, and allocated bytes say so."""
         allocator = CachingAllocator(AllocatorSettings(roundup_power2_divisions=2))
         allocator.malloc(700 * KIB)
         assert allocator.allocated == 768 * KIB
