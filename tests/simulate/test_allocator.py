@@ -292,8 +292,8 @@ class TestPowersOfTwo:
         ],
     )
     def test_pytorchs_own_example(self, text: str, rounded: int) -> None:
-        """84 MiB lie in [64, 128): 8 steps of 8 MiB give 88, 4 of 16 MiB or 2 of 32 MiB give 96. (PyTorch measures the
-        like on a device: test_allocator_settings of its test/test_cuda.py.)
+        """84 MiB lie in [64, 128): 8 steps of 8 MiB give 88, 4 of 16 MiB or 2 of 32 MiB give 96. PyTorch measures the
+        like on a device (test_allocator_settings of its test/test_cuda.py).
         """
         allocator = CachingAllocator(AllocatorSettings.parse(text))
         allocator.malloc(84 * M)
