@@ -15,6 +15,7 @@ from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, time
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.replay import Replay, replay
+from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.simulate.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.specs import DeviceSpec, RunSpec
@@ -173,17 +174,21 @@ class Simulation:
     def _fit(self, device: DeviceSpec) -> Fit:
         outside = device.context_bytes or 0
         tried = self.replay_on(device.total_bytes, outside)
-        fits = tried.oom is None
-        reserved = tried.reserved.size if fits else self.replayed.reserved.size
+        reserved = self.replayed.reserved.size if tried.oom else tried.reserved.size
         return Fit(
             device=device.name,
             capacity_bytes=device.total_bytes,
             context_bytes=device.context_bytes,
-            fits=fits,
+            fits=tried.oom is None,
             headroom_bytes=device.total_bytes - outside - reserved,
-            max_bs=None,
+            max_bs=self.thresholds.largest_batch(device.total_bytes, outside),
             oom=tried.oom.message() if tried.oom else None,
         )
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """Where this run stops fitting."""
+        return Thresholds(self.recording, self.platform, self.settings, self.steps)
 
     def _assumptions(self) -> tuple[str, ...]:
         run = self.recording.run
