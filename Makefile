@@ -32,7 +32,7 @@ help:
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
-	@echo 'make bench        cold start, sweep rate and replay rate, each against its bar'
+	@echo 'make bench        cold start, sweep, replay and simulation, each against its bar'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -60,11 +60,12 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 # All run even if one misses its bar; the failure is kept.
-bench: $(CORE)
+bench: $(TEST)
 	@status=0; \
 	$(BIN)/python benchmarks/bench_cold_start.py || status=1; \
 	$(BIN)/python benchmarks/bench_sweep.py || status=1; \
 	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
+	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	exit $$status
 
 $(MADE):
