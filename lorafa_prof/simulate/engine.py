@@ -205,6 +205,8 @@ class Simulation:
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
         if run.resolved_quant != "none":
             lines.append(f"linear weights in {run.resolved_quant}" + (", prepared by PEFT" if run.prepare_kbit else ""))
+        if run.resolved_quant == "int8":
+            lines.append("no column of a layer's input has outliers")
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)

@@ -11,6 +11,7 @@ import torch
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
+from lorafa_prof.simulate.int8_kernels import STAND_INS
 from lorafa_prof.simulate.workspaces import (
     CUBLAS_OPERATORS,
     DeviceTraits,
@@ -46,6 +47,9 @@ class Platform(Protocol):
     def watches(self, func: Any) -> bool:
         """Say whether an operator's kernel may allocate more than its outputs."""
 
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a watched operator on meta."""
+
     def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """Return the buffers of the kernel behind one call, in order of allocation."""
 
@@ -80,6 +84,10 @@ class Cuda:
         if known is None:
             known = self._watched[func] = str(func) in _WATCHED
         return known
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """See `Platform.run`."""
+        return STAND_INS.get(str(func), func)(*args, **kwargs)
 
     def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """See `Platform.workspaces`."""
@@ -124,7 +132,7 @@ class CudaLibraries:
         return (workspace,)
 
 
-_WATCHED = registered_operators() | CUBLAS_OPERATORS
+_WATCHED = registered_operators() | CUBLAS_OPERATORS | STAND_INS.keys()
 
 
 def answered(func: Any, args: Any) -> tuple[bool, Any]:

@@ -138,10 +138,11 @@ class Recorder(InPlaceAccumulation):
         if known:
             return answer
         func = self.as_autograd_would(func, args)
-        out = func(*args, **kwargs)
+        watched = self.platform.watches(func)
+        out = self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
         fresh = self._fresh(out)
         self.operators.append(func)
-        if self.platform.watches(func):
+        if watched:
             op, module = operator_name(func), self.paths.current
             spec = CallSpec.of(func, args, kwargs, out)
             born = tuple(self._see(tensor, op, module, None) for tensor in fresh)
@@ -152,11 +153,14 @@ class Recorder(InPlaceAccumulation):
         return out
 
     def _fresh(self, out: Any) -> list[torch.Tensor]:
-        """Return the tensors of `out` whose storage is a new one on the device."""
-        lives, holds = self._lives, self.platform.holds
+        """Return the tensors of `out` whose storage is a new one on the device; one of 0 bytes takes nothing there."""
         if isinstance(out, torch.Tensor):
-            return [] if out.untyped_storage()._cdata in lives or not holds(out) else [out]
-        return [t for t in tensors_in(out) if t.untyped_storage()._cdata not in lives and holds(t)]
+            return [out] if self._is_fresh(out) else []
+        return [tensor for tensor in tensors_in(out) if self._is_fresh(tensor)]
+
+    def _is_fresh(self, tensor: torch.Tensor) -> bool:
+        storage = tensor.untyped_storage()
+        return storage._cdata not in self._lives and self.platform.holds(tensor) and storage.nbytes() > 0
 
     def _see(self, tensor: torch.Tensor, op: str, module: str, category: Category | None) -> int:
         """Note a storage that is new; return the number of its block."""
