@@ -5,8 +5,8 @@
     operator_calls(program)   the reports within each operator that a dispatch mode would see
 
 The events of the first two are independent of all that a dispatch mode observes, and hold the buffers inside kernels.
-The allocator reports each size as requested, unrounded. It reports nothing of what was there before, nor of what threads
-other than the caller's allocate for themselves; a running total that does not follow from the reports is an error.
+The allocator reports each size as requested, unrounded. It reports nothing of what was there before, nor of what
+threads other than the caller's allocate for themselves; a running total that does not follow is an error.
 """
 
 from __future__ import annotations

@@ -81,7 +81,12 @@ class TestAllocations:
     def test_numbers_are_told_from_tensors(self) -> None:
         """A number that multiplies a tensor in Python becomes one of 8 bytes, which the graph saves."""
         x = torch.ones(3, requires_grad=True)
-        events = allocations(lambda: [x * 2.0, torch.ones(2)].clear())
+
+        def program() -> None:
+            held = [x * 2.0, torch.ones(2)]
+            del held
+
+        events = allocations(program)
         assert sorted(event.delta for event in events if event.delta > 0) == [4, 8, 8, 12]
         kept = made_by_operators(events)
         assert sorted(event.delta for event in kept if event.delta > 0) == [4, 8, 12]
