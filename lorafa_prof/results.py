@@ -40,6 +40,10 @@ class Memory:
     peak_device_bytes: int | None
     """What nvidia-smi would show: reserved and context."""
     peak_moment: str
+    peak_requested_bytes: int | None = None
+    """What `torch.cuda.memory_stats()["requested_bytes.all.peak"]` would show: before any rounding."""
+    fragmentation_bytes: int | None = None
+    """Reserved bytes that no block in use covers, at the peak of reserved memory."""
     saved_activations_bytes: int | None = None
     """What autograd keeps at the end of the forward, whether or not that is the peak; unrounded."""
     trained_gradients_bytes: int | None = None
@@ -95,8 +99,10 @@ class Fit:
     fits: bool
     headroom_bytes: int
     """Capacity less the peak; negative where it does not fit."""
-    max_bs: int
-    """Largest batch that fits at this sequence length; 0 where none does."""
+    max_bs: int | None
+    """Largest batch that fits at this sequence length; 0 where none does; None where it was not looked for."""
+    oom: str | None = None
+    """PyTorch's message, where the engine knows which allocation fails."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,10 +215,12 @@ class DeviceSpec:
     """Peak memory bandwidth, bytes per second."""
     peak_flops: Mapping[str, float | None]
     """Dense peak FLOP/s per dtype, tensor cores with fp32 accumulation; sparsity never counted."""
+    multiprocessors: int | None = None
+    """Streaming multiprocessors (compute units), on which some kernels' buffers depend; None where not known."""
     context_bytes: int | None = None
     """CUDA context and libraries outside the allocator, bytes; None where nobody has measured it."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Where each figure comes from, by its key ("memory", "bandwidth", "peak_flops.bf16", "context")."""
+    """Where each figure comes from, by its key ("memory", "bandwidth", "peak_flops.bf16", "context", ...)."""
 
     def __post_init__(self) -> None:
         require_int(f"{self.name}: memory", self.total_bytes, 2**20, 2**50)
@@ -267,6 +269,8 @@ class RunSpec:
     optimizer: Optimizer = "auto"
     """auto = PEFT's LoRA-FA optimizer for lora-fa methods, else AdamW (foreach)."""
     quant: Quantization = "none"
+    prepare_kbit: bool = False
+    """PEFT's `prepare_model_for_kbit_training` on quantised weights: norms, embeddings and head are cast to fp32."""
     loss: Loss = "hf"
     gpus: int = 1
     shard: Shard = "none"
@@ -282,6 +286,8 @@ class RunSpec:
         ):  # fmt: skip
             require_choice(what, value, choices)
         require_int("gpus", self.gpus, 1, 2**20)
+        if self.prepare_kbit and self.resolved_quant == "none":
+            raise BadInputError("the k-bit preparation is for quantised weights: add --quant, or a q-method")
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:
             raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")

@@ -24,7 +24,7 @@ LARGEST_FILE = 2**20
 
 _FOLDER = Path(__file__).resolve().with_name("devices")
 _KEYS = (
-    "name", "full_name", "aliases", "vendor", "architecture", "compute_capability",
+    "name", "full_name", "aliases", "vendor", "architecture", "compute_capability", "multiprocessors",
     "memory", "bandwidth", "peak_flops", "context",
 )  # fmt: skip
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
@@ -167,6 +167,7 @@ def _device(root: _Node) -> DeviceSpec:
         vendor=_short_text(entry["vendor"]),
         architecture=_short_text(entry["architecture"]),
         compute_capability=_capability(entry["compute_capability"]),
+        multiprocessors=_multiprocessors(entry["multiprocessors"], sources),
         total_bytes=_memory(entry["memory"], sources),
         bandwidth=_bandwidth(entry["bandwidth"], sources),
         peak_flops={d: _peak(node, d, sources) for d, node in entry["peak_flops"].members(DTYPES).items()},
@@ -190,6 +191,15 @@ def _capability(node: _Node) -> tuple[int, int] | None:
     if match is None:
         raise BadInputError(f"{node} must be two numbers such as 8.9, or null")
     return int(match[1]), int(match[2])
+
+
+def _multiprocessors(node: _Node, sources: dict[str, str]) -> int | None:
+    """Return the number of streaming multiprocessors (AMD: compute units)."""
+    if node.value is None:
+        return None
+    multiprocessors = node.members(("count", "source"))
+    sources["multiprocessors"] = multiprocessors["source"].text()
+    return require_int(str(multiprocessors["count"]), multiprocessors["count"].value, 1, 4096)
 
 
 def _memory(node: _Node, sources: dict[str, str]) -> int:

@@ -30,7 +30,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 def output_options(function: Function) -> Function:
     """Add `--format` and `-o/--output`, passed to the command as `format` and `output`."""
     function = click.option(
-        "-o", "--output", metavar="FILE", callback=_check_output,
+        "-o", "--output", metavar="FILE", callback=check_output,
         help="Write the result to FILE instead of stdout, whole or not at all.",
     )(function)  # fmt: skip
     return click.option(
@@ -39,7 +39,8 @@ def output_options(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
-def _check_output(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def check_output(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that cannot be written; a click callback."""
     # "-" is stdout, as everywhere; a file that cannot be written is told before the work begins, not after it.
     if value is None or value == "-" or ctx.resilient_parsing:
         return None

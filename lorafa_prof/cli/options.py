@@ -59,6 +59,10 @@ _OPTIONS = (
         "--quant", type=_choice(Quantization), default="none", show_default=True,
         help="How base weights are stored; the q-methods take nf4.",
     ),
+    click.option(
+        "--prepare-kbit/--no-prepare-kbit", default=False, show_default=True,
+        help="PEFT's preparation of a quantised model: casts the rest to fp32.",
+    ),
     click.option("--loss", type=_choice(Loss), default="hf", show_default=True, help="Loss code."),
     click.option("--gpus", type=int, default=1, show_default=True, help="Number of GPUs."),
     click.option("--shard", type=_choice(Shard), default="none", show_default=True, help="How GPUs share the state."),

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorafa_prof.cli.emit import emit, output_options
+from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.options import run_options, run_spec
 from lorafa_prof.errors import BadInputError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
+    from lorafa_prof.specs import RunSpec
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
@@ -39,6 +40,15 @@ ENGINES = ("analytic", "simulate")
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
 @click.option("--expandable-segments", is_flag=True, help="The allocator setting; it changes reserved memory only.")
+@click.option(
+    "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
+)
+@click.option(
+    "--snapshot",
+    metavar="FILE",
+    callback=check_output,
+    help="Also write a memory snapshot for PyTorch's memory_viz page (engine simulate, one method).",
+)
 @output_options
 @click.pass_context
 def command(
@@ -50,6 +60,8 @@ def command(
     explain: bool,
     check: bool,
     expandable_segments: bool,
+    alloc_conf: str | None,
+    snapshot: str | None,
     format: str | None,
     output: str | None,
     **options: Any,
@@ -63,27 +75,42 @@ def command(
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    del expandable_segments  # allocated memory does not depend on it
-    if engine != "analytic":
-        raise UnsupportedError(f"the engine {engine} is not part of this version; use --engine analytic")
+    if engine == "analytic" and (snapshot or alloc_conf):
+        raise BadInputError("--snapshot and --alloc-conf are for --engine simulate")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
-    predictions = _predictions(methods, gpus_asked, options)
+    from lorafa_prof.catalog import load_device, load_model
+
+    model = load_model(options.pop("model"))
+    devices = [load_device(name) for name in _names(gpus_asked)]
+
+    def run_of(name: str) -> RunSpec:
+        return run_spec(model, name, **options)
+
+    if engine == "analytic":
+        from lorafa_prof.analytic import predict
+
+        predictions = _predictions(_names(methods), lambda name: predict(run_of(name), devices))
+    else:
+        from lorafa_prof.cli.engines import simulating
+
+        if snapshot and len(_names(methods)) != 1:
+            raise BadInputError("--snapshot is of one method: name it with --method")
+        predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
+        predictions = _predictions(_names(methods), lambda name: predict_one(run_of(name)))
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
 
 
-def _predictions(methods: tuple[str, ...], gpus_asked: tuple[str, ...], options: dict[str, Any]) -> list[Prediction]:
-    from lorafa_prof.analytic import predict
-    from lorafa_prof.catalog import load_device, load_model
+def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:
+    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together."""
+    parts = [conf or "", "expandable_segments:True" if expandable_segments else ""]
+    return ",".join(filter(None, parts)) or None
 
-    model = load_model(options.pop("model"))
-    devices = [load_device(name) for name in _names(gpus_asked)]
-    asked = _names(methods)
-    if asked:
-        return [predict(run_spec(model, name, **options), devices) for name in asked]
-    return _all_that_can(lambda name: predict(run_spec(model, name, **options), devices))
+
+def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> list[Prediction]:
+    return [predict_one(name) for name in asked] if asked else _all_that_can(predict_one)
 
 
 def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:

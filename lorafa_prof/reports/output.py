@@ -39,9 +39,18 @@ def require_writable(path: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` as UTF-8, with its line ends as they are.
+    """Write `text` to `path` as UTF-8, with its line ends as they are; else as `write_bytes_atomically`.
 
-    A temporary file beside the target takes the text and then its place, so a reader sees the old file or the whole
+    Raises:
+        BadInputError: the path cannot be written; the text says why.
+    """
+    write_bytes_atomically(path, text.encode("utf-8", "replace"))
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    A temporary file beside the target takes the data and then its place, so a reader sees the old file or the whole
     new one, and an interrupted write leaves nothing behind. Devices and pipes (/dev/stdout, /dev/null) are written
     directly: replacing them by a file would be wrong.
 
@@ -49,7 +58,6 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         BadInputError: the path cannot be written; the text says why.
     """
     target = require_writable(path)
-    data = text.encode("utf-8", "replace")
     try:
         if _is_special(target):
             target.write_bytes(data)

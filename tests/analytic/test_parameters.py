@@ -12,8 +12,10 @@ from lorafa_prof.analytic.plan import ParameterCount, count_parameters, plan
 from lorafa_prof.catalog import load_model, model_names
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import MethodSpec, ModelSpec, RunSpec
+from lorafa_prof.workload.adapters import FROZEN, add_adapters
+from lorafa_prof.workload.models import base_model
 from tests.analytic.runs import FAMILIES, run_of
-from tests.support import observe, real_models
+from tests.support import observe
 from tests.support.configs import tiny_configs
 
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
@@ -38,16 +40,16 @@ class Real:
 
     def of(self, method: str) -> ParameterCount:
         """What is trained when one matrix of each adapter is frozen; NF4 weights count as what they stand for."""
-        frozen = 0 if method not in real_models.FROZEN else getattr(self, real_models.FROZEN[method].lower())
+        frozen = 0 if method not in FROZEN else getattr(self, FROZEN[method].lower())
         return ParameterCount(self.total, self.trainable - frozen)
 
 
 def real_count(run: RunSpec) -> Real:
     """Build on meta, adapters too: PEFT would draw random numbers for them on the CPU."""
     with torch.device("meta"):
-        model = real_models.base_model(run, "meta")
+        model = base_model(run, "meta")
         if run.method.name != "full":
-            model = real_models.add_adapters(model, run)
+            model = add_adapters(model, run)
     named = list(model.named_parameters())
     return Real(
         total=sum(p.numel() for _, p in named),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.reports.output import require_writable, write_atomically
+from lorafa_prof.reports.output import require_writable, write_atomically, write_bytes_atomically
 
 as_root = pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX")
@@ -20,6 +20,13 @@ def test_a_new_file(tmp_path: Path) -> None:
     write_atomically(tmp_path / "x.csv", "é,1\r\n")
     assert (tmp_path / "x.csv").read_bytes() == "é,1\r\n".encode()
     assert os.listdir(tmp_path) == ["x.csv"]
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    """No encoding, no line ends: a pickle is not text."""
+    write_bytes_atomically(tmp_path / "x.pickle", b"\x80\x04\r\n\xff.")
+    assert (tmp_path / "x.pickle").read_bytes() == b"\x80\x04\r\n\xff."
+    assert os.listdir(tmp_path) == ["x.pickle"]
 
 
 @posix

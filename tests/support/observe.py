@@ -18,29 +18,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
+from lorafa_prof.simulate.modules import ModulePaths, short_name
+from lorafa_prof.simulate.platforms import answered
 from lorafa_prof.specs import RunSpec
-from tests.support import real_models
-from tests.support.cuda_autocast import CudaAutocast
-from tests.support.cuda_rules import kernels_of
-from tests.support.tracking import Block, Event, ModulePaths, StorageTracker, short_name, storage_key
+from lorafa_prof.workload.models import batch
+from lorafa_prof.workload.step import Workload, autocast, build_model
+from tests.support.tracking import Block, Event, StorageTracker, storage_key
+
+
+class AnsweredQuestions(TorchDispatchMode):
+    """Answers `.item()` on meta as a full batch without padding would."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known, answer = answered(func, args)
+        return answer if known else func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def forward_context(run: RunSpec, device: str) -> Iterator[None]:
-    """Around the forward: autocast where the run has it."""
+def kernels_of(device: str) -> Iterator[None]:
+    """CUDA's choices of kernels on meta; on any other device that device's own."""
     with contextlib.ExitStack() as stack:
-        if run.amp and device == "meta":
-            stack.enter_context(CudaAutocast())
-        elif run.amp:
-            stack.enter_context(torch.autocast(device, dtype=torch.bfloat16))
+        if device == "meta":
+            stack.enter_context(AnsweredQuestions())  # type: ignore[no-untyped-call]  # torch's
+            stack.enter_context(cuda_on_meta())
         yield
 
 
 def compute_loss(model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor], device: str) -> torch.Tensor:
     """One forward, returning only the loss: logits and hidden states are let go, as in a training loop."""
-    with forward_context(run, device):
+    with autocast(run, device):
         loss: torch.Tensor = model(**data).loss
     return loss
 
@@ -114,8 +124,7 @@ def all_saved_tensors(run: RunSpec, device: str = "cpu") -> list[Saved]:
     """Every tensor that a forward of the run keeps for backward, repetitions and weights included."""
     if run.checkpointing != "none":
         raise ValueError("checkpointing hides what it saves from these hooks: use live_after_forward")
-    model = real_models.build(run, device)
-    data = real_models.batch(run, device)
+    model, data = build_model(run, device), batch(run, device)
     with kernels_of(device):
         return saved_by(model, data, lambda: compute_loss(model, run, data, device))
 
@@ -168,7 +177,7 @@ def _standing(model: torch.nn.Module, data: dict[str, torch.Tensor]) -> list[tor
     """All tensors that are there before the step."""
     found = [*model.parameters(), *model.buffers(), *data.values()]
     if getattr(model, "is_loaded_in_4bit", False):
-        from tests.support.quantized import quantization_tensors
+        from lorafa_prof.workload.quantized import quantization_tensors
 
         found += quantization_tensors(model)
     return found
@@ -188,8 +197,7 @@ def live_after_forward(run: RunSpec, device: str = "cpu") -> Live:
     Beyond `saved_tensors` this sees what checkpointing keeps, what custom functions keep outside
     `save_for_backward`, random number states and the loss itself.
     """
-    model = real_models.build(run, device)
-    data = real_models.batch(run, device)
+    model, data = build_model(run, device), batch(run, device)
     with ModulePaths(model) as paths, kernels_of(device):
         with StorageTracker(paths, round_up=False, ignore_cpu=device == "meta") as tracker:
             tracker.adopt(_standing(model, data), "before")
@@ -231,9 +239,9 @@ def step_timeline(run: RunSpec, device: str = "meta", steps: int = 2) -> Timelin
     whoever holds the model's output (`out.loss.backward()`) holds the logits too. AdamW's step counters, which CUDA
     keeps on the host, count only when the device is the CPU.
     """
-    model = real_models.build(run, device)
-    data = real_models.batch(run, device)
-    optimizer = real_models.optimizer(model, run)
+    with kernels_of(device):
+        work = Workload.build(run, device)
+    model, data, optimizer = work.model, work.batch, work.optimizer
 
     def one_step() -> tuple[int, int]:
         tracker.phase = "forward"
@@ -290,8 +298,7 @@ class Flops:
 
 def flops(run: RunSpec, device: str = "meta") -> Flops:
     """FLOPs of forward and backward as FlopCounterMode counts them: attention in full, without a causal discount."""
-    model = real_models.build(run, device)
-    data = real_models.batch(run, device)
+    model, data = build_model(run, device), batch(run, device)
     with kernels_of(device):
         with FlopCounterMode(display=False) as forward:
             loss = compute_loss(model, run, data, device)
@@ -317,7 +324,7 @@ class Counts:
 
 def parameter_counts(run: RunSpec) -> Counts:
     """Parameters of the model with its adapters, built on meta; weights are counted before quantisation."""
-    model = real_models.build(run.replace(quant="none"), "meta")
+    model = build_model(run.replace(quant="none"), "meta")
     parameters = list(model.parameters())
     buffers = {id(b): b for b in model.buffers() if b.is_floating_point()}
     return Counts(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lorafa_prof.specs import MethodSpec, RunSpec
-from tests.support import observe, real_models
+from lorafa_prof.workload.step import build_model
+from tests.support import observe
 from tests.support.configs import model_spec, tiny_configs, tiny_run
 from tests.support.tracking import ModulePaths, StorageTracker, rounded
 
@@ -198,7 +199,7 @@ class TestMetaBuild:
                 name: (t.shape, t.dtype, t.requires_grad)
                 for name, t in itertools.chain(model.named_parameters(), model.named_buffers())
             }
-            for model in (real_models.build(run, "cpu"), real_models.build(run, "meta"))
+            for model in (build_model(run, "cpu"), build_model(run, "meta"))
         )
         assert cpu == meta
 
@@ -248,7 +249,7 @@ class TestStepTimeline:
         """A steady step ends where it began; gradients stand between backward and optimizer."""
         run = tiny_run("llama", method, checkpointing=checkpointing, optimizer="adamw")
         found = observe.step_timeline(run)
-        trained = [p for p in real_models.build(run, "meta").parameters() if p.requires_grad]
+        trained = [p for p in build_model(run, "meta").parameters() if p.requires_grad]
         gradients = sum(rounded(p.numel() * p.itemsize) for p in trained)
         assert found.start_bytes - found.static_bytes == 2 * gradients
         assert found.end_bytes == found.start_bytes
@@ -264,7 +265,7 @@ class TestStepTimeline:
         """Weights, gradients, two states and one temporary: five times the weights."""
         run = tiny_run("llama", "full", bs=1, seq=4, optimizer="adamw")
         found = observe.step_timeline(run)
-        weights = sum(rounded(p.numel() * p.itemsize) for p in real_models.build(run, "meta").parameters())
+        weights = sum(rounded(p.numel() * p.itemsize) for p in build_model(run, "meta").parameters())
         assert found.peak_phase == "optimizer"
         assert 0 <= found.peak - 5 * weights < 8192
         fused = observe.step_timeline(run.replace(optimizer="adamw-fused"))

@@ -1,18 +1,18 @@
-"""Follows which module is executing and which storages are alive, from outside the code that is observed."""
+"""Follows which storages are alive, from outside the code that is observed."""
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lorafa_prof.simulate.modules import ModulePaths, tensors_in
 
 #: What the CUDA allocator rounds every request up to.
 ROUND = 512
@@ -23,91 +23,9 @@ def rounded(nbytes: int) -> int:
     return -(-nbytes // ROUND) * ROUND
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested tuples, lists and dicts (model outputs are dicts)."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-
-
 def storage_key(tensor: torch.Tensor) -> int:
     """Identity of the tensor's storage, valid while that storage lives."""
     return int(tensor.untyped_storage()._cdata)
-
-
-class ModulePaths:
-    """Keeps the path of the module that is executing, in forward and (through the graph's nodes) in backward.
-
-    The loss counts as a module of its own, "loss", whichever way the model computes it.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        self.names = {id(module): short_name(name) for name, module in model.named_modules()}
-        self.stack: list[str] = []
-        self._handles: list[Any] = []
-
-    def __enter__(self) -> ModulePaths:
-        for module in self.model.modules():
-            if isinstance(module, transformers.PreTrainedModel) and hasattr(module, "loss_function"):
-                module.loss_function = self._as_module(module.loss_function)
-        self._handles += [
-            nn_module.register_module_forward_pre_hook(self._enter),
-            # also when forward raises: non-reentrant checkpointing stops its recomputation by an exception
-            nn_module.register_module_forward_hook(self._leave, always_call=True),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._handles:
-            self._handles.pop().remove()
-
-    @property
-    def current(self) -> str:
-        """Path of the innermost module that executes, or whose nodes the backward pass executes."""
-        if self.stack:
-            return self.stack[-1]
-        node: Any = torch._C._current_autograd_node()
-        return str(node.metadata.get("module", "")) if node is not None else ""
-
-    def _as_module(self, loss_function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self._label((args, kwargs), self.current)
-            self.stack.append("loss")
-            out = loss_function(*args, **kwargs)
-            self._label(out, self.stack.pop())
-            return out
-
-        return wrapped
-
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        path = self.names.get(id(module))
-        if path is None:  # made within forward, as RoBERTa and T5 make their CrossEntropyLoss
-            path = "loss" if isinstance(module, torch.nn.modules.loss._Loss) else type(module).__name__
-            self._label(args, self.current)
-        self.stack.append(path)
-
-    def _leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        self._label(output, self.stack.pop())
-
-    def _label(self, output: Any, path: str) -> None:
-        # Inner modules leave first: what is still unlabelled behind an output was made by the module itself.
-        waiting: list[Any] = [t.grad_fn for t in tensors_in(output) if t.grad_fn is not None]
-        while waiting:
-            node = waiting.pop()
-            if "module" not in node.metadata:
-                node.metadata["module"] = path
-                waiting += [inner for inner, _ in node.next_functions if inner is not None]
-
-
-def short_name(name: str) -> str:
-    """Module path without the prefix that PEFT's wrappers add."""
-    return "" if name in ("base_model", "base_model.model") else name.removeprefix("base_model.model.")
 
 
 @dataclass(eq=False)

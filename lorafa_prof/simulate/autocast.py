@@ -7,12 +7,13 @@ stand in: it leaves softmax, layer norm and pow in 16 bits.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils import checkpoint
 
 TO_16_BIT = {
     "linear", "matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "addmm", "mm", "mv", "addbmm", "einsum",
@@ -118,9 +119,25 @@ def autocast_for_meta(device_type: str, *args: Any, **options: Any) -> contextli
     """In place of `torch.autocast`, so that code may switch it off around tensors that are on meta."""
     if device_type != "meta":
         return _TORCH_AUTOCAST(device_type, *args, **options)
-    if options.get("enabled", True):
-        raise NotImplementedError("autocast asked for on meta")
-    return _suspended()
+    return CudaAutocast() if options.get("enabled", True) else _suspended()
+
+
+def autocast_options(device_type: str = "cuda") -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """In place of `torch.utils.checkpoint._get_autocast_kwargs`: what a recomputation enters again.
+
+    On meta, that is the autocast that is active there; the original asks torch, which knows none on meta.
+    """
+    if device_type != "meta":
+        return _TORCH_OPTIONS(device_type)
+    on_cpu = {"enabled": False, "dtype": torch.bfloat16, "cache_enabled": True}
+    return {"enabled": current() is not None}, on_cpu
+
+
+def autocast_is_available(device_type: str) -> bool:
+    """In place of `torch.amp.is_autocast_available`."""
+    return device_type == "meta" or _TORCH_AVAILABLE(device_type)
 
 
 _TORCH_AUTOCAST = torch.autocast
+_TORCH_OPTIONS: Callable[..., tuple[dict[str, Any] | None, dict[str, Any]]] = checkpoint._get_autocast_kwargs
+_TORCH_AVAILABLE = torch.amp.is_autocast_available

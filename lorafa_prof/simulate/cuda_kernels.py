@@ -15,9 +15,14 @@ from unittest import mock
 
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.cuda_autocast import CudaAutocast, autocast_for_meta, current as current_autocast
+from lorafa_prof.simulate.autocast import (
+    CudaAutocast,
+    autocast_for_meta,
+    autocast_is_available,
+    autocast_options,
+    current as current_autocast,
+)
 
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
@@ -79,33 +84,30 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     return first(aten.native_dropout(input, p, True))
 
 
-class AnsweredQuestions(TorchDispatchMode):
-    """Answers `.item()` on meta with True or 1.
-
-    transformers asks only whether all positions follow one another (the batch is not packed) and whether all of a
-    mask is set (nothing is padded); both hold for the batches made here.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.ones((), dtype=args[0].dtype).item()
-        return func(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
-def kernels_of(device: str) -> Iterator[None]:
-    """CUDA's choices of kernels on meta; on any other device that device's own."""
+def cuda_on_meta() -> Iterator[None]:
+    """CUDA's choices of kernels for meta tensors, while the context is entered."""
+    # Functions are patched rather than caught by a TorchFunctionMode: backward() switches such modes off, and with
+    # checkpointing the forward runs a second time in there.
     with contextlib.ExitStack() as stack:
-        if device == "meta":
-            stack.enter_context(AnsweredQuestions())  # type: ignore[no-untyped-call]  # torch's
-            # Patched rather than caught by a TorchFunctionMode: backward() switches such modes off, and with
-            # checkpointing the forward runs a second time in there.
-            for function in (scaled_dot_product_attention, dropout):
-                stack.enter_context(mock.patch.object(F, function.__name__, function))
-            stack.enter_context(mock.patch("torch.autocast", autocast_for_meta))
-            # PEFT's LoRA-FA optimizer runs one product under the autocast of the device that it finds
+        for function in (scaled_dot_product_attention, dropout):
+            stack.enter_context(mock.patch.object(F, function.__name__, function))
+        for name, replacement in _REPLACED.items():
+            stack.enter_context(mock.patch(name, replacement))
+        try:  # PEFT's LoRA-FA optimizer runs one product under the autocast of the device that it finds
             in_optimizer = lambda **_: CudaAutocast(without_grad=True)  # noqa: E731
             stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", in_optimizer))
-            # fused optimizers ask for a device that has the kernel
-            stack.enter_context(mock.patch("torch.optim.adam._device_dtype_check_for_fused"))
+        except ModuleNotFoundError:  # an older PEFT has none
+            pass
         yield
+
+
+#: What asks for the device, in which meta is not known.
+_REPLACED: dict[str, Any] = {
+    "torch.autocast": autocast_for_meta,
+    "torch.amp.autocast": autocast_for_meta,
+    "torch.amp.is_autocast_available": autocast_is_available,
+    "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
+    # fused optimizers ask for a device that has the kernel
+    "torch.optim.adam._device_dtype_check_for_fused": lambda *_, **__: None,
+}

@@ -1,0 +1,44 @@
+"""The engine that runs the real step, imported when a command asks for it, and told what the command line says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from lorafa_prof.errors import MissingComponentError
+
+if TYPE_CHECKING:
+    from lorafa_prof.results import Prediction
+    from lorafa_prof.specs import DeviceSpec, RunSpec
+
+
+def simulating(
+    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None
+) -> Callable[[RunSpec], Prediction]:
+    """Return a function that predicts a run with the engine `simulate`.
+
+    Args:
+        devices: cards to hold it against; the first one's kernels are simulated.
+        conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
+        snapshot: a file that a memory snapshot of the run is written to.
+
+    Raises:
+        MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
+        BadInputError: settings that PyTorch would refuse.
+    """
+    from lorafa_prof.reports.output import write_bytes_atomically
+    from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+
+    settings = AllocatorSettings.parse(conf) if conf else None
+    try:
+        from lorafa_prof.simulate.engine import simulate
+    except ModuleNotFoundError as error:
+        raise MissingComponentError(f"--engine simulate needs {error.name}: pip install 'lorafa-prof[torch]'") from None
+
+    def predict(run: RunSpec) -> Prediction:
+        simulation = simulate(run, devices[0] if devices else None, settings=settings)
+        if snapshot:
+            write_bytes_atomically(snapshot, simulation.snapshot())
+        return simulation.prediction(devices)
+
+    return predict

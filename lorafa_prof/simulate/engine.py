@@ -1,0 +1,244 @@
+"""From a run to a prediction: its step recorded on meta tensors, its events replayed through the allocator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+from lorafa_prof.ledger import Category, Ledger, MemoryItem
+from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+from lorafa_prof.simulate.modules import LOSS
+from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
+from lorafa_prof.simulate.record import Recording, record
+from lorafa_prof.simulate.replay import Replay, replay
+from lorafa_prof.simulate.trace import Block, Trace
+from lorafa_prof.simulate.workspaces import DeviceTraits, unmodelled_in
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.units import allocated
+from lorafa_prof.workload.versions import installed_versions
+
+#: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
+#: Reserved memory settles when what one step leaves cached serves the next; steps are added until it does.
+LEAST_STEPS, MOST_STEPS = 3, 8
+
+
+def predict(
+    run: RunSpec, devices: Sequence[DeviceSpec] = (), *, settings: AllocatorSettings | None = None
+) -> Prediction:
+    """Simulate the first steps of `run` and say what memory they take.
+
+    Args:
+        run: the configuration.
+        devices: cards to hold it against; the first one's kernels are simulated.
+        settings: of the caching allocator; None: PyTorch's defaults.
+
+    Raises:
+        UnsupportedError: what no real step is built for, or what meta tensors cannot run.
+        BadInputError: options that contradict each other.
+        MissingComponentError: a library is not installed.
+    """
+    return simulate(run, devices[0] if devices else None, settings=settings).prediction(devices)
+
+
+def simulate(
+    run: RunSpec, device: DeviceSpec | None = None, *, settings: AllocatorSettings | None = None
+) -> Simulation:
+    """Record a step of `run` with the kernels of `device` (None: of a card before Hopper) and replay it until settled.
+
+    Raises:
+        as `predict`.
+    """
+    versions = installed_versions(quantized=run.resolved_quant != "none")
+    recording = record(run, Cuda(device_traits(device), versions["torch"]))
+    settings = AllocatorSettings() if settings is None else settings
+    simulation = Simulation(recording, settings, max(LEAST_STEPS, recording.steps), versions, device)
+    while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
+        simulation = replace(simulation, steps=simulation.steps + 1)
+    return simulation
+
+
+def device_traits(device: DeviceSpec | None) -> DeviceTraits:
+    """Return what kernels ask a device for."""
+    if device is None:
+        return DeviceTraits(None, None)
+    return DeviceTraits(device.compute_capability, device.multiprocessors)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A run's first steps, and what the allocator made of them."""
+
+    recording: Recording
+    settings: AllocatorSettings
+    steps: int
+    versions: Mapping[str, str]
+    device: DeviceSpec | None
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The events of all steps, from the loading of the weights on."""
+        return self.recording.trace(self.steps)
+
+    def replay_on(self, capacity: int | None = None, outside: int = 0) -> Replay:
+        """Replay on a card of so many bytes (None: never full), of which the allocator cannot have `outside`."""
+        trace = self.trace
+        starts = [position for position, phase in trace.marks if phase == "forward"]
+        return replay(
+            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts
+        )
+
+    @cached_property
+    def replayed(self) -> Replay:
+        """The replay on a card that is never full."""
+        return self.replay_on()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last step found in the allocator's cache all that it needed."""
+        return self.replayed.end.reserved == self.replayed.marks[-1].reserved
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What is alive at the peak of allocated memory."""
+        blocks, position = self.trace.blocks, self.replayed.allocated.position
+        sizes = blocks_alive_at(self.trace, position, self.settings)
+        groups: dict[Kind, list[int]] = {}
+        for number, size in sizes.items():
+            groups.setdefault(_kind(blocks[number]), []).append(size)
+        return Ledger(_moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
+
+    def memory(self) -> Memory:
+        """Return the parts of the peak, and the peaks of all four memories."""
+        peaks, context = self.replayed, self.device.context_bytes if self.device else None
+        return Memory(
+            **Memory.parts_from(self.ledger),
+            peak_requested_bytes=peaks.requested.size,
+            peak_allocated_bytes=peaks.allocated.size,
+            peak_reserved_bytes=peaks.reserved.size,
+            fragmentation_bytes=peaks.fragmentation.unallocated,
+            context_bytes=context,
+            peak_device_bytes=None if context is None else peaks.reserved.size + context,
+            peak_moment=self.ledger.moment,
+            saved_activations_bytes=self._saved_bytes(),
+            trained_gradients_bytes=self._gradient_bytes(),
+            moments=self._moments(),
+        )
+
+    def snapshot(self) -> bytes:
+        """Return the run as a memory snapshot for PyTorch's viewer."""
+        return memory_snapshot(self.trace, self.settings)
+
+    def prediction(self, devices: Sequence[DeviceSpec] = ()) -> Prediction:
+        """Return the prediction, held against `devices`."""
+        return Prediction(
+            engine="simulate",
+            run=self.recording.run,
+            versions={"engine": "simulate", **self.versions},
+            memory=self.memory(),
+            throughput=Throughput(),
+            parameters=self.recording.parameters,
+            fit=tuple(self._fit(device) for device in devices),
+            assumptions=self._assumptions(),
+            unmodelled=self._unmodelled(devices),
+            ledger=self.ledger,
+        )
+
+    def _saved_bytes(self) -> int:
+        """Bytes that autograd keeps at the end of the last forward, unrounded; the batch is not among them."""
+        alive = self._alive_before("backward")
+        return sum(b.nbytes for b in alive if b.phase == "forward" and b.category is not Category.WORKSPACES)
+
+    def _gradient_bytes(self) -> int:
+        alive = self._alive_before("optimizer")
+        return sum(allocated(block.nbytes) for block in alive if block.category is Category.GRADIENTS)
+
+    def _alive_before(self, phase: str) -> list[Block]:
+        """What is alive when a phase of the last step begins."""
+        return [self.trace.blocks[number] for number in self.trace.alive_at(self.trace.position(phase) - 1)]
+
+    def _moments(self) -> dict[str, int]:
+        """The most that is allocated in each phase of the last step; the loss counts as a phase of its own."""
+        highest: dict[str, int] = {}
+        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward")):
+            name = LOSS if entry.module == LOSS else _PHASES.get(entry.phase, entry.phase)
+            highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
+        return highest
+
+    def _fit(self, device: DeviceSpec) -> Fit:
+        outside = device.context_bytes or 0
+        tried = self.replay_on(device.total_bytes, outside)
+        fits = tried.oom is None
+        reserved = tried.reserved.size if fits else self.replayed.reserved.size
+        return Fit(
+            device=device.name,
+            capacity_bytes=device.total_bytes,
+            context_bytes=device.context_bytes,
+            fits=fits,
+            headroom_bytes=device.total_bytes - outside - reserved,
+            max_bs=None,
+            oom=tried.oom.message() if tried.oom else None,
+        )
+
+    def _assumptions(self) -> tuple[str, ...]:
+        run = self.recording.run
+        where = self.device.name if self.device else "a card before Hopper"
+        lines = [
+            f"the first {self.steps} steps; gradients are set to None after each",
+            "every sequence is full, nothing is padded; labels are a tensor of their own",
+            "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
+            f"optimizer {run.resolved_optimizer}",
+            f"kernels of {where}; all on one stream",
+            f"allocator settings {_described(self.settings)}",
+        ]
+        if run.method.name != "full":
+            lines.append(f"adapters in {run.resolved_adapter_dtype}")
+        if run.resolved_quant != "none":
+            lines.append(f"linear weights in {run.resolved_quant}" + (", prepared by PEFT" if run.prepare_kbit else ""))
+        if not self.settled:
+            lines.append("reserved memory has not settled in these steps")
+        return tuple(lines)
+
+    def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
+        lines = [*unmodelled_in(self.recording.ops), "FLOPs, step time and MFU"]
+        unknown = [device.name for device in devices if device.context_bytes is None]
+        if not devices:
+            lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
+        elif unknown:
+            lines.append(f"CUDA context of {', '.join(unknown)}: no measurement is known")
+        return tuple(lines)
+
+
+def _described(settings: AllocatorSettings) -> str:
+    changed = {f.name: getattr(settings, f.name) for f in fields(settings) if getattr(settings, f.name) != f.default}
+    return ", ".join(f"{name}={value}" for name, value in changed.items()) or "as they are by default"
+
+
+_PHASES = {"optimizer": "optimizer step"}
+
+
+def _moment(block: Block) -> str:
+    phase = _PHASES.get(block.phase, block.phase)
+    if (block.phase, block.module) == ("backward", LOSS):
+        phase = "loss backward"
+    return f"{phase}: {block.module}" if block.module else phase
+
+
+Kind = tuple[str, str, Category, tuple[int, ...], str, int]
+
+
+def _kind(block: Block) -> Kind:
+    """Return what blocks of alike layers have in common; * stands for the layer's number."""
+    module = ".".join("*" if part.isdigit() else part for part in block.module.split("."))
+    name = f"{block.op}, {block.phase}" if block.phase in ("backward", "optimizer") else block.op
+    return module, name, block.category, block.shape, block.dtype, block.nbytes
+
+
+def _item(kind: Kind, sizes: list[int]) -> MemoryItem:
+    module, name, category, shape, dtype, nbytes = kind
+    return MemoryItem(
+        module=module, tensor=name, category=category, shape=f"({', '.join(map(str, shape))})", dtype=dtype,
+        formula=str(nbytes), count=len(sizes), nbytes=sum(sizes),
+    )  # fmt: skip

@@ -1,0 +1,173 @@
+"""One run on meta tensors, from the loading of the weights to its steady state, as a `Trace`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorafa_prof.errors import LorafaProfError, UnsupportedError
+from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.modules import LOSS, ModulePaths, short_name
+from lorafa_prof.simulate.platforms import Platform
+from lorafa_prof.simulate.recorder import Recorder
+from lorafa_prof.simulate.trace import Block, Segment, Trace, compose
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload
+from lorafa_prof.workload.quantized import quantization_state
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one step is made of; `trace` repeats it."""
+
+    run: RunSpec
+    blocks: list[Block]
+    load: Segment
+    first: tuple[Segment, ...]
+    """The first step: forward, backward, the optimizer that makes its states, zero_grad."""
+    again: tuple[Segment, ...]
+    """Any later step."""
+    ops: list[Any]
+    """Every operator that ran, in order."""
+    parameters: dict[str, int]
+    """"total" and "trainable" elements."""
+
+    def trace(self, steps: int) -> Trace:
+        """Return the events of the run up to the end of step number `steps`."""
+        return compose(self.blocks, [self.load, *self.first], self.again, max(0, steps - self.steps))
+
+    @property
+    def steps(self) -> int:
+        """Steps that are recorded one by one, before the repetitions."""
+        return sum(segment.phase == "forward" for segment in self.first)
+
+
+def record(run: RunSpec, platform: Platform) -> Recording:
+    """Build the run's model, adapters and optimizer on meta and record a step of them.
+
+    Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
+    is gone when the step is over, which is looked at; a model that keeps something is stepped a second time. The
+    optimizer always steps twice on the same gradients, since its first step alone makes the states.
+
+    Raises:
+        UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
+    """
+    with platform.kernels(), _explained(run):
+        work = Workload.build(run, "meta")
+        with ModulePaths(work.model) as paths, Recorder(paths, platform) as recorder:
+            _adopt(recorder, work)
+            first, again = _steps(recorder, work)
+            ops = list(recorder.ops)
+            repeated = _repeated(recorder.blocks(), again)
+            if repeated is None:
+                again, repeated = _steps(recorder, work)[1], ()
+                first = tuple(recorder.segments[1:])
+    _settle_logits(recorder, work)
+    return Recording(
+        run=run, blocks=recorder.blocks(), load=recorder.segments[0], first=first, again=repeated, ops=ops,
+        parameters=_counted(work.model),
+    )  # fmt: skip
+
+
+def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    """Run a step whose optimizer steps twice; return the first step's segments, and those of any later one."""
+    began = len(recorder.segments)
+    recorder.enter_phase("forward")
+    loss = work.loss()
+    recorder.settle([loss], Category.LOGITS)
+    recorder.settle_alive(["forward"], Category.ACTIVATIONS)
+    recorder.enter_phase("backward")
+    loss.backward()
+    recorder.settle([p.grad for p in work.model.parameters() if p.grad is not None], Category.GRADIENTS)
+    for _ in range(2):
+        recorder.enter_phase("optimizer")
+        work.optimizer.step()
+    states = [value for state in work.optimizer.state.values() for value in state.values()]
+    recorder.settle([s for s in states if isinstance(s, torch.Tensor)], Category.OPTIMIZER)
+    recorder.enter_phase("zero_grad")
+    work.optimizer.zero_grad(set_to_none=True)
+    del loss
+    recorder.enter_phase("end")
+    forward, backward, making, stepping, clearing, _ = recorder.segments[began:]
+    return (forward, backward, making, clearing), (forward, backward, stepping, clearing)
+
+
+def _repeated(blocks: Sequence[Block], step: Sequence[Segment]) -> tuple[Segment, ...] | None:
+    """Return the step as later ones repeat it, or None where it keeps a storage or replaces one from before.
+
+    What libraries allocate at their first use they keep: a later step does without.
+    """
+    born = {event for segment in step for event in segment.events if event >= 0}
+    gone = {~event for segment in step for event in segment.events if event < 0}
+    kept = {block for block in born - gone if blocks[block].category is Category.WORKSPACES}
+    if gone - born or born - gone - kept:
+        return None
+    return tuple(Segment(s.phase, [event for event in s.events if event not in kept]) for s in step)
+
+
+def _adopt(recorder: Recorder, work: Workload) -> None:
+    """Count what is there before the first step, module by module as it is loaded, adapters after the base."""
+    adapters: list[tuple[str, torch.Tensor]] = []
+    weights: list[tuple[str, torch.Tensor]] = []
+    for path, module in work.model.named_modules():
+        own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
+        for name, tensor in [*own, *quantization_state(path, module)]:
+            is_adapter = "lora_" in name or "vera_" in name
+            (adapters if is_adapter else weights).append((short_name(name), tensor))
+    recorder.adopt(weights, Category.WEIGHTS)
+    recorder.adopt(adapters, Category.ADAPTERS)
+    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+
+
+def _settle_logits(recorder: Recorder, work: Workload) -> None:
+    """Count what the loss makes, and what is as wide as the vocabulary around it, as logits."""
+    vocabulary = work.run.model.vocab_size
+    head = next((short_name(n) for n, m in work.model.named_modules() if m is _output_head(work.model)), None)
+    for raw in recorder.unsettled(Category.ACTIVATIONS):
+        wide = raw.shape[-1:] == (vocabulary,) and raw.module in ("", head)
+        if raw.module == LOSS or wide:
+            raw.category = Category.LOGITS
+
+
+def _output_head(model: Any) -> Any:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _counted(model: torch.nn.Module) -> dict[str, int]:
+    parameters = list(model.parameters())
+    return {
+        "total": sum(_elements(p) for p in parameters),
+        "trainable": sum(_elements(p) for p in parameters if p.requires_grad),
+    }
+
+
+def _elements(parameter: Any) -> int:
+    """Elements of a parameter; of one that is quantised, those that it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))
+
+
+@contextlib.contextmanager
+def _explained(run: RunSpec) -> Iterator[None]:
+    """Turn what torch says of operators that do not run on meta into a refusal that names the way out."""
+    try:
+        yield
+    except LorafaProfError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        found = _OPERATOR.search(str(error))
+        if found is None:
+            raise
+        raise UnsupportedError(
+            f"{run.model.name}: its step cannot be simulated, since {found.group()} needs data that meta "
+            "tensors do not have; --engine analytic does without"
+        ) from error
+
+
+_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?")

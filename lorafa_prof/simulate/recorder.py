@@ -1,0 +1,196 @@
+"""Follows every storage of a step from birth to death.
+
+A TorchDispatchMode sees each operator beneath autograd, as the kernels would: what an operator returns in a storage
+that was not there before has been allocated by it. A weak reference on the storage tells when the last tensor, saved
+tensor or gradient lets go of it. Nothing of PyTorch's bookkeeping is imitated: Python and autograd hold and free
+tensors on meta as they do on a GPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.accumulation import InPlaceAccumulation
+from lorafa_prof.simulate.modules import ModulePaths, tensors_in
+from lorafa_prof.simulate.platforms import Platform
+from lorafa_prof.simulate.trace import Block, Segment
+from lorafa_prof.simulate.workspaces import OUTPUTS, Workspace
+
+_DTYPE_NAMES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "int64", torch.int32: "int32",
+    torch.uint8: "uint8", torch.int8: "int8", torch.bool: "bool",
+}  # fmt: skip
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype as the project writes it: "bf16", "int64"."""
+    return _DTYPE_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
+
+
+class _Life(weakref.ref[Any]):
+    """A weak reference to a storage that knows which block it is."""
+
+    __slots__ = ("block", "key")
+    block: int
+    key: int
+
+
+class RawBlock:
+    """A block as the recorder notes it; its category is settled when the step is over."""
+
+    __slots__ = ("category", "dtype", "module", "nbytes", "op", "phase", "shape")
+
+    def __init__(
+        self, what: tuple[int, tuple[int, ...], str, str], where: tuple[str, str], category: Category | None
+    ) -> None:
+        self.nbytes, self.shape, self.dtype, self.op = what
+        self.module, self.phase = where
+        self.category = category
+
+
+class Recorder(InPlaceAccumulation):
+    """Records births and deaths of storages, phase by phase, while it is entered as a context.
+
+    Args:
+        paths: tells which module is executing.
+        platform: the device that is simulated: which tensors are on it, and what its kernels do inside.
+    """
+
+    def __init__(self, paths: ModulePaths, platform: Platform) -> None:
+        super().__init__()
+        self.paths = paths
+        self.platform = platform
+        self.phase = "load"
+        self.segments: list[Segment] = [Segment("load", [])]
+        self.ops: list[Any] = []
+        """Every operator that ran on the device, in order: two traces with the same list ran the same kernels."""
+        self._events = self.segments[0].events
+        self._raw: list[RawBlock] = []
+        self._lives: dict[int, _Life] = {}
+
+    # -- what is recorded -----------------------------------------------------------------------------------------
+
+    def enter_phase(self, phase: str) -> None:
+        """Begin a new segment of events."""
+        self.phase = phase
+        self.segments.append(Segment(phase, []))
+        self._events = self.segments[-1].events
+
+    def adopt(self, named: Iterable[tuple[str, torch.Tensor]], category: Category) -> None:
+        """Count storages that exist already, each once, in the order given; a name is module.tensor."""
+        for name, tensor in named:
+            module, _, leaf = name.rpartition(".")
+            self._see(tensor, leaf, module, category)
+
+    def settle(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
+        """Give the category of storages that are alive now."""
+        for tensor in tensors:
+            life = self._lives.get(tensor.untyped_storage()._cdata)
+            if life is not None:
+                self._raw[life.block].category = category
+
+    def settle_alive(self, phases: Iterable[str], category: Category) -> None:
+        """Give all that was born in these phases, is alive now and has no category yet, this one."""
+        for life in self._lives.values():
+            raw = self._raw[life.block]
+            if raw.category is None and raw.phase in phases:
+                raw.category = category
+
+    def unsettled(self, but: Category) -> list[RawBlock]:
+        """Return the blocks that have no category yet, or this one."""
+        return [raw for raw in self._raw if raw.category is None or raw.category is but]
+
+    def blocks(self) -> list[Block]:
+        """Return all blocks; what has no category yet lived and died within a phase."""
+        return [
+            Block(r.nbytes, r.shape, r.dtype, r.op, r.module, r.phase, r.category or Category.TEMPORARIES)
+            for r in self._raw
+        ]
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        answered, answer = self.platform.answer(func, args)
+        if answered:
+            return answer
+        func = self.as_autograd_would(func, args)
+        out = func(*args, **kwargs)
+        fresh = self._fresh(out)
+        self.ops.append(func)
+        if self.platform.watches(func):
+            self._log_kernel(func, args, kwargs, out, fresh)
+        elif fresh:
+            op, module = operator_name(func), self.paths.current
+            for tensor in fresh:
+                self._see(tensor, op, module, None)
+        return out
+
+    def _fresh(self, out: Any) -> list[torch.Tensor]:
+        """Return the tensors of `out` whose storage is a new one on the device."""
+        lives, holds = self._lives, self.platform.holds
+        if isinstance(out, torch.Tensor):
+            return [] if out.untyped_storage()._cdata in lives or not holds(out) else [out]
+        return [t for t in tensors_in(out) if t.untyped_storage()._cdata not in lives and holds(t)]
+
+    def _log_kernel(self, func: Any, args: Any, kwargs: Any, out: Any, fresh: list[torch.Tensor]) -> None:
+        """Note the births of an operator's outputs, and the births and deaths of what its kernel takes for itself."""
+        op, module = operator_name(func), self.paths.current
+        buffers = self.platform.workspaces(func, args, kwargs, out)
+        inside: dict[int, str | None] = {}
+
+        def bear(after_outputs: bool) -> None:
+            for buffer in buffers:
+                if buffer.after_outputs is after_outputs:
+                    self._free_inside(inside, buffer.name)
+                    inside[self._born_inside(buffer, op, module)] = buffer.freed_before
+
+        bear(after_outputs=False)
+        self._free_inside(inside, OUTPUTS)
+        for tensor in fresh:
+            self._see(tensor, op, module, None)
+        for buffer in self.platform.libraries(func, args, kwargs, self.phase):
+            self._born_inside(buffer, op, module)
+        bear(after_outputs=True)
+        self._events.extend(~block for block in inside)
+
+    def _free_inside(self, inside: dict[int, str | None], what_comes: str) -> None:
+        for block in [block for block, freed_before in inside.items() if freed_before == what_comes]:
+            del inside[block]
+            self._events.append(~block)
+
+    def _born_inside(self, buffer: Workspace, op: str, module: str) -> int:
+        number = len(self._raw)
+        label = f"{op}: {buffer.name}"
+        what = (buffer.nbytes, (buffer.nbytes,), "uint8", label)
+        self._raw.append(RawBlock(what, (module, self.phase), Category.WORKSPACES))
+        self._events.append(number)
+        return number
+
+    def _see(self, tensor: torch.Tensor, op: str, module: str, category: Category | None) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._lives or not self.platform.holds(tensor):
+            return
+        number = len(self._raw)
+        what = (storage.nbytes(), tuple(tensor.shape), dtype_name(tensor.dtype), op)
+        self._raw.append(RawBlock(what, (module, self.phase), category))
+        life = _Life(storage, self._die)
+        life.block, life.key = number, key
+        self._lives[key] = life
+        self._events.append(number)
+
+    def _die(self, life: _Life) -> None:
+        if self._lives.get(life.key) is life:
+            del self._lives[life.key]
+            self._events.append(~life.block)
+
+
+def operator_name(func: Any) -> str:
+    """Return an operator's name for people: "mm", "_foreach_sqrt", "add_.Scalar"."""
+    return str(func).removesuffix(".default").removeprefix("aten.")

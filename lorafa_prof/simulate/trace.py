@@ -1,0 +1,90 @@
+"""The memory events of a run as plain data: which storages there are, and the order in which they come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from lorafa_prof.ledger import Category
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One storage, or one buffer inside a kernel or library."""
+
+    nbytes: int
+    """Bytes that are asked of the allocator, unrounded."""
+    shape: tuple[int, ...]
+    dtype: str
+    op: str
+    """The operator that made it, or the name of what was there before."""
+    module: str
+    """Path of the module that was executing."""
+    phase: str
+    """Phase of the step in which it was born; "load" for what was there before the first step."""
+    category: Category
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Births and deaths of storages over a whole run, from the loading of the weights on."""
+
+    blocks: Sequence[Block]
+    events: Sequence[int]
+    """i: block i is born; ~i: block i dies."""
+    marks: Sequence[tuple[int, str]] = field(default=())
+    """(position in `events`, phase that begins there), in order."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each block, unrounded."""
+        return [block.nbytes for block in self.blocks]
+
+    def position(self, phase: str, occurrence: int = -1) -> int:
+        """Return the position where a phase begins; of several the last, or the `occurrence`-th."""
+        return [position for position, name in self.marks if name == phase][occurrence]
+
+    def alive_at(self, position: int) -> list[int]:
+        """Return the blocks alive after the event at `position`, in the order of their birth."""
+        alive: dict[int, None] = {}
+        for event in self.events[: position + 1]:
+            if event >= 0:
+                alive[event] = None
+            else:
+                del alive[~event]
+        return list(alive)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A stretch of events that belong to one phase; block numbers are the recorder's."""
+
+    phase: str
+    events: list[int]
+
+
+def compose(blocks: Sequence[Block], once: Iterable[Segment], again: Iterable[Segment], times: int) -> Trace:
+    """Return the events of `once` followed by `times` repetitions of `again`, each with storages of its own.
+
+    A storage that is born in a segment of `again` is a new one in each repetition. One that dies there without having
+    been born there is the newest of that kind: what the segment before it in `once` or in the last repetition has left.
+    """
+    made = list(blocks)
+    events: list[int] = []
+    marks: list[tuple[int, str]] = []
+    for segment in once:
+        marks.append((len(events), segment.phase))
+        events.extend(segment.events)
+    newest: dict[int, int] = {}
+    for _ in range(times):
+        for segment in again:
+            marks.append((len(events), segment.phase))
+            for event in segment.events:
+                if event >= 0:
+                    newest[event] = len(made)
+                    made.append(blocks[event])
+                    events.append(newest[event])
+                else:
+                    events.append(~newest.get(~event, ~event))
+    marks.append((len(events), "end"))
+    return Trace(made, events, marks)

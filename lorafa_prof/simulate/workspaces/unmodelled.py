@@ -1,0 +1,7 @@
+"""x"""
+
+UNMODELLED = {}
+
+
+def unmodelled_in(ops):
+    return []

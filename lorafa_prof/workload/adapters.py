@@ -1,0 +1,124 @@
+"""PEFT's adapters for a run's method, frozen and cast as the method and PEFT's defaults say."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.workload.models import DTYPES
+
+TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq-cls": "SEQ_CLS", "seq2seq-lm": "SEQ_2_SEQ_LM"}
+
+#: Query and value projections by the names that model families give them; the first pair found is taken. Where
+#: q, k and v (or, in MLA, the way to v) share one matrix, that matrix is what "query and value" can mean.
+QV_TARGETS = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_proj", "kv_b_proj"),
+    ("q_b_proj", "kv_b_proj"),
+    ("qkv_proj",),
+    ("c_attn",),
+    ("q", "v"),
+)
+
+#: The matrix of an adapter pair that a method leaves untrained.
+FROZEN = {"lora-fa": "lora_A", "lora-fa-peft": "lora_A", "qlora-fa": "lora_A", "lora-fb": "lora_B"}
+
+#: The methods that are PEFT's LoRA, whatever they train of it.
+LORA_METHODS = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa")
+METHODS = ("full", *LORA_METHODS, "vera")
+
+
+def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
+    """Return the model wrapped with the adapters of the run's method.
+
+    Raises:
+        UnsupportedError: a method that this version builds no adapters for, or targets that PEFT finds nowhere.
+        BadInputError: adapters in a 16-bit dtype that is not the base's, which PEFT does not make.
+    """
+    keep_16_bit = run.resolved_adapter_dtype != "fp32"
+    if keep_16_bit and run.resolved_adapter_dtype != run.dtype:
+        raise BadInputError(
+            f"PEFT makes adapters in the dtype of the base weights or in fp32: not {run.resolved_adapter_dtype} "
+            f"over {run.dtype}"
+        )
+    with _quiet():
+        wrapped = _wrapped(model, run, autocast_adapter_dtype=not keep_16_bit)
+    for name, parameter in wrapped.named_parameters():
+        if FROZEN.get(run.method.name, "\0") in name:
+            parameter.requires_grad_(False)
+    if next(wrapped.parameters()).is_meta:
+        _cast_meta_adapters(wrapped, DTYPES[run.resolved_adapter_dtype])
+    return wrapped
+
+
+def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.Module:
+    try:
+        wrapped: torch.nn.Module = peft.get_peft_model(model, peft_config(model, run), **options)
+    except ValueError as error:  # "Target modules {...} not found in the base model ..."
+        raise UnsupportedError(f"PEFT cannot adapt {run.model.name}: {error}") from error
+    return wrapped
+
+
+def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
+    """Return the PEFT configuration of the run's method.
+
+    Raises:
+        UnsupportedError: a method of the contract that is not PEFT's LoRA or VeRA.
+    """
+    method = run.method
+    common: dict[str, Any] = {
+        "r": method.rank, "target_modules": targets(model, method), "task_type": TASK_TYPES[run.model.task],
+    }  # fmt: skip
+    if method.name == "vera":
+        return peft.VeraConfig(vera_dropout=method.dropout, **common)
+    if method.name not in LORA_METHODS:
+        raise UnsupportedError(
+            f"the real step of the method {method.name} is not built (it is of {', '.join(METHODS)})"
+        )
+    return peft.LoraConfig(lora_dropout=method.dropout, lora_alpha=2 * method.rank, **common)
+
+
+def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
+    """Return what PEFT is asked to adapt.
+
+    Raises:
+        UnsupportedError: no query and value projections by a name that is known.
+    """
+    wanted = ("qv",) if method.name == "lora-qv" else method.targets
+    if wanted == ("all-linear",):
+        return "all-linear"
+    if wanted != ("qv",):
+        return list(wanted)
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    pair = next((pair for pair in QV_TARGETS if present.issuperset(pair)), None)
+    if pair is None:
+        raise UnsupportedError("no query and value projections found by name; name them with --targets")
+    return list(pair)
+
+
+def _cast_meta_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    # PEFT skips both its casts for adapters on meta, so that they keep the dtype of their creation.
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        for name in (*layer.adapter_layer_names, *layer.other_param_names):
+            adapter = getattr(layer, name, None)
+            if isinstance(adapter, torch.nn.Module):  # ModuleDict, ParameterDict or BufferDict
+                adapter.to(dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT says by warnings that it set fan_in_fan_out for GPT-2's Conv1D, which is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,82 @@
+"""The run's optimizer, in the implementation that it has on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.specs import RunSpec
+
+_RATE = 1e-4
+_FREEZING = ("lora-fa", "lora-fa-peft", "qlora-fa")
+
+Make = Callable[[Any, RunSpec], torch.optim.Optimizer]
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _adamw(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    del run
+    return torch.optim.AdamW(
+        _trained(model), lr=_RATE, foreach=True
+    )  # CUDA's default; elsewhere it has to be asked for
+
+
+def _adamw_fused(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    del run
+    return torch.optim.AdamW(_trained(model), lr=_RATE, fused=True)
+
+
+def _sgd(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    del run
+    return torch.optim.SGD(_trained(model), lr=_RATE, foreach=True)
+
+
+def _adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    del run
+    try:
+        import bitsandbytes.optim as bnb_optim
+    except ImportError:
+        raise MissingComponentError("8-bit optimizers need bitsandbytes: pip install 'lorafa-prof[qlora]'") from None
+    untyped: Any = bnb_optim
+    optimizer: torch.optim.Optimizer = untyped.AdamW8bit(_trained(model), lr=_RATE)
+    return optimizer
+
+
+def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
+    if run.method.name not in _FREEZING:
+        raise BadInputError(
+            f"the lorafa optimizer freezes A: it goes with {', '.join(_FREEZING)}, not {run.method.name}"
+        )
+    try:
+        from peft.optimizers import create_lorafa_optimizer
+    except ImportError:
+        raise UnsupportedError(
+            "the installed peft has no LoRA-FA optimizer (0.16 has it); ask for --optimizer adamw"
+        ) from None
+    rank = run.method.rank
+    return create_lorafa_optimizer(model, r=rank, lora_alpha=2 * rank, lr=_RATE)
+
+
+_MAKERS: dict[str, Make] = {
+    "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit, "sgd": _sgd, "lorafa": _lorafa,
+}  # fmt: skip
+
+
+def make_optimizer(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    """Return the optimizer of the run for the trained parameters of `model`.
+
+    Raises:
+        UnsupportedError: one that this version does not build.
+        BadInputError: one that does not go with the method.
+        MissingComponentError: its library is not installed.
+    """
+    name = run.resolved_optimizer
+    if name not in _MAKERS:
+        raise UnsupportedError(f"no real step is built with the optimizer {name}; it is with {', '.join(_MAKERS)}")
+    return _MAKERS[name](model, run)

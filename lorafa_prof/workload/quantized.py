@@ -1,0 +1,145 @@
+"""Weights as bitsandbytes keeps them, NF4 or int8: really quantised, or on meta with the shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from lorafa_prof.errors import MissingComponentError, UnsupportedError
+from lorafa_prof.specs import RunSpec
+
+BLOCK = 64
+NESTED_BLOCK = 256
+#: Columns of the input with a value beyond this are multiplied in 16 bits (transformers' llm_int8_threshold).
+INT8_THRESHOLD = 6.0
+
+Replace = Callable[[torch.nn.Linear, RunSpec], torch.nn.Module]
+
+
+def quantize(model: Any, run: RunSpec) -> Any:
+    """Replace the linear layers that transformers would quantise, all but the output head; return the model.
+
+    Everything else keeps its dtype, unless the run asks for PEFT's `prepare_model_for_kbit_training`, which casts it to
+    fp32. Matrix products run in bf16.
+
+    Raises:
+        UnsupportedError: nothing to quantise, as in GPT-2, whose layers are no `torch.nn.Linear`.
+        MissingComponentError: bitsandbytes is not installed.
+    """
+    heads = {id(head) for head in (model.get_output_embeddings(), getattr(model, "classifier", None)) if head}
+    skipped = {id(m) for _, part in model.named_modules() if id(part) in heads for m in part.modules()}
+    replace: Replace = _int8 if run.resolved_quant == "int8" else _nf4
+    found = [
+        (parent, name, linear)
+        for parent in model.modules()
+        for name, linear in parent.named_children()
+        if type(linear) is torch.nn.Linear and id(linear) not in skipped
+    ]
+    if not found:
+        raise UnsupportedError(f"{run.model.name} has no linear layers that bitsandbytes can quantise")
+    for parent, name, linear in found:
+        setattr(parent, name, replace(linear, run))
+    setattr(model, "is_loaded_in_8bit" if run.resolved_quant == "int8" else "is_loaded_in_4bit", True)
+    return _prepared(model, run) if run.prepare_kbit else model
+
+
+def _prepared(model: Any, run: RunSpec) -> Any:
+    import peft
+
+    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise MissingComponentError("quantised weights need bitsandbytes: pip install 'lorafa-prof[qlora]'") from None
+    module: ModuleType = bitsandbytes
+    return module
+
+
+def _nf4(linear: torch.nn.Linear, run: RunSpec) -> torch.nn.Module:
+    bnb, device, double_quant = _bitsandbytes(), linear.weight.device, run.resolved_quant == "nf4-dq"
+    with torch.device("meta"):
+        quantized = bnb.nn.Linear4bit(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type="nf4",
+            compute_dtype=torch.bfloat16, compress_statistics=double_quant,
+        )  # fmt: skip
+    options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": double_quant, "blocksize": BLOCK}
+    if device.type == "meta":
+        packed = torch.empty((linear.weight.numel() + 1) // 2, 1, dtype=torch.uint8, device=device)
+        state = _meta_state(linear.weight, double_quant)
+        quantized.weight = bnb.nn.Params4bit(
+            packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=quantized, **options
+        )
+        quantized.quant_state = state
+    else:
+        weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options)
+        quantized.weight = weight.to(device)  # the move quantises
+    return _with_bias(quantized, linear)
+
+
+def _int8(linear: torch.nn.Linear, run: RunSpec) -> torch.nn.Module:
+    bnb, device = _bitsandbytes(), linear.weight.device
+    with torch.device("meta"):
+        quantized = bnb.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False,
+            threshold=INT8_THRESHOLD,
+        )  # fmt: skip
+    if device.type == "meta":
+        # one byte a weight and one fp32 scale a row; the layer hands both to its state in its first forward
+        packed = torch.empty(linear.weight.shape, dtype=torch.int8, device=device)
+        scales = torch.empty(linear.out_features, dtype=torch.float32, device=device)
+        quantized.weight = bnb.nn.Int8Params(packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=scales)
+    else:
+        weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        quantized.weight = weight.to(device)
+    return _with_bias(quantized, linear)
+
+
+def _with_bias(quantized: Any, linear: torch.nn.Linear) -> torch.nn.Module:
+    if linear.bias is not None:
+        quantized.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
+    module: torch.nn.Module = quantized
+    return module
+
+
+def _meta_state(weight: torch.Tensor, double_quant: bool) -> Any:
+    blocks = -(-weight.numel() // BLOCK)
+    meta = weight.device
+
+    def empty(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(count, dtype=dtype, device=meta)
+
+    common: dict[str, Any] = {"shape": weight.shape, "dtype": weight.dtype, "blocksize": BLOCK, "quant_type": "nf4"}
+    bnb = _bitsandbytes()
+    code = bnb.functional.get_4bit_type("nf4", device="cpu").to(meta)
+    if not double_quant:
+        return bnb.functional.QuantState(absmax=empty(blocks), code=code, **common)
+    nested = bnb.functional.QuantState(
+        absmax=empty(-(-blocks // NESTED_BLOCK)), code=empty(256), blocksize=NESTED_BLOCK, dtype=torch.float32
+    )
+    offset = torch.empty((), device=meta)
+    return bnb.functional.QuantState(
+        absmax=empty(blocks, torch.uint8), code=code, offset=offset, state2=nested, **common
+    )
+
+
+def quantization_state(path: str, module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Return what quantisation keeps beside a module's packed weight, by name: scales, codebooks, offsets."""
+    weight: Any = getattr(module, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    parts = [("", state, _STATE), ("nested_", getattr(state, "state2", None), _STATE), ("", weight, ("CB", "SCB"))]
+    named = ((f"{path}.weight.{prefix}{key}", getattr(part, key, None)) for prefix, part, keys in parts for key in keys)
+    return [(name, tensor) for name, tensor in named if isinstance(tensor, torch.Tensor)]
+
+
+_STATE = ("absmax", "code", "offset")
+
+
+def quantization_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return what quantisation keeps beside the packed weights of a whole model."""
+    return [tensor for path, module in model.named_modules() for _, tensor in quantization_state(path, module)]
