@@ -8,6 +8,7 @@ tensors on meta as they do on a GPU.
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -113,6 +114,19 @@ class Recorder(InPlaceAccumulation):
         ]
 
     # -- recording ------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Recorder:
+        # What a reference cycle keeps is freed when Python happens to look for cycles. Here it never does: a step that
+        # depends on it would be seen to keep storages.
+        self._collects = gc.isenabled()
+        gc.disable()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._collects:
+            gc.enable()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

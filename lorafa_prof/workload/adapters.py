@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import peft
@@ -61,8 +61,11 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
 
 
 def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.Module:
+    # PEFT makes adapters on the default device and moves them to their layer's; on meta that spares their random numbers.
+    on_meta = torch.device("meta") if next(model.parameters()).is_meta else nullcontext()
     try:
-        wrapped: torch.nn.Module = peft.get_peft_model(model, peft_config(model, run), **options)
+        with on_meta:
+            wrapped: torch.nn.Module = peft.get_peft_model(model, peft_config(model, run), **options)
     except ValueError as error:  # "Target modules {...} not found in the base model ..."
         raise UnsupportedError(f"PEFT cannot adapt {run.model.name}: {error}") from error
     return wrapped

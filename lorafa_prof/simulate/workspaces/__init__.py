@@ -5,10 +5,10 @@ the kernel behind the operator takes from the caching allocator for itself: `ker
 from PyTorch's source (release 2.13 where nothing else is said). `UNMODELLED` says in words what is not derived, so that
 a prediction can list what it did not count. Buffers that libraries keep are in `libraries`.
 
-Known limitations: sizes are those that the kernel requests (the allocator rounds them); only CUDA's kernels, not ROCm's.
+Known limitations: sizes are what the kernel requests (the allocator rounds them); only CUDA's kernels, not ROCm's.
 """
 
-from lorafa_prof.simulate.workspaces import attention, embedding, indexing, matmul, normalization, reductions
+from lorafa_prof.simulate.workspaces import attention, embedding, indexing, matmul, normalization, quantized, reductions
 from lorafa_prof.simulate.workspaces.libraries import (
     CUBLAS_OPERATORS,
     LtWorkspace,
@@ -29,7 +29,7 @@ from lorafa_prof.simulate.workspaces.registry import (
 from lorafa_prof.simulate.workspaces.unmodelled import UNMODELLED, unmodelled_in
 
 #: The modules whose import fills the registry.
-TABLES = (attention, embedding, indexing, matmul, normalization, reductions)
+TABLES = (attention, embedding, indexing, matmul, normalization, quantized, reductions)
 
 __all__ = [
     "CUBLAS_OPERATORS",

@@ -18,7 +18,6 @@ from lorafa_prof.simulate.workspaces.registry import (
     ceil_div,
     contiguous_copy,
     deterministic,
-    nbytes,
     register,
     round_up,
 )
@@ -59,7 +58,7 @@ def flash_forward(call: KernelCall) -> list[Workspace]:
 def flash_rounded_width(width: int) -> int:
     """A head's width as flash's kernels are built for it: up to a multiple of 32, of 64 beyond 128.
 
-    Releases with flash attention before 2.7 round to a multiple of 32 throughout.
+    In kernels of flash-attention before 2.8 widths from 129 to 160 count as 160, before 2.6 also 193 to 224 as 224.
     """
     width = round_up(width, 8)
     return round_up(width, 32 if width <= 128 else 64)
@@ -126,7 +125,7 @@ def efficient_forward(call: KernelCall) -> list[Workspace]:
     if query.dtype not in HALF or width <= 128:
         return []
     batch, heads, queries, _ = query.shape
-    # [B, S, H, V]
+    # a float32 [B, S, H, V]
     return [Workspace("output_accum", batch * queries * heads * width * FP32, after_outputs=True)]
 
 
@@ -146,11 +145,10 @@ class BackwardTile(NamedTuple):
 @register("aten._scaled_dot_product_efficient_attention_backward.default")
 def efficient_backward(call: KernelCall) -> list[Workspace]:
     """Copies, delta and the accumulators of the gradients (`_efficient_attention_backward`)."""
-    grad_out, query, key, value, bias, out = call.args[:6]
+    grad_out, query, key, value, _, out = call.args[:6]
     batch, heads, queries, width = query.shape
     half = query.dtype in HALF
-    buffers = _aligned_bias(bias)
-    buffers += contiguous_copy("grad_out", grad_out.transpose(1, 2), after_outputs=False)
+    buffers = contiguous_copy("grad_out", grad_out.transpose(1, 2), after_outputs=False)
     tile = efficient_backward_tile(call.device, half, max(width, value.shape[3]), call.argument(9, "dropout_p", 0.0))
     # delta, the sum of grad_out * out over a head: [B, H, S], float32
     delta = batch * heads * queries * FP32
@@ -208,19 +206,6 @@ def _key_splits(tile: BackwardTile, heads_in_all: int, keys: int, accumulates: b
     if accumulates:
         splits = min(splits, 200 // heads_in_all)
     return max(splits, 1)
-
-
-def _aligned_bias(bias: torch.Tensor | None) -> list[Workspace]:
-    # ensure_mem_eff_attention_bias_alignment (2.13): rows must begin at multiples of 16 bytes (of 4 elements at 4
-    # bytes); a bias that does not is padded, expanded dimensions and all.
-    if bias is None or bias.dim() != 4:
-        return []
-    alignment = 4 if bias.element_size() == 4 else 8
-    if bias.stride(-1) == 1 and all(stride % alignment == 0 for stride in bias.stride()[:-1]):
-        return []
-    columns = bias.shape[-1]
-    padded = columns + alignment - columns % alignment
-    return [Workspace("bias", nbytes(bias) // columns * padded, after_outputs=False)]
 
 
 def _delta_by_operators(grad_out: torch.Tensor, out: torch.Tensor, delta: int) -> list[Workspace]:

@@ -22,7 +22,7 @@ from lorafa_prof.simulate.workspaces.registry import (
 )
 
 #: NROWS_PER_THREAD, MAX_BLOCK_SIZE and MAX_ATOMIC_ACCUM_BLOCKS_PER_SM.
-ROWS_IN_A_PIECE, BLOCK, ATOMIC_BLOCKS = 10, 512, 4
+ROWS_IN_A_PIECE, BLOCK, ATOMIC_BLOCKS = 10, 1024, 4
 #: Up to here one kernel walks the positions without sorting them.
 UNSORTED = 3072
 HALF = (torch.float16, torch.bfloat16)
@@ -47,7 +47,7 @@ def embedding_dense_backward(call: KernelCall) -> list[Workspace]:
     return buffers + _sums(call, grad, count, rows, indices.element_size())
 
 
-def sort_of_positions(of_positions: int, *, freed_before: str, after_outputs: bool = False) -> list[Workspace]:
+def sort_of_positions(of_positions: int, *, freed_before: str | None, after_outputs: bool = False) -> list[Workspace]:
     """What sorting indices with their positions takes: keys and positions, sorted and not, and once more inside CUB.
 
     CUB's temporary storage holds at least one more buffer for keys and one for values, since neither input may be
@@ -69,9 +69,7 @@ def _sums(call: KernelCall, grad: torch.Tensor, count: int, rows: int, index: in
              "partials_per_segment_offset", "num_of_partial_segments", "partial_segment_offset")  # fmt: skip
     sizes = (count * index, COUNTER, count * index, segments * index, segments * index, COUNTER, pieces * index)
     freed = {"keys of the segments": "partials_per_segment"}
-    buffers = [
-        Workspace(n, size, after_outputs=True, freed_before=freed.get(n)) for n, size in zip(names, sizes, strict=True)
-    ]
+    buffers = [Workspace(n, size, True, freed.get(n)) for n, size in zip(names, sizes, strict=True)]
     if _adds_atomically(call, segments, pieces, width):
         # [pieces], and for 16-bit gradients [V, N] in float32
         accumulator = rows * width * 4 if grad.dtype in HALF else 0

@@ -23,25 +23,33 @@ def index_put(call: KernelCall) -> list[Workspace]:
     """
     tensor, indices, values = (call.argument(i, n) for i, n in enumerate(("self", "indices", "values")))
     given = [index for index in indices if index is not None]
-    sorts = call.argument(3, "accumulate", False) or torch.are_deterministic_algorithms_enabled()
+    repeatable = torch.are_deterministic_algorithms_enabled() and values.numel() > 1
+    sorts = call.argument(3, "accumulate", False) or repeatable
     if not sorts or any(index.dtype in (torch.bool, torch.uint8) for index in given):
         return []
     shape = torch.broadcast_shapes(*(index.shape for index in given))
     count = math.prod(shape)
     of_positions = count * INT64  # [n]
     expanded = values.expand(_values_shape(tensor, indices, shape))
-    remainder = [
-        Workspace(name, of_positions, after_outputs=True, freed_before="sorted_indices")
-        for name in ("index within the dimension", "index times stride")[: 1 if len(given) == 1 else 2]
-    ]
     return [
         *contiguous_copy("self", tensor, after_outputs=True),
-        *remainder,
-        Workspace("linearIndex", of_positions, after_outputs=True),
+        *_linear_index(len(given), of_positions),
         *contiguous_copy("values", expanded, after_outputs=True),
         *([] if _adjacent(indices) else [Workspace("src", nbytes(tensor), after_outputs=True)]),
-        *sort_of_positions(of_positions, freed_before="the kernel", after_outputs=True),
+        *sort_of_positions(of_positions, freed_before=None, after_outputs=True),
     ]
+
+
+def _linear_index(indexed: int, of_positions: int) -> list[Workspace]:
+    # computeLinearIndex: for each indexed dimension the remainder, and that times the stride, which for the first
+    # dimension becomes the linear index and for the others is added to it.
+    buffers = []
+    for dim in range(indexed):
+        then = f"remainder {dim + 1}" if dim + 1 < indexed else "sorted_indices"
+        buffers.append(Workspace(f"remainder {dim}", of_positions, after_outputs=True, freed_before=then))
+        product = ("linearIndex", None) if dim == 0 else (f"index {dim}", then)
+        buffers.append(Workspace(product[0], of_positions, after_outputs=True, freed_before=product[1]))
+    return buffers
 
 
 def _values_shape(tensor: torch.Tensor, indices: list[torch.Tensor | None], shape: torch.Size) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from lorafa_prof.simulate.workspaces.registry import KernelCall
 from lorafa_prof.units import KIB, MIB
 
-#: Operators whose kernel asks for the cuBLAS handle, and with it for the thread's workspace (ATen/native/cuda/Blas.cpp).
+#: Operators whose kernel asks for the cuBLAS handle and so for the thread's workspace (ATen/native/cuda/Blas.cpp).
 #: `linear` and `matmul` arrive as one of these; `addmm` may take cuBLASLt instead: `uses_cublaslt`.
 CUBLAS_OPERATORS = frozenset(
     f"aten.{operator}"

@@ -1,7 +1,7 @@
 """Matrices that cuBLAS cannot read as they lie are copied first (ATen/native/cuda/{Blas.cpp,cuBlasCommonArgs.h}).
 
-cuBLAS reads a matrix whose rows or whose columns are dense. Others, such as an expanded gradient or a slice with a step,
-are cloned by the kernel, which autograd never sees. The workspaces of the library itself are in `libraries`.
+cuBLAS reads a matrix whose rows or whose columns are dense. Others, such as an expanded gradient or a slice with a
+step, are cloned by the kernel, which autograd never sees. The workspaces of the library itself are in `libraries`.
 """
 
 from __future__ import annotations

@@ -73,10 +73,10 @@ def staging(tensor: torch.Tensor, reduced: Iterable[int] | None, element: Elemen
         return Staging()
     dims = iteration_dims(tensor.shape, tensor.stride(), reduced)
     pieces = _pieces(dims, element)
-    plans = [_plan(piece, tensor.storage_offset(), element, device) for piece in pieces]
+    plans = [_plan(piece, int(tensor.storage_offset()), element, device) for piece in pieces]
     largest = max(plans, key=lambda plan: plan.buffer)  # one piece after the other, each with its own
     if len(pieces) > 1 and not element.accumulates_in_output:
-        extent = max(max(dim.size * dim.output for dim in dims), 1)
+        extent = max(1, *(dim.size * dim.output for dim in dims))
         return replace(largest, accumulation=extent * element.partial)
     return largest
 

@@ -1,7 +1,7 @@
 """Reductions: the staging buffer of the thread blocks, and the copy of an input that has to change its type first.
 
-Sources: ATen/native/ReduceOps.cpp, ReduceOpsUtils.h and cuda/{ReduceSumProdKernel, ReduceMomentKernel, ReduceNormKernel,
-ReduceLogicKernel, ReduceMaxValuesKernel, ReduceArgMaxKernel, ForeachReduceOp}.cu.
+Sources: ATen/native/ReduceOps.cpp, ReduceOpsUtils.h and cuda/{ReduceSumProdKernel, ReduceMomentKernel,
+ReduceNormKernel, ReduceLogicKernel, ReduceMaxValuesKernel, ReduceArgMaxKernel, ForeachReduceOp}.cu.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _reduce(
     tensor: torch.Tensor = call.argument(0, "self")
     output = call.outputs[0]
     buffers = []
-    # 16-bit inputs are read into float32 outputs as they are; any other change of type is a copy of the input first
-    # (make_reduction_from_out_ty)
+    # make_reduction_from_out_ty: 16-bit inputs are read into float32 outputs as they are; any other change of type is
+    # a copy of the input first
     if cast and tensor.dtype is not output.dtype and not (tensor.dtype in HALF and output.dtype is torch.float32):
         buffers.append(Workspace("input", tensor.numel() * output.element_size(), after_outputs=True))
         tensor = torch.empty_like(tensor, dtype=output.dtype, device="meta")
