@@ -23,8 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.specs import RunSpec
-from tests.support import real_models
-from tests.support.observe import compute_loss
+from lorafa_prof.workload.step import PHASES, Workload, training_step
 from tests.support.tracking import tensors_in
 
 _PHASE = "phase: "
@@ -55,7 +54,7 @@ class Allocation:
 
     @property
     def phase(self) -> str:
-        """forward, backward, optimizer or end (zero_grad, and the loss let go), in a profiled step."""
+        """One of the phases of a step, in a profiled step; "" outside of them."""
         return next((name.removeprefix(_PHASE) for name in self.stack if name.startswith(_PHASE)), "")
 
 
@@ -158,40 +157,32 @@ class ProfiledStep:
 
 
 def profile_step(run: RunSpec, steps: int = 2) -> ProfiledStep:
-    """Run `steps` real training steps on the CPU and profile the last, without any dispatch mode.
-
-    Forward with only the loss kept, backward, optimizer.step, zero_grad(set_to_none=True), the loss let go.
-    """
-    model = real_models.build(run, "cpu")
-    data = real_models.batch(run, "cpu")
-    optimizer = real_models.optimizer(model, run)
+    """Run `steps` real training steps on the CPU and profile the last, without any dispatch mode."""
+    work = Workload.build(run, "cpu")
+    for _ in range(steps - 1):
+        training_step(work)
 
     def step() -> None:
-        with record_function(_PHASE + "forward"):
-            loss = compute_loss(model, run, data, "cpu")
-        with record_function(_PHASE + "backward"):
-            loss.backward()
-        with record_function(_PHASE + "optimizer"):
-            optimizer.step()
-        with record_function(_PHASE + "end"):
-            optimizer.zero_grad(set_to_none=True)
-            del loss
+        with contextlib.ExitStack() as phase:
 
-    for _ in range(steps - 1):
-        step()
+            def enter(name: str) -> None:
+                phase.close()
+                phase.enter_context(record_function(_PHASE + name))
+
+            training_step(work, enter)
+
     return by_phase(allocations(step))
 
 
 def by_phase(events: list[Allocation]) -> ProfiledStep:
     """The step that the events make up."""
-    phases = ("forward", "backward", "optimizer", "end")
-    reached = dict.fromkeys(phases, 0)
+    reached = dict.fromkeys(PHASES, 0)
     for event in events:
         if event.phase not in reached:
             raise RuntimeError(f"{event} lies outside the phases of a step")
-        for phase in phases[phases.index(event.phase) :]:  # a later one may have no event of its own
+        for phase in PHASES[PHASES.index(event.phase) :]:  # a later one may have no event of its own
             reached[phase] = event.live
-    return ProfiledStep(events, reached["forward"], reached["backward"], reached["optimizer"], reached["end"])
+    return ProfiledStep(events, *reached.values())
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.support import real_models
+from lorafa_prof.workload.step import build_model
 from tests.support.configs import tiny_run
 from tests.support.observe import live_after_forward
 from tests.support.profiled import (
@@ -116,7 +116,7 @@ class TestStep:
             (-2, "optimizer"),
         ]
         live, events = 0, []
-        for delta, phase in [*steps, (-24, "end")]:
+        for delta, phase in [*steps, (-24, "zero_grad")]:
             live += delta
             events.append(Allocation(delta, live, 0, (f"phase: {phase}", "aten::add")))
         step = by_phase(events)
@@ -141,7 +141,7 @@ class TestStep:
     def test_gradients_stand_after_the_backward(self) -> None:
         run = tiny_run("llama", "full", optimizer="sgd")
         step = profile_step(run)
-        gradients = sum(p.numel() * p.itemsize for p in real_models.build(run, "meta").parameters())
+        gradients = sum(p.numel() * p.itemsize for p in build_model(run, "meta").parameters())
         assert step.after_backward == step.after_optimizer == gradients + 4
 
 
