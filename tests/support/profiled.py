@@ -77,6 +77,22 @@ def allocations(program: Callable[[], Any]) -> list[Allocation]:
 
 
 @contextlib.contextmanager
+def kernels_of_known_size(threads: int = 2) -> Iterator[None]:
+    """Runs the CPU's kernels with so many threads and without oneDNN, whose scratch memory has no closed form.
+
+    Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors lack.
+    """
+    before, onednn = torch.get_num_threads(), torch._C._get_mkldnn_enabled()
+    torch.set_num_threads(threads)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+@contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
     gc.collect()
