@@ -32,7 +32,7 @@ help:
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
-	@echo 'make bench        cold start and sweep rate, each against its bar'
+	@echo 'make bench        cold start, sweep, replay and simulation, each against its bar'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -59,11 +59,13 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Both run even if the first misses its bar; the failure is kept.
-bench: $(CORE)
+# All run even if one misses its bar; the failure is kept.
+bench: $(TEST)
 	@status=0; \
 	$(BIN)/python benchmarks/bench_cold_start.py || status=1; \
 	$(BIN)/python benchmarks/bench_sweep.py || status=1; \
+	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
+	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	exit $$status
 
 $(MADE):

@@ -2,13 +2,14 @@
 
 Follows DeviceCachingAllocator of PyTorch 2.13 (c10/cuda/CUDACachingAllocator.cpp). Not modelled: private pools (CUDA
 graphs, torch.cuda.MemPool), record_stream (a block is free at once, so that active and allocated bytes are the same),
-and threads. The same settings give the same figures in PyTorch 2.4, except that a memory fraction of exactly 1 limited
-memory and let garbage be collected there, while here it is no limit.
+settings that change while a program runs, and threads. Releases of 2024 (2.4 and later) decide the same, but for one
+thing: there a memory fraction of exactly 1, once set, limits memory and lets garbage be collected; since then it is no
+limit.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from typing import Any
 
 from lorafa_prof.errors import BadInputError
@@ -23,7 +24,7 @@ from lorafa_prof.simulate.sizes import SMALL_SIZE, round_size, segment_size
 from lorafa_prof.simulate.statistics import Fragmentation, Statistics
 from lorafa_prof.units import ALLOCATION_GRANULE
 
-_ROUND = ALLOCATION_GRANULE - 1
+_ROUND_UP, _ROUND_DOWN = ALLOCATION_GRANULE - 1, -ALLOCATION_GRANULE
 _NEVER = 1 << 62
 
 
@@ -106,7 +107,7 @@ class CachingAllocator(Segments):
         if requested <= 0:
             raise BadInputError(f"a block has at least 1 byte, not {requested}")
         if self._divisions is None:
-            size = (requested + _ROUND) & ~_ROUND
+            size = (requested + _ROUND_UP) & _ROUND_DOWN
         else:
             size = round_size(requested, self._divisions)
         pool = self._small[stream] if size <= SMALL_SIZE else self._large[stream]
@@ -117,17 +118,14 @@ class CachingAllocator(Segments):
         if index == len(keys):
             index = self._grow(pool, size, requested)
 
-        key = keys.pop(index)
-        address = key & ADDRESS_MASK
-        block_size = key >> ADDRESS_BITS
-        del self.free_sizes[address]
-        if self._segment_sizes.get(address) == block_size:
+        address = keys.pop(index) & ADDRESS_MASK
+        block_size = self.free_sizes.pop(address)
+        if address in self._segment_sizes and self._segment_sizes[address] == block_size:
             self._whole_free -= block_size
         if block_size - size >= pool.least_remainder and size < self._split_below:
             rest = address + size
             rest_size = block_size - size
-            key = rest_size << ADDRESS_BITS | rest
-            keys.insert(bisect_left(keys, key), key)
+            insort(keys, rest_size << ADDRESS_BITS | rest)
             self.free_sizes[rest] = rest_size
             self.free_starts[rest + rest_size] = rest
         else:
@@ -165,22 +163,19 @@ class CachingAllocator(Segments):
 
         keys, free_sizes, free_starts = pool.keys, self.free_sizes, self.free_starts
         end = address + size
-        start = free_starts.get(address)
-        if start is not None:
+        if address in free_starts:
+            start = free_starts.pop(address)
             del keys[bisect_left(keys, address - start << ADDRESS_BITS | start)]
-            del free_starts[address]
             address = start
-        behind = free_sizes.get(end)
-        if behind is not None:
+        if end in free_sizes:
+            behind = free_sizes.pop(end)
             del keys[bisect_left(keys, behind << ADDRESS_BITS | end)]
-            del free_sizes[end]
             end += behind
         size = end - address
         free_sizes[address] = size
         free_starts[end] = address
-        key = size << ADDRESS_BITS | address
-        keys.insert(bisect_left(keys, key), key)
-        if self._segment_sizes.get(address) == size:
+        insort(keys, size << ADDRESS_BITS | address)
+        if address in self._segment_sizes and self._segment_sizes[address] == size:
             self._whole_free += size
             if self._collects:
                 self._idle_since[address] = self._searches

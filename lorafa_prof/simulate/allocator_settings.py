@@ -129,8 +129,9 @@ class AllocatorSettings:
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     """Split at the commas that are not inside brackets, then at the first colon."""
-    plain = re.sub(r"\s", "", text)
-    items = re.findall(r"(?:\[[^\]]*\]|[^,])+|,(?=,)", plain)
+    items = re.split(r",(?![^\[]*\])", re.sub(r"\s", "", text))
+    if not items[-1]:
+        del items[-1]
     pairs = []
     for item in items:
         key, colon, value = item.partition(":")

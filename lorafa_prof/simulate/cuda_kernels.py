@@ -1,21 +1,21 @@
 """Makes meta tensors take the way that CUDA tensors take, where the two differ in what they allocate or save.
 
-The rules for attention are those of torch 2.13 on cards whose order is flash, memory-efficient, math. On data-centre
-Hopper and Blackwell cards with a recent cuDNN its kernel comes first, which also takes a mask and grouped heads; what
-it saves is of the same sizes as flash's. Buffers inside a kernel (flash's fp32 accumulator for the gradient of the
-query, the keys of an embedding's backward) are in no trace.
+On meta, `F.scaled_dot_product_attention` decomposes into its products and `F.dropout` keeps a mask as wide as its
+input; CUDA runs one kernel for each. These are called here, by the rules of `attention_kernels`; their meta functions
+and their backward formulas are PyTorch's own. What such a kernel allocates inside is in `workspaces`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.nn import functional as F
 
+from lorafa_prof.simulate.attention_kernels import AttentionCall, choose_sdpa_kernel
 from lorafa_prof.simulate.autocast import (
     CudaAutocast,
     autocast_for_meta,
@@ -23,44 +23,60 @@ from lorafa_prof.simulate.autocast import (
     autocast_options,
     current as current_autocast,
 )
+from lorafa_prof.simulate.workspaces import DeviceTraits
 
 aten = torch.ops.aten
-HALF = (torch.bfloat16, torch.float16)
 
 
-def flash_allowed(query: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> bool:
-    """CUDA's rules for the flash kernel (ATen/native/transformers/cuda/sdp_utils.cpp)."""
-    return mask is None and query.dtype in HALF and query.shape[-1] == value.shape[-1] <= 256
+def attention_on(traits: DeviceTraits) -> Callable[..., torch.Tensor]:
+    """Return what `F.scaled_dot_product_attention` runs on a CUDA device."""
+
+    def scaled_dot_product_attention(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        if autocast := current_autocast():
+            query, key, value = (autocast.to_16_bit(t) for t in (query, key, value))
+            attn_mask = None if attn_mask is None else autocast.to_16_bit(attn_mask)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        with_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        call = AttentionCall(
+            query=query, key=key, value=value, mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
+            enable_gqa=enable_gqa, device=traits, needs_grad=with_grad,
+        )  # fmt: skip
+        return _KERNELS[choose_sdpa_kernel(call)](call, scale)
+
+    return scaled_dot_product_attention
 
 
-def efficient_allowed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """CUDA's rules for the memory-efficient kernel: no grouped heads, rows aligned to 16 bytes."""
-    aligned = all(t.shape[-1] * t.element_size() % 16 == 0 for t in (query, value))
-    return aligned and query.shape[1] == key.shape[1]
-
-
-def scaled_dot_product_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> torch.Tensor:  # fmt: skip
-    """What `F.scaled_dot_product_attention` runs on CUDA."""
-    if autocast := current_autocast():
-        query, key, value = (autocast.to_16_bit(t) for t in (query, key, value))
-        attn_mask = None if attn_mask is None else autocast.to_16_bit(attn_mask)
+def _flash(call: AttentionCall, scale: float) -> torch.Tensor:
+    query, key, value = call.tensors
     width = query.shape[-1]
-    scale = width**-0.5 if scale is None else scale
-    if flash_allowed(query, value, attn_mask):
-        if spare := -width % 8:
-            query, key, value = (F.pad(t, (0, spare)) for t in (query, key, value))
-        out = first(aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale))
-        return out[..., :width] if spare else out
-    if efficient_allowed(query, key, value):
-        bias = None if attn_mask is None else _attention_bias(attn_mask, query, key)
-        with_lse = any(t.requires_grad for t in (query, key, value))
-        with_bias = (query, key, value, bias, with_lse, dropout_p, is_causal)
-        return first(aten._scaled_dot_product_efficient_attention(*with_bias, scale=scale))
-    plain = (query, key, value, attn_mask, dropout_p, is_causal)
-    return first(aten._scaled_dot_product_attention_math(*plain, scale=scale, enable_gqa=enable_gqa))
+    if spare := -width % 8:
+        query, key, value = (F.pad(t, (0, spare)) for t in (query, key, value))
+    plain = (query, key, value, call.dropout_p, call.is_causal)
+    out = first(aten._scaled_dot_product_flash_attention(*plain, scale=scale))
+    return out[..., :width] if spare else out
+
+
+def _efficient(call: AttentionCall, scale: float) -> torch.Tensor:
+    bias = None if call.mask is None else _attention_bias(call.mask, call.query, call.key)
+    plain = (*call.tensors, bias, call.needs_grad, call.dropout_p, call.is_causal)
+    return first(aten._scaled_dot_product_efficient_attention(*plain, scale=scale))
+
+
+def _cudnn(call: AttentionCall, scale: float) -> torch.Tensor:
+    mask = None if call.mask is None else _additive(call.mask, call.query.dtype)
+    plain = (*call.tensors, mask, call.needs_grad, call.dropout_p, call.is_causal)
+    return first(aten._scaled_dot_product_cudnn_attention(*plain, scale=scale))
+
+
+def _math(call: AttentionCall, scale: float) -> torch.Tensor:
+    plain = (*call.tensors, call.mask, call.dropout_p, call.is_causal)
+    return first(aten._scaled_dot_product_attention_math(*plain, scale=scale, enable_gqa=call.enable_gqa))
+
+
+_KERNELS = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
 
 
 def first(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -68,10 +84,16 @@ def first(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return outputs[0]
 
 
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a mask that is added: a boolean one becomes 0 and minus infinity in the query's dtype."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.full((), float("-inf"), dtype=dtype, device=mask.device))
+
+
 def _attention_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    # A boolean mask becomes an additive one in the query's dtype; rows are padded to 16 elements for alignment.
-    if mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.full((), float("-inf"), dtype=query.dtype, device=mask.device))
+    """Return the mask as the memory-efficient kernel takes it: rows padded to 16 elements, and expanded."""
+    mask = _additive(mask, query.dtype)
     if spare := -mask.shape[-1] % 16:
         mask = F.pad(mask, (0, spare))[..., : key.shape[2]]
     return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
@@ -85,13 +107,13 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
 
 
 @contextlib.contextmanager
-def cuda_on_meta() -> Iterator[None]:
+def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
     """CUDA's choices of kernels for meta tensors, while the context is entered."""
     # Functions are patched rather than caught by a TorchFunctionMode: backward() switches such modes off, and with
     # checkpointing the forward runs a second time in there.
     with contextlib.ExitStack() as stack:
-        for function in (scaled_dot_product_attention, dropout):
-            stack.enter_context(mock.patch.object(F, function.__name__, function))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_on(traits)))
+        stack.enter_context(mock.patch.object(F, "dropout", dropout))
         for name, replacement in _REPLACED.items():
             stack.enter_context(mock.patch(name, replacement))
         try:  # PEFT's LoRA-FA optimizer runs one product under the autocast of the device that it finds

@@ -10,10 +10,12 @@ from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.simulate.allocator_settings import AllocatorSettings
 from lorafa_prof.simulate.modules import LOSS
-from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.platforms import Cuda, Platform
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
-from lorafa_prof.simulate.record import Recording, record
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.replay import Replay, replay
+from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.simulate.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.specs import DeviceSpec, RunSpec
@@ -52,9 +54,10 @@ def simulate(
         as `predict`.
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
-    recording = record(run, Cuda(device_traits(device), versions["torch"]))
+    platform = Cuda(device_traits(device), versions["torch"])
+    recording = record(run, platform)
     settings = AllocatorSettings() if settings is None else settings
-    simulation = Simulation(recording, settings, max(LEAST_STEPS, recording.steps), versions, device)
+    simulation = Simulation(recording, platform, settings, max(LEAST_STEPS, recording.steps), versions, device)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
@@ -72,6 +75,7 @@ class Simulation:
     """A run's first steps, and what the allocator made of them."""
 
     recording: Recording
+    platform: Platform
     settings: AllocatorSettings
     steps: int
     versions: Mapping[str, str]
@@ -80,7 +84,7 @@ class Simulation:
     @cached_property
     def trace(self) -> Trace:
         """The events of all steps, from the loading of the weights on."""
-        return self.recording.trace(self.steps)
+        return self.recording.trace(self.steps, self.platform)
 
     def replay_on(self, capacity: int | None = None, outside: int = 0) -> Replay:
         """Replay on a card of so many bytes (None: never full), of which the allocator cannot have `outside`."""
@@ -170,17 +174,21 @@ class Simulation:
     def _fit(self, device: DeviceSpec) -> Fit:
         outside = device.context_bytes or 0
         tried = self.replay_on(device.total_bytes, outside)
-        fits = tried.oom is None
-        reserved = tried.reserved.size if fits else self.replayed.reserved.size
+        reserved = self.replayed.reserved.size if tried.oom else tried.reserved.size
         return Fit(
             device=device.name,
             capacity_bytes=device.total_bytes,
             context_bytes=device.context_bytes,
-            fits=fits,
+            fits=tried.oom is None,
             headroom_bytes=device.total_bytes - outside - reserved,
-            max_bs=None,
+            max_bs=self.thresholds.largest_batch(device.total_bytes, outside),
             oom=tried.oom.message() if tried.oom else None,
         )
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """Where this run stops fitting."""
+        return Thresholds(self.recording, self.platform, self.settings, self.steps)
 
     def _assumptions(self) -> tuple[str, ...]:
         run = self.recording.run
@@ -202,13 +210,21 @@ class Simulation:
         return tuple(lines)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
-        lines = [*unmodelled_in(self.recording.ops), "FLOPs, step time and MFU"]
+        lines = [*_inside_kernels(self.recording), "FLOPs, step time and MFU"]
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
         elif unknown:
             lines.append(f"CUDA context of {', '.join(unknown)}: no measurement is known")
         return tuple(lines)
+
+
+def _inside_kernels(recording: Recording) -> list[str]:
+    """Say what operators that ran allocate inside and no formula sizes, operators of one sentence together."""
+    together: dict[str, list[str]] = {}
+    for operator, sentence in unmodelled_in(recording.operators).items():
+        together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
+    return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
 
 
 def _described(settings: AllocatorSettings) -> str:

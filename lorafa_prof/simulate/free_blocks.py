@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 
 #: A free block is one integer: its size above this many bits, its address below. Integers in order are blocks in
 #: order of (size, address), which is the order that the allocator keeps within a stream, and a sorted list of
 #: integers is searched and changed at the speed of C.
-ADDRESS_BITS = 64
+ADDRESS_BITS = 60
 ADDRESS_MASK = (1 << ADDRESS_BITS) - 1
 
 
@@ -33,8 +33,7 @@ class FreeBlocks:
 
     def add(self, address: int, size: int) -> None:
         """Put a block in."""
-        key = size << ADDRESS_BITS | address
-        self.keys.insert(bisect_left(self.keys, key), key)
+        insort(self.keys, size << ADDRESS_BITS | address)
 
     def remove(self, address: int, size: int) -> None:
         """Take a block out that is in."""

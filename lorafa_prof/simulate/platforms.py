@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
-from lorafa_prof.simulate.modules import tensors_in
 from lorafa_prof.simulate.workspaces import (
     CUBLAS_OPERATORS,
     DeviceTraits,
-    KernelCall,
     LtWorkspace,
     Workspace,
     cublas_workspace_bytes,
@@ -28,11 +27,15 @@ from lorafa_prof.simulate.workspaces import (
 aten = torch.ops.aten
 
 
+class Libraries(Protocol):
+    """The libraries of one process: what they allocate at their first use they keep."""
+
+    def at(self, call: CallSpec, phase: str) -> Sequence[Workspace]:
+        """Return what a library allocates at this call, after the outputs."""
+
+
 class Platform(Protocol):
     """A device as the recorder sees it."""
-
-    name: str
-    """As the allocator's user calls it: "cuda" or "cpu"."""
 
     def kernels(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which meta tensors take the way that this device's tensors take."""
@@ -40,17 +43,14 @@ class Platform(Protocol):
     def holds(self, tensor: torch.Tensor) -> bool:
         """Say whether a tensor of the trace would be in the memory of this device."""
 
-    def answer(self, func: Any, args: Any) -> tuple[bool, Any]:
-        """Return (True, value) where an operator asks for a value that meta tensors do not have."""
-
     def watches(self, func: Any) -> bool:
         """Say whether an operator's kernel may allocate more than its outputs."""
 
-    def workspaces(self, func: Any, args: Any, kwargs: Any, out: Any) -> Sequence[Workspace]:
+    def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """Return the buffers of the kernel behind one call, in order of allocation."""
 
-    def libraries(self, func: Any, args: Any, kwargs: Any, phase: str) -> Sequence[Workspace]:
-        """Return the buffers that a library allocates at this call and keeps."""
+    def new_process(self) -> Libraries:
+        """Return the libraries of a process that has not used them yet."""
 
 
 class Cuda:
@@ -61,67 +61,67 @@ class Cuda:
         torch_version: the release whose libraries' workspaces are meant.
     """
 
-    name = "cuda"
-
     def __init__(self, traits: DeviceTraits, torch_version: str) -> None:
         self.traits = traits
         self.torch_version = torch_version
-        self._watched: dict[Any, str] = {}
-        self._handles: set[str] = set()
-        self._lt_handles: set[str] = set()
+        self._watched: dict[Any, bool] = {}
 
     def kernels(self) -> contextlib.AbstractContextManager[None]:
         """See `Platform.kernels`."""
-        return cuda_on_meta()
+        return cuda_on_meta(self.traits)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Meta stands for the device; what is on the CPU (AdamW's step counters) is on the host there too."""
         return tensor.is_meta
 
-    def answer(self, func: Any, args: Any) -> tuple[bool, Any]:
-        """See `answered`."""
-        return answered(func, args)
-
     def watches(self, func: Any) -> bool:
-        """See `Platform.watches`; the operator's name is kept, for it is slow to ask for."""
-        name = self._watched.get(func)
-        if name is None:
-            name = str(func)
-            self._watched[func] = name = name if name in _WATCHED else ""
-        return name != ""
+        """See `Platform.watches`; answers are kept, for an operator's name is slow to ask for."""
+        known = self._watched.get(func)
+        if known is None:
+            known = self._watched[func] = str(func) in _WATCHED
+        return known
 
-    def workspaces(self, func: Any, args: Any, kwargs: Any, out: Any) -> Sequence[Workspace]:
+    def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """See `Platform.workspaces`."""
-        return kernel_workspaces(self._call(func, args, kwargs, out))
+        return kernel_workspaces(call.kernel_call(str(call.func), self.traits))
 
-    def libraries(self, func: Any, args: Any, kwargs: Any, phase: str) -> Sequence[Workspace]:
-        """Each thread has a cuBLAS handle of its own, and each handle a workspace that is allocated at its first use.
+    def new_process(self) -> CudaLibraries:
+        """See `Platform.new_process`."""
+        return CudaLibraries(self.traits, self.torch_version)
 
-        The main thread runs forward and optimizer; autograd's thread the backward, and what is recomputed in it.
-        """
-        name = self._watched[func]
+
+class CudaLibraries:
+    """cuBLAS and cuBLASLt: each thread has a handle, and each handle a workspace that is allocated at its first use.
+
+    The main thread runs forward and optimizer; autograd's thread the backward, and what is recomputed in it.
+    """
+
+    def __init__(self, traits: DeviceTraits, torch_version: str) -> None:
+        self._traits = traits
+        self._blas = Workspace(
+            "cuBLAS workspace", cublas_workspace_bytes(traits.compute_capability, torch_version), True
+        )
+        self._lt = Workspace(
+            "cuBLASLt workspace", cublaslt_workspace_bytes(traits.compute_capability, torch_version), True
+        )
+        self._lt_source = cublaslt_workspace(torch_version)
+        self._used: set[tuple[str, str]] = set()
+
+    def at(self, call: CallSpec, phase: str) -> Sequence[Workspace]:
+        """See `Libraries.at`."""
+        name = str(call.func)
         if name not in CUBLAS_OPERATORS:
             return ()
-        thread = "autograd" if phase == "backward" else "main"
-        call = self._call(func, args, kwargs, ())
-        if uses_cublaslt(call) and cublaslt_workspace(self.torch_version) is not LtWorkspace.SHARED:
-            return self._lt_workspace(thread)
-        if thread in self._handles:
+        workspace = self._blas
+        if self._lt_source is not LtWorkspace.SHARED and uses_cublaslt(call.kernel_call(name, self._traits)):
+            if self._lt_source is LtWorkspace.EACH_CALL:
+                return ()
+            workspace = self._lt
+        use = (workspace.name, "autograd" if phase == "backward" else "main")
+        if use in self._used:
             return ()
-        self._handles.add(thread)
-        size = cublas_workspace_bytes(self.traits.compute_capability, self.torch_version)
-        return (Workspace(f"cuBLAS workspace of the {thread} thread", size, after_outputs=True),)
-
-    def _lt_workspace(self, thread: str) -> Sequence[Workspace]:
-        kept = cublaslt_workspace(self.torch_version) is LtWorkspace.OWN
-        if not kept or thread in self._lt_handles:
-            return ()
-        self._lt_handles.add(thread)
-        size = cublaslt_workspace_bytes(self.traits.compute_capability, self.torch_version)
-        return (Workspace(f"cuBLASLt workspace of the {thread} thread", size, after_outputs=True),)
-
-    def _call(self, func: Any, args: Any, kwargs: Any, out: Any) -> KernelCall:
-        return KernelCall(self._watched[func], args, kwargs, tuple(tensors_in(out)), self.traits)
+        self._used.add(use)
+        return (workspace,)
 
 
 _WATCHED = registered_operators() | CUBLAS_OPERATORS

@@ -1,12 +1,11 @@
-"""One run on meta tensors, from the loading of the weights to its steady state, as a `Trace`."""
+"""Runs a step on meta tensors and keeps its record."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,36 +15,10 @@ from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.modules import LOSS, ModulePaths, short_name
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.recorder import Recorder
-from lorafa_prof.simulate.trace import Block, Segment, Trace, compose
+from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.quantized import quantization_state
-
-
-@dataclass(frozen=True)
-class Recording:
-    """What one step is made of; `trace` repeats it."""
-
-    run: RunSpec
-    blocks: list[Block]
-    load: Segment
-    first: tuple[Segment, ...]
-    """The first step: forward, backward, the optimizer that makes its states, zero_grad."""
-    again: tuple[Segment, ...]
-    """Any later step."""
-    ops: list[Any]
-    """Every operator that ran, in order."""
-    parameters: dict[str, int]
-    """"total" and "trainable" elements."""
-
-    def trace(self, steps: int) -> Trace:
-        """Return the events of the run up to the end of step number `steps`."""
-        return compose(self.blocks, [self.load, *self.first], self.again, max(0, steps - self.steps))
-
-    @property
-    def steps(self) -> int:
-        """Steps that are recorded one by one, before the repetitions."""
-        return sum(segment.phase == "forward" for segment in self.first)
 
 
 def record(run: RunSpec, platform: Platform) -> Recording:
@@ -63,15 +36,20 @@ def record(run: RunSpec, platform: Platform) -> Recording:
         with ModulePaths(work.model) as paths, Recorder(paths, platform) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
-            ops = list(recorder.ops)
-            repeated = _repeated(recorder.blocks(), again)
-            if repeated is None:
-                again, repeated = _steps(recorder, work)[1], ()
-                first = tuple(recorder.segments[1:])
+            recording = _recording(recorder, work, first, again)
+            if not recording.again:
+                _steps(recorder, work)
+                recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
+    return recording
+
+
+def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], again: tuple[Segment, ...]) -> Recording:
     _settle_logits(recorder, work)
-    return Recording(
-        run=run, blocks=recorder.blocks(), load=recorder.segments[0], first=first, again=repeated, ops=ops,
-        parameters=_counted(work.model),
+    return repeatable(
+        Recording(
+            run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
+            again=again, operators=tuple(map(str, recorder.operators)), parameters=_counted(work.model),
+        )
     )  # fmt: skip
 
 
@@ -96,19 +74,6 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     recorder.enter_phase("end")
     forward, backward, making, stepping, clearing, _ = recorder.segments[began:]
     return (forward, backward, making, clearing), (forward, backward, stepping, clearing)
-
-
-def _repeated(blocks: Sequence[Block], step: Sequence[Segment]) -> tuple[Segment, ...] | None:
-    """Return the step as later ones repeat it, or None where it keeps a storage or replaces one from before.
-
-    What libraries allocate at their first use they keep: a later step does without.
-    """
-    born = {event for segment in step for event in segment.events if event >= 0}
-    gone = {~event for segment in step for event in segment.events if event < 0}
-    kept = {block for block in born - gone if blocks[block].category is Category.WORKSPACES}
-    if gone - born or born - gone - kept:
-        return None
-    return tuple(Segment(s.phase, [event for event in s.events if event not in kept]) for s in step)
 
 
 def _adopt(recorder: Recorder, work: Workload) -> None:

@@ -17,10 +17,11 @@ import torch
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
+from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.modules import ModulePaths, tensors_in
-from lorafa_prof.simulate.platforms import Platform
-from lorafa_prof.simulate.trace import Block, Segment
-from lorafa_prof.simulate.workspaces import OUTPUTS, Workspace
+from lorafa_prof.simulate.platforms import Platform, answered
+from lorafa_prof.simulate.recording import Call, Segment
+from lorafa_prof.simulate.trace import Block
 
 _DTYPE_NAMES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "int64", torch.int32: "int32",
@@ -67,9 +68,11 @@ class Recorder(InPlaceAccumulation):
         self.paths = paths
         self.platform = platform
         self.phase = "load"
-        self.segments: list[Segment] = [Segment("load", [])]
-        self.ops: list[Any] = []
-        """Every operator that ran on the device, in order: two traces with the same list ran the same kernels."""
+        self.segments = [Segment("load")]
+        self.operators: list[Any] = []
+        """Every operator that ran, in order."""
+        self.specs: dict[CallSpec, int] = {}
+        """Calls of kernels that may allocate inside, numbered; alike ones are one."""
         self._events = self.segments[0].events
         self._raw: list[RawBlock] = []
         self._lives: dict[int, _Life] = {}
@@ -79,14 +82,15 @@ class Recorder(InPlaceAccumulation):
     def enter_phase(self, phase: str) -> None:
         """Begin a new segment of events."""
         self.phase = phase
-        self.segments.append(Segment(phase, []))
+        self.segments.append(Segment(phase))
         self._events = self.segments[-1].events
 
     def adopt(self, named: Iterable[tuple[str, torch.Tensor]], category: Category) -> None:
         """Count storages that exist already, each once, in the order given; a name is module.tensor."""
         for name, tensor in named:
-            module, _, leaf = name.rpartition(".")
-            self._see(tensor, leaf, module, category)
+            if self._fresh(tensor):
+                module, _, leaf = name.rpartition(".")
+                self._events.append(self._see(tensor, leaf, module, category))
 
     def settle(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Give the category of storages that are alive now."""
@@ -120,29 +124,31 @@ class Recorder(InPlaceAccumulation):
         # depends on it would be seen to keep storages.
         self._collects = gc.isenabled()
         gc.disable()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
         if self._collects:
             gc.enable()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        answered, answer = self.platform.answer(func, args)
-        if answered:
+        known, answer = answered(func, args)
+        if known:
             return answer
         func = self.as_autograd_would(func, args)
         out = func(*args, **kwargs)
         fresh = self._fresh(out)
-        self.ops.append(func)
+        self.operators.append(func)
         if self.platform.watches(func):
-            self._log_kernel(func, args, kwargs, out, fresh)
+            op, module = operator_name(func), self.paths.current
+            spec = CallSpec.of(func, args, kwargs, out)
+            born = tuple(self._see(tensor, op, module, None) for tensor in fresh)
+            self._events.append(Call(self.specs.setdefault(spec, len(self.specs)), born, op, module))
         elif fresh:
             op, module = operator_name(func), self.paths.current
-            for tensor in fresh:
-                self._see(tensor, op, module, None)
+            self._events.extend(self._see(tensor, op, module, None) for tensor in fresh)
         return out
 
     def _fresh(self, out: Any) -> list[torch.Tensor]:
@@ -152,52 +158,19 @@ class Recorder(InPlaceAccumulation):
             return [] if out.untyped_storage()._cdata in lives or not holds(out) else [out]
         return [t for t in tensors_in(out) if t.untyped_storage()._cdata not in lives and holds(t)]
 
-    def _log_kernel(self, func: Any, args: Any, kwargs: Any, out: Any, fresh: list[torch.Tensor]) -> None:
-        """Note the births of an operator's outputs, and the births and deaths of what its kernel takes for itself."""
-        op, module = operator_name(func), self.paths.current
-        buffers = self.platform.workspaces(func, args, kwargs, out)
-        inside: dict[int, str | None] = {}
-
-        def bear(after_outputs: bool) -> None:
-            for buffer in buffers:
-                if buffer.after_outputs is after_outputs:
-                    self._free_inside(inside, buffer.name)
-                    inside[self._born_inside(buffer, op, module)] = buffer.freed_before
-
-        bear(after_outputs=False)
-        self._free_inside(inside, OUTPUTS)
-        for tensor in fresh:
-            self._see(tensor, op, module, None)
-        for buffer in self.platform.libraries(func, args, kwargs, self.phase):
-            self._born_inside(buffer, op, module)
-        bear(after_outputs=True)
-        self._events.extend(~block for block in inside)
-
-    def _free_inside(self, inside: dict[int, str | None], what_comes: str) -> None:
-        for block in [block for block, freed_before in inside.items() if freed_before == what_comes]:
-            del inside[block]
-            self._events.append(~block)
-
-    def _born_inside(self, buffer: Workspace, op: str, module: str) -> int:
-        number = len(self._raw)
-        label = f"{op}: {buffer.name}"
-        what = (buffer.nbytes, (buffer.nbytes,), "uint8", label)
-        self._raw.append(RawBlock(what, (module, self.phase), Category.WORKSPACES))
-        self._events.append(number)
-        return number
-
-    def _see(self, tensor: torch.Tensor, op: str, module: str, category: Category | None) -> None:
+    def _see(self, tensor: torch.Tensor, op: str, module: str, category: Category | None) -> int:
+        """Note a storage that is new; return the number of its block."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._lives or not self.platform.holds(tensor):
-            return
+        if key in self._lives:  # twice among the outputs of one operator
+            return self._lives[key].block
         number = len(self._raw)
         what = (storage.nbytes(), tuple(tensor.shape), dtype_name(tensor.dtype), op)
         self._raw.append(RawBlock(what, (module, self.phase), category))
         life = _Life(storage, self._die)
         life.block, life.key = number, key
         self._lives[key] = life
-        self._events.append(number)
+        return number
 
     def _die(self, life: _Life) -> None:
         if self._lives.get(life.key) is life:

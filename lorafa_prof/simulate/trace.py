@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lorafa_prof.ledger import Category
@@ -53,38 +53,3 @@ class Trace:
             else:
                 del alive[~event]
         return list(alive)
-
-
-@dataclass(slots=True)
-class Segment:
-    """A stretch of events that belong to one phase; block numbers are the recorder's."""
-
-    phase: str
-    events: list[int]
-
-
-def compose(blocks: Sequence[Block], once: Iterable[Segment], again: Iterable[Segment], times: int) -> Trace:
-    """Return the events of `once` followed by `times` repetitions of `again`, each with storages of its own.
-
-    A storage that is born in a segment of `again` is a new one in each repetition. One that dies there without having
-    been born there is the newest of that kind: what the segment before it in `once` or in the last repetition has left.
-    """
-    made = list(blocks)
-    events: list[int] = []
-    marks: list[tuple[int, str]] = []
-    for segment in once:
-        marks.append((len(events), segment.phase))
-        events.extend(segment.events)
-    newest: dict[int, int] = {}
-    for _ in range(times):
-        for segment in again:
-            marks.append((len(events), segment.phase))
-            for event in segment.events:
-                if event >= 0:
-                    newest[event] = len(made)
-                    made.append(blocks[event])
-                    events.append(newest[event])
-                else:
-                    events.append(~newest.get(~event, ~event))
-    marks.append((len(events), "end"))
-    return Trace(made, events, marks)

@@ -61,7 +61,7 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
 
 
 def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.Module:
-    # PEFT makes adapters on the default device and moves them to their layer's; on meta that spares their random numbers.
+    # PEFT makes adapters on the default device and moves them to their layer's: on meta no random numbers are drawn.
     on_meta = torch.device("meta") if next(model.parameters()).is_meta else nullcontext()
     try:
         with on_meta:

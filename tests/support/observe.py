@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
 from lorafa_prof.simulate.modules import ModulePaths, short_name
 from lorafa_prof.simulate.platforms import answered
+from lorafa_prof.simulate.workspaces import DeviceTraits
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.step import Workload, autocast, build_model
@@ -44,7 +45,7 @@ def kernels_of(device: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if device == "meta":
             stack.enter_context(AnsweredQuestions())  # type: ignore[no-untyped-call]  # torch's
-            stack.enter_context(cuda_on_meta())
+            stack.enter_context(cuda_on_meta(DeviceTraits((8, 0), 108)))
         yield
 
 

@@ -1,0 +1,163 @@
+"""What a recorded step is made of, and how it becomes the trace of several steps on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.calls import CallSpec
+from lorafa_prof.simulate.platforms import Platform
+from lorafa_prof.simulate.trace import Block, Trace
+from lorafa_prof.simulate.workspaces import OUTPUTS, Workspace
+from lorafa_prof.specs import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a kernel that may allocate inside."""
+
+    spec: int
+    """Which of the recording's `specs`."""
+    born: tuple[int, ...]
+    """Blocks of its outputs."""
+    op: str
+    module: str
+
+
+Event = int | Call
+"""i: block i is born; ~i: block i dies; or a call, with which its outputs are born."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Events in a row that belong to one phase."""
+
+    phase: str
+    events: list[Event] = field(default_factory=list)
+
+    def births(self) -> set[int]:
+        """The blocks that are born in it."""
+        plain = {event for event in self.events if isinstance(event, int) and event >= 0}
+        return plain.union(*(event.born for event in self.events if isinstance(event, Call)))
+
+    def deaths(self) -> set[int]:
+        """The blocks that die in it."""
+        return {~event for event in self.events if isinstance(event, int) and event < 0}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run, recorded: the events of its first step, and of any later one."""
+
+    run: RunSpec
+    blocks: Sequence[Block]
+    specs: Sequence[CallSpec]
+    load: Segment
+    first: tuple[Segment, ...]
+    """The first step: forward, backward, the optimizer that makes its states, zero_grad; a second one, where the model
+    keeps something of it."""
+    again: tuple[Segment, ...]
+    """Any later step; empty where steps are not alike."""
+    operators: tuple[str, ...]
+    """Every operator that ran, in order."""
+    parameters: dict[str, int]
+    """"total" and "trainable" elements."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that are recorded one by one, before the repetitions."""
+        return sum(segment.phase == "forward" for segment in self.first)
+
+    def trace(self, steps: int, platform: Platform) -> Trace:
+        """Return the events of the run up to the end of step number `steps`, with what kernels allocate inside.
+
+        A block of a repeated step is a new one in each repetition.
+        """
+        writer = _Writer(self, platform)
+        for segment in (self.load, *self.first):
+            writer.write(segment)
+        for _ in range(steps - self.steps):
+            for segment in self.again:
+                writer.write(segment)
+        return writer.trace()
+
+
+class _Writer:
+    """Writes segments one after the other, each block anew when its segment comes again."""
+
+    def __init__(self, recording: Recording, platform: Platform) -> None:
+        self._recording, self._platform = recording, platform
+        self._libraries = platform.new_process()
+        self._blocks: list[Block] = []
+        self._events: list[int] = []
+        self._marks: list[tuple[int, str]] = []
+        self._newest: dict[int, int] = {}
+        self._workspaces: dict[int, Sequence[Workspace]] = {}
+
+    def write(self, segment: Segment) -> None:
+        self._marks.append((len(self._events), segment.phase))
+        blocks, newest, events = self._blocks, self._newest, self._events
+        source = self._recording.blocks
+        for event in segment.events:
+            if not isinstance(event, int):
+                self._write_call(event, segment.phase)
+            elif event >= 0:
+                newest[event] = len(blocks)
+                events.append(len(blocks))
+                blocks.append(source[event])
+            else:
+                events.append(~newest[~event])
+
+    def _write_call(self, call: Call, phase: str) -> None:
+        """Write an operator's outputs, and the births and deaths of what its kernel and its library take."""
+        buffers = self._inside(call.spec)
+        alive: dict[int, str | None] = {}
+
+        def bear(after_outputs: bool) -> None:
+            for buffer in buffers:
+                if buffer.after_outputs is after_outputs:
+                    self._free(alive, buffer.name)
+                    alive[self._born_inside(buffer, call, phase)] = buffer.freed_before
+
+        bear(after_outputs=False)
+        self._free(alive, OUTPUTS)
+        for block in call.born:
+            self._newest[block] = len(self._blocks)
+            self._events.append(len(self._blocks))
+            self._blocks.append(self._recording.blocks[block])
+        for buffer in self._libraries.at(self._recording.specs[call.spec], phase):
+            self._born_inside(buffer, call, phase)
+        bear(after_outputs=True)
+        self._events.extend(~block for block in alive)
+
+    def _inside(self, number: int) -> Sequence[Workspace]:
+        if number not in self._workspaces:
+            self._workspaces[number] = self._platform.workspaces(self._recording.specs[number])
+        return self._workspaces[number]
+
+    def _free(self, alive: dict[int, str | None], what_comes: str) -> None:
+        for block in [block for block, freed_before in alive.items() if freed_before == what_comes]:
+            del alive[block]
+            self._events.append(~block)
+
+    def _born_inside(self, buffer: Workspace, call: Call, phase: str) -> int:
+        number = len(self._blocks)
+        self._blocks.append(
+            Block(
+                nbytes=buffer.nbytes, shape=(buffer.nbytes,), dtype="uint8", op=f"{call.op}: {buffer.name}",
+                module=call.module, phase=phase, category=Category.WORKSPACES,
+            )
+        )  # fmt: skip
+        self._events.append(number)
+        return number
+
+    def trace(self) -> Trace:
+        return Trace(self._blocks, self._events, [*self._marks, (len(self._events), "end")])
+
+
+def repeatable(recording: Recording) -> Recording:
+    """Return the recording without its repetition where a step keeps a storage, or replaces one from before."""
+    born = set().union(*(segment.births() for segment in recording.again))
+    gone = set().union(*(segment.deaths() for segment in recording.again))
+    return recording if born == gone else replace(recording, again=())
