@@ -114,12 +114,20 @@ def _reports(event: Any, stack: tuple[str, ...]) -> Iterator[tuple[int, Any, tup
 
 def _checked(reports: list[tuple[int, Any, tuple[str, ...]]]) -> list[Allocation]:
     start = reports[0][1].total_allocated - reports[0][1].alloc_size if reports else 0
-    live = 0
+    told = live = 0
+    born: set[int] = set()
     events = []
     for _, report, stack in reports:
+        told += report.alloc_size
+        if report.total_allocated - start != told:
+            raise RuntimeError(f"the allocator counts {report.total_allocated - start} bytes where {told} are in use")
+        if report.alloc_size > 0:
+            born.add(report.ptr)
+        elif report.ptr in born:
+            born.remove(report.ptr)
+        else:  # born under an earlier profiler, which is why the end is reported at all
+            continue
         live += report.alloc_size
-        if report.total_allocated - start != live:
-            raise RuntimeError(f"the allocator counts {report.total_allocated - start} bytes where {live} are in use")
         events.append(Allocation(report.alloc_size, live, report.ptr, stack))
     return events
 

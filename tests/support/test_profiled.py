@@ -56,6 +56,11 @@ class TestAllocations:
         before = [torch.ones(1000)]
         assert told(before.clear) == []
 
+    def test_what_an_earlier_profiler_saw_born_is_not_reported_either(self) -> None:
+        before: list[torch.Tensor] = []
+        allocations(lambda: before.append(torch.ones(1000)))
+        assert told(before.clear) == []
+
     def test_views_and_in_place_operators_take_nothing(self) -> None:
         x = torch.ones(4, 4)
         assert told(lambda: x.t().reshape(2, 8)) == [(64, "aten::empty")]
