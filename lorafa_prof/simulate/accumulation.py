@@ -10,6 +10,10 @@ ATen/native/ReduceOps.cpp).
 None of them does so while a dispatch mode is active, nor on meta: `isTensorSubclassLike` answers yes to both
 (ATen/TensorSubclassLikeUtils.h), and what follows is computed out of place, a storage more than in a real step. Here
 the mode decides anew, by the rules of the engine.
+
+Known limitation: two formulas of the forward add in place for the same reason, and are left out of place: attention's
+math path its mask (ATen/native/transformers/attention.cpp), `linear` its bias where the input is not contiguous
+(ATen/native/Linear.cpp). Each is one storage of the result's size more, for the time of the operator.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lorafa_prof.simulate import accumulation
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
-from tests.support.profiled import allocations
+from lorafa_prof.workload.step import Workload, training_step
+from tests.support.configs import tiny_run
+from tests.support.profiled import allocations, kernels_of_known_size, made_by_operators
 from tests.support.tracking import ModulePaths, StorageTracker
 
 Fork = Callable[[torch.Tensor], torch.Tensor]
@@ -121,6 +123,35 @@ def test_a_mode_alone_changes_what_is_computed(name: str) -> None:
     """What the module is for: each of these has a storage more under a plain mode."""
     fork = FORKS[name]
     assert sum(delta > 0 for delta in under_mode(fork)) > sum(delta > 0 for delta in real(fork))
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "full": {"family": "llama", "method": "full", "dtype": "fp32"},
+    "checkpointed, with dropout": {"family": "llama", "checkpointing": "full", "dropout": 0.1},
+    "encoder and decoder": {"family": "t5", "attn": "eager"},
+    "LoRA-FA": {"family": "qwen3", "method": "lora-fa", "optimizer": "lorafa"},
+    "tied weights": {"family": "gemma2", "method": "full", "attn": "eager"},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_whole_steps_are_those_without_a_mode(name: str) -> None:
+    """Of a real model's training step the allocator reports the same sizes in the same order, buffers of kernels
+    included, whether the mode is there or not. Numbers that became tensors are left out: a mode makes them anew.
+    """
+
+    def reported(mode: contextlib.AbstractContextManager[Any]) -> list[int]:
+        work = Workload.build(tiny_run(**{"method": "lora", "optimizer": "adamw"} | STEPS[name]), "cpu")
+        training_step(work)
+
+        def step() -> None:
+            with mode:
+                training_step(work)
+
+        return [event.delta for event in made_by_operators(allocations(step)) if abs(event.delta) > 8]
+
+    with kernels_of_known_size():
+        assert reported(InPlaceAccumulation()) == reported(contextlib.nullcontext())
 
 
 def test_meta_follows_the_cpu() -> None:
