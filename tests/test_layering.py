@@ -26,10 +26,11 @@ BENEATH: dict[str, set[str]] = {
     "ledger": {"specs"},
     "catalog": {"specs"},
     "results": {"ledger"},
-    "analytic": {"results", "catalog"},
+    "search": {"__init__"},
+    "analytic": {"results", "catalog", "search"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa"},
-    "simulate": {"results", "workload"},
+    "simulate": {"results", "workload", "search"},
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
@@ -40,7 +41,7 @@ BENEATH: dict[str, set[str]] = {
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
 REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
 #: Layers of the quick engine: they start at the speed of Python.
-QUICK = {"__init__", "errors", "units", "specs", "ledger", "results", "catalog", "analytic"}
+QUICK = {"__init__", "errors", "units", "search", "specs", "ledger", "results", "catalog", "analytic"}
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from lorafa_prof.analytic.plan import StepPlan, plan
+from lorafa_prof.search import largest
 from lorafa_prof.specs import RunSpec
 
 #: No step of a batch beyond this is looked for.
@@ -30,16 +31,5 @@ class Plans:
 
 
 def largest_batch(fits: Callable[[int], bool]) -> int:
-    """Return the largest batch for which `fits` holds, 0 where not even one sequence does.
-
-    Memory rises with the batch, so the threshold is a root: doubled past, then bisected.
-    """
-    if not fits(1):
-        return 0
-    low, high = 1, 2
-    while high <= LARGEST_BATCH and fits(high):
-        low, high = high, min(2 * high, LARGEST_BATCH + 1) if high < LARGEST_BATCH else LARGEST_BATCH + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    """Return the largest batch for which `fits` holds, 0 where not even one sequence does."""
+    return largest(fits, most=LARGEST_BATCH)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ from lorafa_prof.errors import MissingComponentError
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, RunSpec
+
+
+#: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
+_TALKATIVE = ("bitsandbytes", "transformers", "peft")
 
 
 def simulating(
@@ -30,6 +35,8 @@ def simulating(
     from lorafa_prof.simulate.allocator_settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         from lorafa_prof.simulate.engine import simulate
     except ModuleNotFoundError as error:
