@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
+from lorafa_prof.simulate.autocast import CudaAutocast
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.cpu_workspaces import cpu_workspaces, registered_operators
 from lorafa_prof.simulate.workspaces import DeviceTraits, Workspace
@@ -63,8 +64,11 @@ class Cpu:
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
+        # PEFT's LoRA-FA optimizer runs one product in bf16, under the autocast of the device that it finds
+        in_optimizer = lambda **_: CudaAutocast(without_grad=True)  # noqa: E731
         with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention):
-            yield
+            with mock.patch("peft.optimizers.lorafa.autocast", in_optimizer):
+                yield
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """What is on the host is on this device."""

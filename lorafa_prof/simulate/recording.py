@@ -129,7 +129,7 @@ class _Writer:
         for buffer in self._libraries.at(self._recording.specs[call.spec], phase):
             self._born_inside(buffer, call, phase)
         bear(after_outputs=True)
-        self._events.extend(~block for block in alive)
+        self._events.extend(~block for block in reversed(alive))  # as C++ destroys local variables
 
     def _inside(self, number: int) -> Sequence[Workspace]:
         if number not in self._workspaces:
