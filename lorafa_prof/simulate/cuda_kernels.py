@@ -119,7 +119,7 @@ def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
             stack.enter_context(mock.patch(name, replacement))
         if importlib.util.find_spec("peft.optimizers.lorafa"):  # an older PEFT has none
             # PEFT's LoRA-FA optimizer runs one product under the autocast of the device that it finds
-            in_optimizer = lambda **_: CudaAutocast(without_grad=True)  # noqa: E731
+            in_optimizer = lambda **_: CudaAutocast()  # noqa: E731
             stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", in_optimizer))
         yield
 
