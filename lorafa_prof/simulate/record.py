@@ -21,9 +21,7 @@ from lorafa_prof.workload import Workload
 from lorafa_prof.workload.quantized import quantization_state
 
 
-def record(
-    run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build
-) -> Recording:
+def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
@@ -143,4 +141,5 @@ def _explained(run: RunSpec) -> Iterator[None]:
         ) from error
 
 
-_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?")
+#: An operator as the errors of the dispatcher and of the meta functions name it.
+_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises unimplemented)")

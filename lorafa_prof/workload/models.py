@@ -30,13 +30,14 @@ def base_model(run: RunSpec, device: str) -> torch.nn.Module:
     own; the kernel is the one that PyTorch's sdpa runs, which is what is built here for both.
 
     Raises:
-        UnsupportedError: flash attention, where transformers runs this model with eager attention only.
+        UnsupportedError: an architecture that the installed transformers does not have, or flash attention where it
+            has only eager attention for it.
     """
     config = {key: value for key, value in run.model.config.items() if key not in _DTYPE_KEYS}
     config["use_cache"] = False
     if run.attn == "flash":
         _make_windows_idle(config, run)
-    hf_config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    hf_config = _hf_config(config)
     options: dict[str, Any] = {
         _dtype_option(): DTYPES[run.dtype], "attn_implementation": _attention(run, hf_config)
     }  # fmt: skip
@@ -45,15 +46,26 @@ def base_model(run: RunSpec, device: str) -> torch.nn.Module:
         return model
 
 
+def _hf_config(config: dict[str, Any]) -> Any:
+    architecture = config.pop("model_type")
+    if architecture not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"transformers {installed_versions()['transformers']} has no model of the type {architecture}; a later "
+            "release may: pip install --upgrade transformers"
+        )
+    return transformers.AutoConfig.for_model(architecture, **config)
+
+
 def _attention(run: RunSpec, hf_config: Any) -> str:
     """Return the implementation to ask transformers for: its eager code where it has no other for this model."""
-    model_class: Any = AUTO_CLASSES[run.model.task]._model_mapping[type(hf_config)]
+    models: Any = AUTO_CLASSES[run.model.task]._model_mapping
+    model_class = models[type(hf_config)]
     if run.attn == "eager" or model_class._supports_sdpa:
         return "eager" if run.attn == "eager" else "sdpa"
     if run.attn == "flash":
         raise UnsupportedError(
-            f"{run.model.name}: transformers {installed_versions()['transformers']} has no sdpa for this model, on which "
-            "flash attention is built here; --attn eager is what it runs"
+            f"{run.model.name}: transformers {installed_versions()['transformers']} has no sdpa for this model, on "
+            "which flash attention is built here; --attn eager is what it runs"
         )
     return "eager"
 
