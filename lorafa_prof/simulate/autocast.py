@@ -31,9 +31,8 @@ RESULT_IN_FP32 = {"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"}
 class CudaAutocast(TorchFunctionMode):
     """Casts the arguments of functions as autocast does, once a weight: casts of trained fp32 weights are kept."""
 
-    def __init__(self, *, without_grad: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.without_grad = without_grad
         self.suspended = False
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -51,8 +50,7 @@ class CudaAutocast(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        # without gradient: rotary tables, which transformers takes out of autocast
-        if self.suspended or not (torch.is_grad_enabled() or self.without_grad):
+        if self.suspended:
             return func(*args, **kwargs)
         if func is F.cross_entropy:
             return self._cross_entropy(*args, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,18 +21,24 @@ from lorafa_prof.workload import Workload
 from lorafa_prof.workload.quantized import quantization_state
 
 
-def record(run: RunSpec, platform: Platform) -> Recording:
+def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
     is gone when the step is over, which is looked at; a model that keeps something is stepped a second time. The
     optimizer always steps twice on the same gradients, since its first step alone makes the states.
 
+    Args:
+        run: the configuration.
+        platform: the device that is simulated.
+        build: makes the workload for a device ("meta"); another than `Workload.build` can add to it what a run does
+            not say: a mask of padding, another framework's preparation of the model.
+
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     with platform.kernels(), _explained(run):
-        work = Workload.build(run, "meta")
+        work = build(run, "meta")
         with ModulePaths(work.model) as paths, Recorder(paths, platform) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
@@ -135,4 +141,5 @@ def _explained(run: RunSpec) -> Iterator[None]:
         ) from error
 
 
-_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?")
+#: An operator as the errors of the dispatcher and of the meta functions name it.
+_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises unimplemented)")

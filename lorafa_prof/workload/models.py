@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import transformers
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
-from lorafa_prof.workload.versions import release
+from lorafa_prof.workload.versions import installed_versions, release
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -27,14 +28,54 @@ def base_model(run: RunSpec, device: str) -> torch.nn.Module:
 
     The cache of keys and values is off, as it is in training. transformers' "flash_attention_2" calls a package of its
     own; the kernel is the one that PyTorch's sdpa runs, which is what is built here for both.
+
+    Raises:
+        UnsupportedError: an architecture that the installed transformers does not have, or flash attention where it
+            has only eager attention for it.
     """
     config = {key: value for key, value in run.model.config.items() if key not in _DTYPE_KEYS}
-    config.update(use_cache=False, attn_implementation="eager" if run.attn == "eager" else "sdpa")
-    hf_config = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    config["use_cache"] = False
+    if run.attn == "flash":
+        _make_windows_idle(config, run)
+    hf_config = _hf_config(config)
+    options: dict[str, Any] = {
+        _dtype_option(): DTYPES[run.dtype], "attn_implementation": _attention(run, hf_config)
+    }  # fmt: skip
     with torch.device(device):
-        options: dict[str, Any] = {_dtype_option(): DTYPES[run.dtype]}
         model: torch.nn.Module = AUTO_CLASSES[run.model.task].from_config(hf_config, **options)
         return model
+
+
+def _hf_config(config: dict[str, Any]) -> Any:
+    architecture = config.pop("model_type")
+    if architecture not in transformers.CONFIG_MAPPING:
+        raise UnsupportedError(
+            f"transformers {installed_versions()['transformers']} has no model of the type {architecture}; a later "
+            "release may: pip install --upgrade transformers"
+        )
+    return transformers.AutoConfig.for_model(architecture, **config)
+
+
+def _attention(run: RunSpec, hf_config: Any) -> str:
+    """Return the implementation to ask transformers for: its eager code where it has no other for this model."""
+    models: Any = AUTO_CLASSES[run.model.task]._model_mapping
+    model_class = models[type(hf_config)]
+    if run.attn == "eager" or model_class._supports_sdpa:
+        return "eager" if run.attn == "eager" else "sdpa"
+    if run.attn == "flash":
+        raise UnsupportedError(
+            f"{run.model.name}: transformers {installed_versions()['transformers']} has no sdpa for this model, on "
+            "which flash attention is built here; --attn eager is what it runs"
+        )
+    return "eager"
+
+
+def _make_windows_idle(config: dict[str, Any], run: RunSpec) -> None:
+    # Flash attention looks back through a window without a mask. For sdpa transformers makes one, of (seq, seq), as
+    # soon as the window is no longer than the sequence, even where nothing lies outside of it: at equal length.
+    window = config.get("sliding_window")
+    if window is not None and window == run.seq:
+        config["sliding_window"] = run.seq + 1
 
 
 def _dtype_option() -> str:

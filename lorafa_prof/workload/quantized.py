@@ -10,6 +10,7 @@ import torch
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.versions import release
 
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -22,15 +23,17 @@ Replace = Callable[[torch.nn.Linear, RunSpec], torch.nn.Module]
 def quantize(model: Any, run: RunSpec) -> Any:
     """Replace the linear layers that transformers would quantise, all but the output head; return the model.
 
-    Everything else keeps its dtype, unless the run asks for PEFT's `prepare_model_for_kbit_training`, which casts it to
-    fp32. Matrix products run in bf16.
+    T5's `wo` is left too, which transformers lists among `_keep_in_fp32_modules`. Everything else keeps its dtype,
+    unless the run asks for PEFT's `prepare_model_for_kbit_training`, which casts it to fp32. Matrix products run in
+    bf16.
 
     Raises:
         UnsupportedError: nothing to quantise, as in GPT-2, whose layers are no `torch.nn.Linear`.
         MissingComponentError: bitsandbytes is not installed.
     """
-    heads = {id(head) for head in (model.get_output_embeddings(), getattr(model, "classifier", None)) if head}
-    skipped = {id(m) for _, part in model.named_modules() if id(part) in heads for m in part.modules()}
+    heads = [head for head in (model.get_output_embeddings(), getattr(model, "classifier", None)) if head]
+    wide = _kept_wide(model, run)
+    skipped = {id(module) for part in (*heads, *wide) for module in part.modules()}
     replace: Replace = _int8 if run.resolved_quant == "int8" else _nf4
     found = [
         (parent, name, linear)
@@ -44,6 +47,19 @@ def quantize(model: Any, run: RunSpec) -> Any:
         setattr(parent, name, replace(linear, run))
     setattr(model, "is_loaded_in_8bit" if run.resolved_quant == "int8" else "is_loaded_in_4bit", True)
     return _prepared(model, run) if run.prepare_kbit else model
+
+
+def _kept_wide(model: Any, run: RunSpec) -> list[torch.nn.Module]:
+    """Return the modules that transformers does not quantise, in the dtype that it loads them in beside quantised ones.
+
+    Until release 5 that is fp32, since then only where the rest is fp16.
+    """
+    names = set(model._keep_in_fp32_modules or ())
+    wide = [module for path, module in model.named_modules() if path.rpartition(".")[2] in names]
+    if run.dtype == "fp16" or release("transformers") < (5,):
+        for module in wide:
+            module.float()
+    return wide
 
 
 def _prepared(model: Any, run: RunSpec) -> Any:
