@@ -65,7 +65,7 @@ class Cpu:
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
         # PEFT's LoRA-FA optimizer runs one product in bf16, under the autocast of the device that it finds
-        in_optimizer = lambda **_: CudaAutocast(without_grad=True)  # noqa: E731
+        in_optimizer = lambda **_: CudaAutocast()  # noqa: E731
         with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention):
             with mock.patch("peft.optimizers.lorafa.autocast", in_optimizer):
                 yield
