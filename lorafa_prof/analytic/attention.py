@@ -100,11 +100,8 @@ def attend_with_weights(
     q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return the attention output, and the weights that eager attention returns beside it and callers hold on to."""
-    tape = q.tape
     if options.kernel == "eager":
         return _eager(q, k, v, options, mask)
-    if tape.autocast:
-        q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
     return _fused(q, k, v, options, mask), None
 
 
@@ -112,12 +109,16 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     """Flash or memory-efficient attention: saves q, k, v, the output and each row's log-sum-exp.
 
     A mask becomes an additive bias that each layer makes and saves for itself; grouped heads are repeated for it.
+    Autocast's copies are made of what the kernel is given: of repeated heads, also where the repetition was a view.
     """
     tape, flash = q.tape, options.kernel == "flash"
     h, d = options.heads, options.head_dim
-    bias = None
     if mask is not None:
         k, v = _repeat_kv(k, options), _repeat_kv(v, options)
+    if tape.autocast:
+        q, k, v = (ops.autocast_to(x, tape.autocast, "autocast heads") for x in (q, k, v))
+    bias = None
+    if mask is not None:
         bias = tape.new("attention bias", ("b", "s", "F"), q.dtype)
     out = tape.new("attention output", ("b", "s", h, d), q.dtype)
     lse = tape.new("attention log-sum-exp", ("b", h, "s" if flash else "E"), "fp32")

@@ -23,7 +23,8 @@ from tests.analytic.runs import run_of
 A100 = DeviceTraits((8, 0), 108)
 
 FAMILIES = (
-    "llama", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2", "gpt_bigcode", "t5",
+    "llama", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2", "gpt_bigcode",
+    "t5",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -72,6 +73,13 @@ def cases() -> list[Any]:
 def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     """With a vocabulary so large that the loss is the peak."""
     run = run_of(family, method, layers=5, changes={"vocab_size": 6000}, optimizer="adamw", **options)
+    assert simulated_peak(run) == closed_form(run)
+
+
+def test_autocast_of_repeated_heads() -> None:
+    """With a mask, and one key/value head for all: autocast copies the head once a query head, though it is a view."""
+    changes = {"vocab_size": 6000, "num_key_value_heads": 1}
+    run = run_of("gemma3_text-window", "lora", layers=5, changes=changes, amp=True, dtype="fp32")
     assert simulated_peak(run) == closed_form(run)
 
 
