@@ -32,7 +32,7 @@ def simulating(
         BadInputError: settings that PyTorch would refuse.
     """
     from lorafa_prof.reports.output import write_bytes_atomically
-    from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     for library in _TALKATIVE:

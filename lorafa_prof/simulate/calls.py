@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.simulate.workspaces import DeviceTraits, KernelCall
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, KernelCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from lorafa_prof.simulate.autocast import CudaAutocast
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.cpu_workspaces import cpu_workspaces, registered_operators
-from lorafa_prof.simulate.workspaces import DeviceTraits, Workspace
+from lorafa_prof.simulate.kernels.autocast import CudaAutocast
+from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces, registered_operators
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, Workspace
 
 aten = torch.ops.aten
 

@@ -8,16 +8,16 @@ from functools import cached_property
 
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.replay import Replay, replay
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.modules import LOSS
 from lorafa_prof.simulate.platforms import Cuda, Platform
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording
-from lorafa_prof.simulate.replay import Replay, replay
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Block, Trace
-from lorafa_prof.simulate.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.units import allocated
 from lorafa_prof.workload.versions import installed_versions

@@ -10,9 +10,9 @@ import torch
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
-from lorafa_prof.simulate.int8_kernels import STAND_INS
-from lorafa_prof.simulate.workspaces import (
+from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
+from lorafa_prof.simulate.kernels.int8 import STAND_INS
+from lorafa_prof.simulate.kernels.workspaces import (
     CUBLAS_OPERATORS,
     DeviceTraits,
     LtWorkspace,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.calls import CallSpec
+from lorafa_prof.simulate.kernels.workspaces import OUTPUTS, Workspace
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.trace import Block, Trace
-from lorafa_prof.simulate.workspaces import OUTPUTS, Workspace
 from lorafa_prof.specs import RunSpec
 
 

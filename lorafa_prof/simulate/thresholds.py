@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 
 from lorafa_prof.search import largest
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.replay import Replay, replay
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording
-from lorafa_prof.simulate.replay import Replay, replay
 from lorafa_prof.simulate.shapes import DifferentStepsError, Shapes
 
 #: No step of a batch beyond this is looked for.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorafa_prof.simulate.attention_kernels import AttentionCall, choose_sdpa_kernel, kernel_order, why_not
-from lorafa_prof.simulate.workspaces import DeviceTraits
+from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel, kernel_order, why_not
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 A100 = DeviceTraits((8, 0), 108)

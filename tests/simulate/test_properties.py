@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from lorafa_prof.simulate.allocator import CachingAllocator
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
-from lorafa_prof.simulate.out_of_memory import CudaOutOfMemoryError
-from lorafa_prof.simulate.recorded_trace import from_snapshot_trace
-from lorafa_prof.simulate.replay import replay
-from lorafa_prof.simulate.segments import TraceEntry
-from lorafa_prof.simulate.sizes import round_size
+from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError
+from lorafa_prof.simulate.allocator.replay import replay
+from lorafa_prof.simulate.allocator.segments import TraceEntry
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.sizes import round_size
+from lorafa_prof.simulate.snapshots.recorded_trace import from_snapshot_trace
 from lorafa_prof.units import GIB, KIB, MIB
 from tests.support.reference_allocator import ReferenceAllocator, RefusedError
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate import plain_pickle, safe_pickle
-from lorafa_prof.simulate.plain_pickle import read_plain
-from lorafa_prof.simulate.safe_pickle import check_snapshot, history_of, read_snapshot, read_trace
+from lorafa_prof.simulate.snapshots import plain_pickle, reader as safe_pickle
+from lorafa_prof.simulate.snapshots.plain_pickle import read_plain
+from lorafa_prof.simulate.snapshots.reader import check_snapshot, history_of, read_snapshot, read_trace
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**100), 2**100) | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.shapes import Axis, DifferentStepsError, Polynomials, Shapes
 from lorafa_prof.simulate.thresholds import Thresholds
-from lorafa_prof.simulate.workspaces import DeviceTraits
 from lorafa_prof.specs import RunSpec
 from tests.analytic.runs import run_of
 

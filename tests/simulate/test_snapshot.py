@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lorafa_prof.reports.output import write_bytes_atomically
-from lorafa_prof.simulate.safe_pickle import check_snapshot, history_of, read_snapshot
-from lorafa_prof.simulate.snapshot import Event, Label, build_snapshot, snapshot_bytes
+from lorafa_prof.simulate.snapshots.reader import check_snapshot, history_of, read_snapshot
+from lorafa_prof.simulate.snapshots.writer import Event, Label, build_snapshot, snapshot_bytes
 from lorafa_prof.units import MIB
 
 WEIGHT = Label(op="aten.empty", module="model.embed_tokens", category="weights", phase="load")

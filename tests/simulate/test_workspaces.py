@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lorafa_prof.simulate.workspaces import (
+from lorafa_prof.simulate.kernels.workspaces import (
     CUBLAS_OPERATORS,
     OUTPUTS,
     UNMODELLED,

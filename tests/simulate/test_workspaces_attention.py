@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lorafa_prof.simulate.workspaces import DeviceTraits, KernelCall, Workspace, kernel_workspaces
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, KernelCall, Workspace, kernel_workspaces
 
 BF16, FP32 = torch.bfloat16, torch.float32
 A100, L40S, RTX3090, H100 = (

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lorafa_prof.simulate.workspaces import OUTPUTS, DeviceTraits, KernelCall, Workspace, kernel_workspaces
-from lorafa_prof.simulate.workspaces.reduce_plan import Dim, iteration_dims
+from lorafa_prof.simulate.kernels.workspaces import OUTPUTS, DeviceTraits, KernelCall, Workspace, kernel_workspaces
+from lorafa_prof.simulate.kernels.workspaces.reduce_plan import Dim, iteration_dims
 
 BF16, FP32, INT64 = torch.bfloat16, torch.float32, torch.int64
 H100 = DeviceTraits((9, 0), 132)

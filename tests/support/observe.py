@@ -21,10 +21,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lorafa_prof.simulate.cuda_kernels import cuda_on_meta
+from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.modules import ModulePaths, short_name
 from lorafa_prof.simulate.platforms import answered
-from lorafa_prof.simulate.workspaces import DeviceTraits
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.step import Workload, autocast, build_model

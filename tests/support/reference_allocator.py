@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
-from lorafa_prof.simulate.driver import Driver
-from lorafa_prof.simulate.expandable_segments import SMALL_PAGE, UNBOUNDED
-from lorafa_prof.simulate.segments import TraceEntry
-from lorafa_prof.simulate.sizes import SMALL_SIZE, round_size, segment_size
+from lorafa_prof.simulate.allocator.driver import Driver
+from lorafa_prof.simulate.allocator.expandable_segments import SMALL_PAGE, UNBOUNDED
+from lorafa_prof.simulate.allocator.segments import TraceEntry
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.sizes import SMALL_SIZE, round_size, segment_size
 
 UNLIMITED = 1 << 63
 
@@ -75,7 +75,7 @@ class Block:
 
 
 class ReferenceAllocator:
-    """Same calls as `lorafa_prof.simulate.allocator.CachingAllocator`, and counters of the same names."""
+    """Same calls as `CachingAllocator`, and counters of the same names."""
 
     def __init__(self, settings: AllocatorSettings, *, capacity: int | None, outside: int) -> None:
         self.settings, self.driver = settings, Driver(capacity, outside)

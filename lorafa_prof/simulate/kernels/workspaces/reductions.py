@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.simulate.workspaces.reduce_plan import Element, staging
-from lorafa_prof.simulate.workspaces.registry import KernelCall, Workspace, ceil_div, register
+from lorafa_prof.simulate.kernels.workspaces.reduce_plan import Element, staging
+from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall, Workspace, ceil_div, register
 
 HALF = (torch.float16, torch.bfloat16)
 #: A value and its int64 index, aligned to 8 bytes.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator import CachingAllocator
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
-from lorafa_prof.simulate.out_of_memory import CudaOutOfMemoryError, OutOfMemory
-from lorafa_prof.simulate.segments import TraceEntry
-from lorafa_prof.simulate.statistics import Fragmentation, Statistics
+from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
+from lorafa_prof.simulate.allocator.segments import TraceEntry
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.statistics import Fragmentation, Statistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

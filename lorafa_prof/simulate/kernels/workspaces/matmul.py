@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import KernelCall, Workspace, nbytes, register
+from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall, Workspace, nbytes, register
 
 
 @register("aten.mm.default", "aten.mm.dtype")

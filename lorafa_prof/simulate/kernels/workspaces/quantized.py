@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import KernelCall, Workspace, contiguous_copy, register
+from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall, Workspace, contiguous_copy, register
 
 INT32, FP16, FP32 = 4, 2, 4
 #: Up to here the fused kernel is always taken for 16-bit inputs (_GEMM_4BIT_CUSTOM_FLOOR_M).

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import KernelCall
+from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall
 from lorafa_prof.units import KIB, MIB
 
 #: Operators whose kernel asks for the cuBLAS handle and so for the thread's workspace (ATen/native/cuda/Blas.cpp).

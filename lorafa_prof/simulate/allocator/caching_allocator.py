@@ -13,15 +13,15 @@ from bisect import bisect_left, insort
 from typing import Any
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator_settings import AllocatorSettings
-from lorafa_prof.simulate.driver import Driver
-from lorafa_prof.simulate.expandable_segments import ExpandableSegments
-from lorafa_prof.simulate.free_blocks import ADDRESS_BITS, ADDRESS_MASK, FreeBlocks, Pools
-from lorafa_prof.simulate.out_of_memory import CudaOutOfMemoryError, OutOfMemory
-from lorafa_prof.simulate.segment_table import segments_of
-from lorafa_prof.simulate.segments import Segments, TraceEntry
-from lorafa_prof.simulate.sizes import SMALL_SIZE, round_size, segment_size
-from lorafa_prof.simulate.statistics import Fragmentation, Statistics
+from lorafa_prof.simulate.allocator.driver import Driver
+from lorafa_prof.simulate.allocator.expandable_segments import ExpandableSegments
+from lorafa_prof.simulate.allocator.free_blocks import ADDRESS_BITS, ADDRESS_MASK, FreeBlocks, Pools
+from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
+from lorafa_prof.simulate.allocator.segment_table import segments_of
+from lorafa_prof.simulate.allocator.segments import Segments, TraceEntry
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.allocator.sizes import SMALL_SIZE, round_size, segment_size
+from lorafa_prof.simulate.allocator.statistics import Fragmentation, Statistics
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 _ROUND_UP, _ROUND_DOWN = ALLOCATION_GRANULE - 1, -ALLOCATION_GRANULE

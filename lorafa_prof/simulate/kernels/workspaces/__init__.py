@@ -8,8 +8,16 @@ a prediction can list what it did not count. Buffers that libraries keep are in 
 Known limitations: sizes are what the kernel requests (the allocator rounds them); only CUDA's kernels, not ROCm's.
 """
 
-from lorafa_prof.simulate.workspaces import attention, embedding, indexing, matmul, normalization, quantized, reductions
-from lorafa_prof.simulate.workspaces.libraries import (
+from lorafa_prof.simulate.kernels.workspaces import (
+    attention,
+    embedding,
+    indexing,
+    matmul,
+    normalization,
+    quantized,
+    reductions,
+)
+from lorafa_prof.simulate.kernels.workspaces.libraries import (
     CUBLAS_OPERATORS,
     LtWorkspace,
     cublas_workspace_bytes,
@@ -17,7 +25,7 @@ from lorafa_prof.simulate.workspaces.libraries import (
     cublaslt_workspace_bytes,
     uses_cublaslt,
 )
-from lorafa_prof.simulate.workspaces.registry import (
+from lorafa_prof.simulate.kernels.workspaces.registry import (
     OUTPUTS,
     DeviceTraits,
     KernelCall,
@@ -26,7 +34,7 @@ from lorafa_prof.simulate.workspaces.registry import (
     register,
     registered_operators,
 )
-from lorafa_prof.simulate.workspaces.unmodelled import UNMODELLED, unmodelled_in
+from lorafa_prof.simulate.kernels.workspaces.unmodelled import UNMODELLED, unmodelled_in
 
 #: The modules whose import fills the registry.
 TABLES = (attention, embedding, indexing, matmul, normalization, quantized, reductions)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import (
+from lorafa_prof.simulate.kernels.workspaces.registry import (
     OUTPUTS,
     KernelCall,
     Workspace,

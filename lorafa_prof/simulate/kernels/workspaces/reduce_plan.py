@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import DeviceTraits, ceil_div
+from lorafa_prof.simulate.kernels.workspaces.registry import DeviceTraits, ceil_div
 
 INT32_MAX = 2**31 - 1
 MAX_NUM_THREADS = 512

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.plain_pickle import read_plain
-from lorafa_prof.simulate.snapshot import ACTIONS, Event
+from lorafa_prof.simulate.snapshots.plain_pickle import read_plain
+from lorafa_prof.simulate.snapshots.writer import ACTIONS, Event
 
 #: Bytes of the largest file that is read.
 LARGEST_FILE = 2 * 2**30

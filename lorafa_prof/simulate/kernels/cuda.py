@@ -16,15 +16,15 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from lorafa_prof.simulate.attention_kernels import AttentionCall, choose_sdpa_kernel
-from lorafa_prof.simulate.autocast import (
+from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel
+from lorafa_prof.simulate.kernels.autocast import (
     CudaAutocast,
     autocast_for_meta,
     autocast_is_available,
     autocast_options,
     current as current_autocast,
 )
-from lorafa_prof.simulate.workspaces import DeviceTraits
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ import math
 
 import torch
 
-from lorafa_prof.simulate.workspaces.embedding import sort_of_positions
-from lorafa_prof.simulate.workspaces.registry import KernelCall, Workspace, contiguous_copy, nbytes, register
+from lorafa_prof.simulate.kernels.workspaces.embedding import sort_of_positions
+from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall, Workspace, contiguous_copy, nbytes, register
 
 INT64 = 8
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lorafa_prof.simulate.driver import Driver
-from lorafa_prof.simulate.free_blocks import FreeBlocks
+from lorafa_prof.simulate.allocator.driver import Driver
+from lorafa_prof.simulate.allocator.free_blocks import FreeBlocks
 
 #: One action of the allocator, as PyTorch's trace has it: (action, address, size in bytes, stream). Actions: alloc,
 #: free_requested, free_completed, segment_alloc, segment_free, segment_map, segment_unmap, oom (whose address is the

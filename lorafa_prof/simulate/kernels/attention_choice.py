@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from lorafa_prof.simulate.workspaces import DeviceTraits
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 SdpaKernel = Literal["flash", "efficient", "cudnn", "math"]
 

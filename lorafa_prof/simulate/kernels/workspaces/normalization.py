@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import (
+from lorafa_prof.simulate.kernels.workspaces.registry import (
     DeviceTraits,
     KernelCall,
     Workspace,

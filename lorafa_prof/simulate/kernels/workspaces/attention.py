@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lorafa_prof.simulate.workspaces.registry import (
+from lorafa_prof.simulate.kernels.workspaces.registry import (
     DeviceTraits,
     KernelCall,
     Workspace,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.simulate.workspaces import KernelCall, Workspace
+from lorafa_prof.simulate.kernels.workspaces import KernelCall, Workspace
 
 Formula = Callable[[KernelCall, int], list[Workspace]]
 

@@ -1,0 +1,1 @@
+"""Memory snapshots in PyTorch's own form: written, and read without trusting them."""
