@@ -87,3 +87,9 @@ def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout:
     if not all(names):
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
     return RunSpec(model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options)
+
+
+def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:
+    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together."""
+    parts = [conf or "", "expandable_segments:True" if expandable_segments else ""]
+    return ",".join(filter(None, parts)) or None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.options import run_options, run_spec
+from lorafa_prof.cli.options import allocator_conf, run_options, run_spec
 from lorafa_prof.errors import BadInputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -101,12 +101,6 @@ def command(
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
-
-
-def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:
-    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together."""
-    parts = [conf or "", "expandable_segments:True" if expandable_segments else ""]
-    return ",".join(filter(None, parts)) or None
 
 
 def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> list[Prediction]:

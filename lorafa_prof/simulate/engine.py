@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
@@ -199,7 +199,7 @@ class Simulation:
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
             f"kernels of {where}; all on one stream",
-            f"allocator settings {_described(self.settings)}",
+            f"allocator settings {self.settings.describe()}",
         ]
         if run.method.name != "full":
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
@@ -227,11 +227,6 @@ def _inside_kernels(recording: Recording) -> list[str]:
     for operator, sentence in unmodelled_in(recording.operators).items():
         together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
     return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
-
-
-def _described(settings: AllocatorSettings) -> str:
-    changed = {f.name: getattr(settings, f.name) for f in fields(settings) if getattr(settings, f.name) != f.default}
-    return ", ".join(f"{name}={value}" for name, value in changed.items()) or "as they are by default"
 
 
 _PHASES = {"optimizer": "optimizer step"}

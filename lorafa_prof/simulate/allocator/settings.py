@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.units import MIB
@@ -79,6 +79,11 @@ class AllocatorSettings:
             value = getattr(self, name)
             if value is not None and value < large:
                 raise BadInputError(f"{name} must be at least {large} (large_segment_size_mb), not {value}")
+
+    def describe(self) -> str:
+        """Return in words what differs from PyTorch's defaults."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return ", ".join(f"{name}={value}" for name, value in changed.items()) or "as they are by default"
 
     @property
     def divisions(self) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ _STATES = ("active_allocated", "active_pending_free", "active_awaiting_free", "i
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecordedTrace:
+class TraceFile:
     """The events of one run on a real device, from its first allocation on."""
 
     case: dict[str, Any]
@@ -96,7 +96,7 @@ def history_of(data: dict[str, Any], device: int = 0) -> list[Event]:
     ]
 
 
-def read_trace(path: str | os.PathLike[str]) -> RecordedTrace:
+def read_trace(path: str | os.PathLike[str]) -> TraceFile:
     """Return the trace in a `.json.gz` file of the form {"case": {...}, "events": [[action, address, bytes, stream],
     ...], "segments": [[address, bytes, "small" or "large"], ...]}.
 
@@ -116,7 +116,7 @@ def read_trace(path: str | os.PathLike[str]) -> RecordedTrace:
         raise BadInputError(f"{where}: not a whole gzip file: {error}") from None
     except (RecursionError, ValueError) as error:  # of which JSON's and UTF-8's errors are kinds
         raise BadInputError(f"{where}: not valid JSON: {str(error)[:120]}") from None
-    return RecordedTrace(case=case, events=[e for e in events if e[0] != _TAKEN], segments=segments)
+    return TraceFile(case=case, events=[e for e in events if e[0] != _TAKEN], segments=segments)
 
 
 def _unpack(data: bytes) -> bytes:
