@@ -39,14 +39,18 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
     rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
+    if any(p.memory.peak_reserved_bytes is not None for p in predictions):
+        rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
+        rows.append(_row("  of that unused", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
     sections.append(len(rows))
     rows.append(_row("saved after forward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
     rows.append(_row("gradients at step", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
     sections.append(len(rows))
     rows.append(_row("trained values", predictions, _trainable))
     rows.append(_row("  of all", predictions, _share))
-    rows.append(_row("model GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
-    rows.append(_row("executed GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
+    if any(p.throughput.model_flops is not None for p in predictions):
+        rows.append(_row("model GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
+        rows.append(_row("executed GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
     for number in range(len(predictions[0].fit)):
         sections.append(len(rows))
         rows.extend(_fit_rows(predictions, number))
@@ -128,7 +132,8 @@ def records_table(predictions: Sequence[Prediction]) -> Table:
     """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
     names = (
         "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
-        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_moment", "saved_activations_bytes",
+        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
+        "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
         "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
         "context_bytes", "headroom_bytes", "max_bs",
     )  # fmt: skip
@@ -141,7 +146,8 @@ def _record_rows(p: Prediction) -> list[Row]:
     head: Row = (
         run.model.name, run.method.name, p.engine, run.bs, run.seq, run.method.rank, run.dtype,
         run.resolved_adapter_dtype, run.attn, run.checkpointing, run.resolved_optimizer, run.resolved_quant,
-        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes, p.memory.peak_moment,
+        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes, p.memory.peak_requested_bytes,
+        p.memory.peak_reserved_bytes, p.memory.fragmentation_bytes, p.memory.peak_device_bytes, p.memory.peak_moment,
         p.memory.saved_activations_bytes, p.throughput.model_flops, p.throughput.executed_flops, p.parameters["total"],
         p.parameters["trainable"],
     )  # fmt: skip
@@ -216,7 +222,7 @@ def _context(fit: Fit) -> Cell:
 
 
 def _largest(fit: Fit) -> Cell:
-    return Cell(text=str(fit.max_bs), value=fit.max_bs)
+    return Cell(text="-" if fit.max_bs is None else str(fit.max_bs), value=fit.max_bs)
 
 
 def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:

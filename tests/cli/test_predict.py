@@ -171,7 +171,6 @@ def test_default_methods_that_a_model_rules_out_are_named(capsys: pytest.Capture
         (("--model", "llama2-7b", "--dropout", "1"), "dropout must be below 1"),
         (("--model", "llama2-7b", "--dropout", "nan"), "dropout must be between 0 and 1"),
         (("--model", "llama2-7b", "--method", "dora"), "does not model the method dora"),
-        (("--model", "llama2-7b", "--engine", "simulate"), "the engine simulate is not part of this version"),
         (("--model", "llama2-7b", "--check"), "--check needs a card"),
         (("--model", "llama2-7b", "--shard", "zero3", "--gpus", "8"), "does not model several GPUs"),
         (("--model", "llama3-8b", "--dtype", "fp32", "--method", "lora"), "unfused math path"),

@@ -1,0 +1,160 @@
+"""`lorafa-prof predict --engine simulate`, end to end on tiny models described by files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorafa_prof.cli import main
+from lorafa_prof.results import PART_FIELDS, Prediction
+from tests.support.configs import tiny_configs
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> str:
+    """A folder with the config.json of a tiny Llama."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_configs()["llama"] | {"max_position_embeddings": 512}))
+    return str(tmp_path)
+
+
+def command(model: str, *args: str) -> list[str]:
+    return ["predict", "--engine", "simulate", "--model", model, "--bs", "2", "--seq", "64", "--rank", "4", *args]
+
+
+def predicted(capsys: pytest.CaptureFixture[str], model: str, *args: str) -> list[dict[str, Any]]:
+    assert main([*command(model, *args), "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: list[dict[str, Any]] = json.loads(out)["predictions"]
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str, code: int = 2) -> str:
+    assert main(list(args)) == code
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err
+
+
+def test_all_figures(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """The parts add up to the peak; reserved is no less, device-used is reserved and context; JSON reads back."""
+    [data] = predicted(capsys, llama, "--method", "lora", "--gpu", "a100-80gb")
+    memory = data["memory"]
+    assert sum(memory[part] for part in PART_FIELDS) == memory["peak_allocated_bytes"]
+    assert memory["peak_requested_bytes"] <= memory["peak_allocated_bytes"] <= memory["peak_reserved_bytes"]
+    assert memory["peak_device_bytes"] == memory["peak_reserved_bytes"] + memory["context_bytes"]
+    assert max(memory["moments"].values()) == memory["peak_allocated_bytes"]
+    assert 0 <= memory["fragmentation_bytes"] < memory["peak_reserved_bytes"]
+    assert data["engine"] == "simulate"
+    assert set(data["versions"]) == {"engine", "torch", "transformers", "peft"}
+    assert data["throughput"]["step_s"] is None
+    [fit] = data["fit"]
+    assert (fit["fits"], fit["oom"], fit["device"]) == (True, None, "a100-80gb")
+    assert fit["max_bs"] > 1000
+    assert Prediction.from_json(data).to_json() == data
+
+
+def test_default_methods_stand_side_by_side(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """Without --method the same five as with closed forms."""
+    found = predicted(capsys, llama)
+    assert [p["run"]["method"]["name"] for p in found] == ["full", "lora", "lora-fa", "qlora", "vera"]
+
+
+def test_allocator_settings_change_reserved_memory_alone(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """Expandable segments take pages of 2 and 20 MiB; what is requested stays."""
+    [plain] = predicted(capsys, llama, "--method", "lora")
+    [expandable] = predicted(capsys, llama, "--method", "lora", "--expandable-segments")
+    [spelled] = predicted(capsys, llama, "--method", "lora", "--alloc-conf", "expandable_segments:True")
+    assert expandable["memory"] == spelled["memory"]
+    assert expandable["memory"]["peak_requested_bytes"] == plain["memory"]["peak_requested_bytes"]
+    assert any("expandable_segments=True" in line for line in expandable["assumptions"])
+
+
+def test_a_snapshot_is_written_and_replayed(capsys: pytest.CaptureFixture[str], llama: str, tmp_path: Path) -> None:
+    """What PyTorch's viewer opens, our own replay reads: the same peaks, the same segments."""
+    file = tmp_path / "run.pickle"
+    [data] = predicted(capsys, llama, "--method", "lora-fa", "--snapshot", str(file))
+    assert set(pickle.loads(file.read_bytes())) >= {"segments", "device_traces", "allocator_settings"}
+    assert main(["replay", str(file), "--format", "json"]) == 0
+    replayed = json.loads(capsys.readouterr().out)["replay"]
+    for name in ("peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes"):
+        assert replayed[name] == data["memory"][name]
+    assert replayed["segments_as_recorded"] is True
+    assert replayed["recorded_reserved_bytes"] == replayed["end_reserved_bytes"]
+
+
+def test_a_card_that_is_too_small(capsys: pytest.CaptureFixture[str], tmp_path: Path, llama: str) -> None:
+    """The verdict comes with PyTorch's own message, and --check turns it into exit code 1."""
+    card = json.loads((Path(__file__).parents[2] / "lorafa_prof/catalog/devices/a100-40gb.json").read_text())
+    card["name"], card["context"] = "small", None
+    card["memory"]["total_bytes"] = 21 * 2**20
+    file = tmp_path / "small.json"
+    file.write_text(json.dumps(card))
+    [data] = predicted(capsys, llama, "--method", "lora", "--gpu", str(file))
+    [fit] = data["fit"]
+    assert (fit["fits"], fit["max_bs"]) == (False, 0)
+    assert fit["headroom_bytes"] < 0
+    assert fit["oom"].startswith(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 21.00 MiB"
+    )
+    assert main([*command(llama, "--method", "lora", "--gpu", str(file)), "--check"]) == 1
+
+
+def test_explain_names_modules_and_operators(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """Every tensor at the peak, alike layers together."""
+    assert main(command(llama, "--method", "lora", "--explain")) == 0
+    out = capsys.readouterr().out
+    assert "model.layers.*.mlp.down_proj.lora_A.default: weight" in out
+    assert "cuBLAS workspace" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--alloc-conf", "expandable_segment:True"), "expandable_segments"),
+        (("--snapshot", "/nowhere/x.pickle"), "does not exist"),
+        (("--snapshot", "x.pickle"), "one method"),
+        (("--method", "adalora"), "adalora"),
+        (("--method", "lora", "--optimizer", "adafactor"), "adafactor"),
+        (("--method", "lora", "--optimizer", "lorafa"), "lora-fa"),
+        (("--method", "full", "--quant", "nf4"), "full fine-tuning"),
+        (("--method", "lora", "--prepare-kbit"), "quantised"),
+        (("--method", "lora", "--targets", "nowhere"), "nowhere"),
+        (("--method", "lora", "--gpus", "2", "--shard", "fsdp"), "several GPUs"),
+    ],
+)
+def test_refusals(capsys: pytest.CaptureFixture[str], llama: str, args: tuple[str, ...], said: str) -> None:
+    """One clear line, exit code 2, nothing half-done."""
+    assert said in refused(capsys, *command(llama, *args))
+
+
+def test_options_of_the_other_engine(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """A snapshot and allocator settings are of the replay: closed forms have none."""
+    args = ["predict", "--model", llama, "--snapshot", "x.pickle"]
+    assert "--engine simulate" in refused(capsys, *args)
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("torch", "torch"), ("peft", "torch"), ("bitsandbytes", "qlora")])
+def test_a_missing_package(llama: str, missing: str, extra: str) -> None:
+    """Exit code 3, and the command that installs it."""
+    quant = ["--quant", "nf4"] if missing == "bitsandbytes" else []
+    script = (
+        "import sys\n"
+        "class Gone:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] == {missing!r}:\n"
+        f"            raise ModuleNotFoundError('No module named {missing}', name={missing!r})\n"
+        "sys.meta_path.insert(0, Gone())\n"
+        "from lorafa_prof.cli import main\n"
+        f"sys.exit(main({command(llama, '--method', 'lora', *quant)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 3, done.stderr
+    assert f"pip install 'lorafa-prof[{extra}]'" in done.stderr
+    assert done.stdout == ""
