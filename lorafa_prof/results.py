@@ -43,7 +43,7 @@ class Memory:
     peak_requested_bytes: int | None = None
     """What `torch.cuda.memory_stats()["requested_bytes.all.peak"]` would show: before any rounding."""
     fragmentation_bytes: int | None = None
-    """Reserved bytes that no block in use covers, at the peak of reserved memory."""
+    """Peak reserved less peak allocated: what the allocator took beyond the most that was ever in use at once."""
     saved_activations_bytes: int | None = None
     """What autograd keeps at the end of the forward, whether or not that is the peak; unrounded."""
     trained_gradients_bytes: int | None = None

@@ -71,7 +71,7 @@ def _figures(done: Replay) -> dict[str, object]:
         "peak_requested_bytes": done.requested.size,
         "peak_allocated_bytes": done.allocated.size,
         "peak_reserved_bytes": done.reserved.size,
-        "fragmentation_bytes": done.fragmentation.unallocated,
+        "fragmentation_bytes": done.reserved.size - done.allocated.size,
         "end_allocated_bytes": done.end.allocated,
         "end_reserved_bytes": done.end.reserved,
         "num_alloc_retries": done.num_alloc_retries,
@@ -84,7 +84,7 @@ def _table(name: str, facts: dict[str, object]) -> Table:
         ("peak requested", "peak_requested_bytes"),
         ("peak allocated", "peak_allocated_bytes"),
         ("peak reserved", "peak_reserved_bytes"),
-        ("unused at that peak", "fragmentation_bytes"),
+        ("  beyond allocated", "fragmentation_bytes"),
         ("reserved at the end", "end_reserved_bytes"),
         ("reserved at the end, as recorded", "recorded_reserved_bytes"),
     )

@@ -41,7 +41,7 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
-        rows.append(_row("  of that unused", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
+        rows.append(_row("  beyond allocated", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
     sections.append(len(rows))
     rows.append(_row("saved after forward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
     rows.append(_row("gradients at step", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
@@ -146,7 +146,8 @@ def _record_rows(p: Prediction) -> list[Row]:
     head: Row = (
         run.model.name, run.method.name, p.engine, run.bs, run.seq, run.method.rank, run.dtype,
         run.resolved_adapter_dtype, run.attn, run.checkpointing, run.resolved_optimizer, run.resolved_quant,
-        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes, p.memory.peak_requested_bytes,
+        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes,
+        p.memory.peak_requested_bytes,
         p.memory.peak_reserved_bytes, p.memory.fragmentation_bytes, p.memory.peak_device_bytes, p.memory.peak_moment,
         p.memory.saved_activations_bytes, p.throughput.model_flops, p.throughput.executed_flops, p.parameters["total"],
         p.parameters["trainable"],

@@ -122,7 +122,7 @@ class Simulation:
             peak_requested_bytes=peaks.requested.size,
             peak_allocated_bytes=peaks.allocated.size,
             peak_reserved_bytes=peaks.reserved.size,
-            fragmentation_bytes=peaks.fragmentation.unallocated,
+            fragmentation_bytes=peaks.reserved.size - peaks.allocated.size,
             context_bytes=context,
             peak_device_bytes=None if context is None else peaks.reserved.size + context,
             peak_moment=self.ledger.moment,
