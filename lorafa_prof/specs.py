@@ -22,6 +22,7 @@ Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
 Optimizer = Literal[
     "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa"
 ]  # fmt: skip
+KbitPreparation = Literal["none", "peft", "trl"]
 Loss = Literal["hf", "fused"]
 Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
 Task = Literal["causal-lm", "seq-cls", "seq2seq-lm"]
@@ -269,8 +270,9 @@ class RunSpec:
     optimizer: Optimizer = "auto"
     """auto = PEFT's LoRA-FA optimizer for lora-fa methods, else AdamW (foreach)."""
     quant: Quantization = "none"
-    prepare_kbit: bool = False
-    """PEFT's `prepare_model_for_kbit_training` on quantised weights: norms, embeddings and head are cast to fp32."""
+    prepare_kbit: KbitPreparation = "none"
+    """What is done to the rest of a quantised model. peft: `prepare_model_for_kbit_training` casts norms, embeddings
+    and head to fp32. trl: TRL's SFTTrainer with bf16 does that too, and casts embeddings and head back to bf16."""
     loss: Loss = "hf"
     gpus: int = 1
     shard: Shard = "none"
@@ -286,7 +288,8 @@ class RunSpec:
         ):  # fmt: skip
             require_choice(what, value, choices)
         require_int("gpus", self.gpus, 1, 2**20)
-        if self.prepare_kbit and self.resolved_quant == "none":
+        require_choice("k-bit preparation", self.prepare_kbit, KbitPreparation)
+        if self.prepare_kbit != "none" and self.resolved_quant == "none":
             raise BadInputError("the k-bit preparation is for quantised weights: add --quant, or a q-method")
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:

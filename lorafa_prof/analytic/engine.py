@@ -55,7 +55,7 @@ def _refuse_unmodelled(run: RunSpec) -> None:
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
-        (run.prepare_kbit, "the k-bit preparation", "--no-prepare-kbit (or --engine simulate, which does)"),
+        (run.prepare_kbit != "none", "the k-bit preparation", "--prepare-kbit none (or use --engine simulate)"),
         (run.loss == "fused", "the fused loss", "--loss hf"),
         (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )

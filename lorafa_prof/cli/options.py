@@ -14,6 +14,7 @@ from lorafa_prof.specs import (
     Attention,
     Checkpointing,
     Dtype,
+    KbitPreparation,
     Loss,
     MethodSpec,
     ModelSpec,
@@ -60,8 +61,8 @@ _OPTIONS = (
         help="How base weights are stored; the q-methods take nf4.",
     ),
     click.option(
-        "--prepare-kbit/--no-prepare-kbit", default=False, show_default=True,
-        help="PEFT's preparation of a quantised model: casts the rest to fp32.",
+        "--prepare-kbit", type=_choice(KbitPreparation), default="none", show_default=True,
+        help="What is cast to fp32 beside quantised weights: peft norms, embeddings and head, trl norms alone.",
     ),
     click.option("--loss", type=_choice(Loss), default="hf", show_default=True, help="Loss code."),
     click.option("--gpus", type=int, default=1, show_default=True, help="Number of GPUs."),

@@ -204,7 +204,7 @@ class Simulation:
         if run.method.name != "full":
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
         if run.resolved_quant != "none":
-            lines.append(f"linear weights in {run.resolved_quant}" + (", prepared by PEFT" if run.prepare_kbit else ""))
+            lines.append(f"linear weights in {run.resolved_quant}; k-bit preparation: {run.prepare_kbit}")
         if run.resolved_quant == "int8":
             lines.append("no column of a layer's input has outliers")
         if not self.settled:

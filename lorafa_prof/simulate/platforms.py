@@ -135,11 +135,11 @@ class CudaLibraries:
 _WATCHED = registered_operators() | CUBLAS_OPERATORS | STAND_INS.keys()
 
 
-def answered(func: Any, args: Any) -> tuple[bool, Any]:
-    """Answer `.item()` and `bool()` of a meta tensor with True where that is what a full batch says.
+def answered(func: Any, args: Any, *, padded: bool = False) -> tuple[bool, Any]:
+    """Answer `.item()` and `bool()` of a meta tensor, which has no value; (False, None) for any other operator.
 
-    transformers asks only yes or no: whether all positions follow one another (the batch is not packed) and whether all
-    of a mask is set (nothing is padded). Both hold for the batches of `workload`.
+    transformers asks only yes or no: whether all positions follow one another (the batch is not packed), and of a batch
+    with an attention mask whether all of it is set. Yes, unless the batch is padded.
 
     Raises:
         UnsupportedError: a number is asked for: what the step does then depends on its data.
@@ -151,4 +151,4 @@ def answered(func: Any, args: Any) -> tuple[bool, Any]:
             "the model's forward asks for a value that depends on the data (aten._local_scalar_dense), which a "
             "simulated step does not have; --engine analytic does without"
         )
-    return True, True
+    return True, not padded

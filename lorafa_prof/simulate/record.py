@@ -39,7 +39,8 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     """
     with platform.kernels(), _explained(run):
         work = build(run, "meta")
-        with ModulePaths(work.model) as paths, Recorder(paths, platform) as recorder:
+        padded = "attention_mask" in work.batch  # a mask that is all set would be left out
+        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=padded) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)

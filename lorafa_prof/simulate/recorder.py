@@ -61,10 +61,12 @@ class Recorder(InPlaceAccumulation):
     Args:
         paths: tells which module is executing.
         platform: the device that is simulated: which tensors are on it, and what its kernels do inside.
+        padded: whether the batch has a mask that is not all set.
     """
 
-    def __init__(self, paths: ModulePaths, platform: Platform) -> None:
+    def __init__(self, paths: ModulePaths, platform: Platform, *, padded: bool = False) -> None:
         super().__init__()
+        self.padded = padded
         self.paths = paths
         self.platform = platform
         self.phase = "load"
@@ -134,7 +136,7 @@ class Recorder(InPlaceAccumulation):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known, answer = answered(func, args)
+        known, answer = answered(func, args, padded=self.padded)
         if known:
             return answer
         func = self.as_autograd_would(func, args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -46,7 +47,7 @@ def quantize(model: Any, run: RunSpec) -> Any:
     for parent, name, linear in found:
         setattr(parent, name, replace(linear, run))
     setattr(model, "is_loaded_in_8bit" if run.resolved_quant == "int8" else "is_loaded_in_4bit", True)
-    return _prepared(model, run) if run.prepare_kbit else model
+    return model if run.prepare_kbit == "none" else _prepared(model, run)
 
 
 def _kept_wide(model: Any, run: RunSpec) -> list[torch.nn.Module]:
@@ -63,9 +64,19 @@ def _kept_wide(model: Any, run: RunSpec) -> list[torch.nn.Module]:
 
 
 def _prepared(model: Any, run: RunSpec) -> Any:
+    """Return the model as PEFT prepares a quantised one, and as TRL's SFTTrainer leaves it after that."""
     import peft
 
-    return peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
+    if run.prepare_kbit == "trl":  # peft_module_casting_to_bf16: norms stay in fp32
+        for name, module in model.named_modules():
+            if _HEAD_OR_EMBEDDING.search(name) and getattr(module, "weight", None) is not None:
+                module.to(torch.bfloat16)
+    return model
+
+
+#: Modules that TRL casts to bf16, by their names.
+_HEAD_OR_EMBEDDING = re.compile("lm_head|embed_tokens|wte|wpe")
 
 
 def _bitsandbytes() -> Any:
