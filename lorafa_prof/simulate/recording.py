@@ -74,34 +74,47 @@ class Recording:
 
         A block of a repeated step is a new one in each repetition.
         """
-        writer = _Writer(self, platform)
-        for segment in (self.load, *self.first):
-            writer.write(segment)
-        for _ in range(steps - self.steps):
-            for segment in self.again:
-                writer.write(segment)
-        return writer.trace()
+        return trace_of([self] * max(1, 1 + steps - self.steps), platform)
+
+
+def trace_of(steps: Sequence[Recording], platform: Platform) -> Trace:
+    """Return the events of a run whose steps have different shapes: recordings of one model, one a step.
+
+    Weights are loaded and the optimizer's states made as the first of them says.
+
+    Raises:
+        ValueError: a later one is of a model whose steps are not alike.
+    """
+    if not all(recording.again for recording in steps[1:]):
+        raise ValueError("steps that are not alike cannot follow others")
+    writer = _Writer(platform)
+    for segment in (steps[0].load, *steps[0].first):
+        writer.write(segment, steps[0])
+    for recording in steps[1:]:
+        for segment in recording.again:
+            writer.write(segment, recording)
+    return writer.trace()
 
 
 class _Writer:
     """Writes segments one after the other, each block anew when its segment comes again."""
 
-    def __init__(self, recording: Recording, platform: Platform) -> None:
-        self._recording, self._platform = recording, platform
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
         self._libraries = platform.new_process()
         self._blocks: list[Block] = []
         self._events: list[int] = []
         self._marks: list[tuple[int, str]] = []
         self._newest: dict[int, int] = {}
-        self._workspaces: dict[int, Sequence[Workspace]] = {}
+        self._workspaces: dict[CallSpec, Sequence[Workspace]] = {}
 
-    def write(self, segment: Segment) -> None:
+    def write(self, segment: Segment, recording: Recording) -> None:
         self._marks.append((len(self._events), segment.phase))
         blocks, newest, events = self._blocks, self._newest, self._events
-        source = self._recording.blocks
+        source = recording.blocks
         for event in segment.events:
             if not isinstance(event, int):
-                self._write_call(event, segment.phase)
+                self._write_call(event, segment.phase, recording)
             elif event >= 0:
                 newest[event] = len(blocks)
                 events.append(len(blocks))
@@ -109,9 +122,10 @@ class _Writer:
             else:
                 events.append(~newest[~event])
 
-    def _write_call(self, call: Call, phase: str) -> None:
+    def _write_call(self, call: Call, phase: str, recording: Recording) -> None:
         """Write an operator's outputs, and the births and deaths of what its kernel and its library take."""
-        buffers = self._inside(call.spec)
+        spec = recording.specs[call.spec]
+        buffers = self._inside(spec)
         alive: dict[int, str | None] = {}
 
         def bear(after_outputs: bool) -> None:
@@ -125,16 +139,16 @@ class _Writer:
         for block in call.born:
             self._newest[block] = len(self._blocks)
             self._events.append(len(self._blocks))
-            self._blocks.append(self._recording.blocks[block])
-        for buffer in self._libraries.at(self._recording.specs[call.spec], phase):
+            self._blocks.append(recording.blocks[block])
+        for buffer in self._libraries.at(spec, phase):
             self._born_inside(buffer, call, phase)
         bear(after_outputs=True)
         self._events.extend(~block for block in reversed(alive))  # as C++ destroys local variables
 
-    def _inside(self, number: int) -> Sequence[Workspace]:
-        if number not in self._workspaces:
-            self._workspaces[number] = self._platform.workspaces(self._recording.specs[number])
-        return self._workspaces[number]
+    def _inside(self, spec: CallSpec) -> Sequence[Workspace]:
+        if spec not in self._workspaces:
+            self._workspaces[spec] = self._platform.workspaces(spec)
+        return self._workspaces[spec]
 
     def _free(self, alive: dict[int, str | None], what_comes: str) -> None:
         for block in [block for block, freed_before in alive.items() if freed_before == what_comes]:
