@@ -22,13 +22,14 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-heldin test-gpu check format bench clean distclean
+.PHONY: help demo test test-slow heldin test-heldin test-matrix test-gpu check format bench clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
-	@echo 'make test-heldin  the published measurements, the heavy way'
+	@echo 'make test-heldin  published measurements, each with the releases that were measured'
+	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
@@ -44,8 +45,21 @@ test: $(TEST)
 test-slow: $(TEST)
 	$(PYTEST) -m slow $(ARGS)
 
-test-heldin: $(TEST)
-	$(PYTEST) -m heldin $(ARGS)
+# Published measurements name the releases that ran, so each gets an environment of its own; what warns of its own age
+# there is no error, and their logging calls are left alone.
+OLDER := -W ignore::DeprecationWarning -W ignore::FutureWarning -p no:logging
+
+heldin test-heldin: $(VENV)-4.48.1/.test $(VENV)-4.57.1/.test
+	$(VENV)-4.48.1/bin/python -m pytest -m heldin -rP $(OLDER) tests/heldin $(ARGS)
+	$(VENV)-4.57.1/bin/python -m pytest -m heldin -rP $(OLDER) tests/heldin $(ARGS)
+
+# The oldest release that is supported, the one that published measurements were made with, and the newest.
+MATRIX := tests/simulate/test_real_cpu_step.py tests/simulate/test_shapes.py -m 'not slow'
+
+test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
+	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
+	$(VENV)-4.48.1/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
+	$(PYTEST) $(MATRIX) $(ARGS)
 
 test-gpu: $(TEST)
 	$(PYTEST) -m gpu $(ARGS)
@@ -87,6 +101,13 @@ $(TEST): $(MADE) $(FROM)
 	$(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+# An environment of other releases beside the first: .venv-4.48.1 from tests/versions/transformers-4.48.1.txt.
+$(VENV)-%/.test: tests/versions/transformers-%.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< torch
+	$(VENV)-$*/bin/python -m pip --disable-pip-version-check install --quiet --constraint $< --editable '.[test]'
+	@touch $@
+
 $(DEV): $(TEST)
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -96,4 +117,4 @@ clean:
 	find lorafa_prof tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-*

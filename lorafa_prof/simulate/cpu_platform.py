@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.kernels.autocast import CudaAutocast
+from lorafa_prof.simulate.kernels.autocast import lorafa_autocast
 from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces, registered_operators
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, Workspace
 
@@ -64,11 +64,8 @@ class Cpu:
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
-        # PEFT's LoRA-FA optimizer runs one product in bf16, under the autocast of the device that it finds
-        in_optimizer = lambda **_: CudaAutocast()  # noqa: E731
-        with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention):
-            with mock.patch("peft.optimizers.lorafa.autocast", in_optimizer):
-                yield
+        with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention), lorafa_autocast():
+            yield
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """What is on the host is on this device."""

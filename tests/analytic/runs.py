@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorafa_prof.catalog import spec_from_config
 from lorafa_prof.specs import MethodSpec, RunSpec
 from tests.support.configs import tiny_configs
+
+#: PEFT has its LoRA-FA optimizer since release 0.16.
+HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
 
 #: Families whose step the engine models, with a configuration of each that has no sliding window at work.
 DECODERS = (
@@ -53,6 +60,10 @@ def run_of(
         config |= NO_DROPOUT.get(family, {})
     if layers is not None:
         config |= deeper(config, layers)
+    if config["model_type"] not in CONFIG_MAPPING:
+        pytest.skip(f"the installed transformers has no {config['model_type']}")
+    if method in ("lora-fa", "lora-fa-peft", "qlora-fa") and not HAS_LORAFA:
+        options = {"optimizer": "adamw", **options}
     inner = {key: options.pop(key) for key in ("rank", "targets", "dropout") if key in options}
     return RunSpec(
         model=spec_from_config(family, config | (changes or {})),

@@ -7,8 +7,10 @@ stand in: it leaves softmax, layer norm and pow in 16 bits.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional as F
@@ -134,6 +136,20 @@ def autocast_options(device_type: str = "cuda") -> tuple[dict[str, Any] | None, 
 def autocast_is_available(device_type: str) -> bool:
     """In place of `torch.amp.is_autocast_available`."""
     return device_type == "meta" or _TORCH_AVAILABLE(device_type)
+
+
+def lorafa_autocast() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which PEFT's LoRA-FA optimizer casts meta tensors.
+
+    It runs one product under the bf16 autocast of the device that it finds. An older PEFT has no such optimizer.
+    """
+    if importlib.util.find_spec("peft.optimizers.lorafa") is None:
+        return contextlib.nullcontext()
+    return mock.patch("peft.optimizers.lorafa.autocast", _in_optimizer)
+
+
+def _in_optimizer(**_: Any) -> CudaAutocast:
+    return CudaAutocast()
 
 
 _TORCH_AUTOCAST = torch.autocast

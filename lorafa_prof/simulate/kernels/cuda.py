@@ -8,7 +8,6 @@ and their backward formulas are PyTorch's own. What such a kernel allocates insi
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -18,11 +17,11 @@ from torch.nn import functional as F
 
 from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel
 from lorafa_prof.simulate.kernels.autocast import (
-    CudaAutocast,
     autocast_for_meta,
     autocast_is_available,
     autocast_options,
     current as current_autocast,
+    lorafa_autocast,
 )
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
@@ -117,10 +116,7 @@ def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
         stack.enter_context(mock.patch.object(F, "dropout", dropout))
         for name, replacement in _REPLACED.items():
             stack.enter_context(mock.patch(name, replacement))
-        if importlib.util.find_spec("peft.optimizers.lorafa"):  # an older PEFT has none
-            # PEFT's LoRA-FA optimizer runs one product under the autocast of the device that it finds
-            in_optimizer = lambda **_: CudaAutocast()  # noqa: E731
-            stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", in_optimizer))
+        stack.enter_context(lorafa_autocast())
         yield
 
 
