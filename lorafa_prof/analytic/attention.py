@@ -28,11 +28,18 @@ class AttentionOptions:
     single: bool = False
     """One sequence in the batch: heads need no copy to be multiplied."""
     by_heads: bool = False
-    """q and k are laid out (b, h, s, d) already, as a concatenation leaves them; the fused kernels answer alike."""
+    """q and k are laid out (b, h, s, d) already, as a concatenation leaves them; flash attention answers alike."""
     softmax_dtype: str | None = None
     """Dtype that the eager code asks its softmax for; None keeps the scores' dtype, or autocast's fp32."""
     casts_weights: bool = True
     """Eager code without a `softmax_dtype` brings its weights back to the queries' dtype (RoBERTa's does not)."""
+    value_dim: int | None = None
+    """Width of a value head where it is another than that of a query head (multi-head latent attention)."""
+
+    @property
+    def value_width(self) -> int:
+        """Width of a value head."""
+        return self.value_dim or self.head_dim
 
 
 def split_heads(x: Tensor, heads: int, head_dim: int, *, copies_gradient: bool = False) -> Tensor:
@@ -91,11 +98,6 @@ def rotary_tables(tape: Tape, head_dim: int, dtype: str) -> tuple[Tensor, Tensor
     return ops.cast(cos, dtype, "rotary cos"), ops.cast(sin, dtype, "rotary sin")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None) -> Tensor:
-    """Return the attention output as (b, s, h*d), ready for the output projection."""
-    return attend_with_weights(q, k, v, options, mask)[0]
-
-
 def attend_with_weights(
     q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
@@ -112,7 +114,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     Autocast's copies are made of what the kernel is given: of repeated heads, also where the repetition was a view.
     """
     tape, flash = q.tape, options.kernel == "flash"
-    h, d = options.heads, options.head_dim
+    h, d, v_dim = options.heads, options.head_dim, options.value_width
     if mask is not None:
         k, v = _repeat_kv(k, options), _repeat_kv(v, options)
     if tape.autocast:
@@ -120,29 +122,29 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     bias = None
     if mask is not None:
         bias = tape.new("attention bias", ("b", "s", "F"), q.dtype)
-    out = tape.new("attention output", ("b", "s", h, d), q.dtype)
+    out = tape.new("attention output", ("b", "s", h, v_dim), q.dtype)
     lse = tape.new("attention log-sum-exp", ("b", h, "s" if flash else "E"), "fp32")
     state: tuple[int, ...] = (2,) if flash else ()
     rng = [tape.new("attention rng state", state, "int64"), tape.new("attention rng offset", (), "int64")]
-    flops = elements(("b", h, "s", "s", d))
-    tape.count_flops("attention", (4 * flops[0], flops[1]))
+    scores, symbols = elements(("b", h, "s", "s"))
+    tape.count_flops("attention", (2 * scores * (d + v_dim), symbols))
     if tape.needs_grad(q, k, v):
         inputs = [(name, x.shape, x.requires_grad) for name, x in zip("qkv", (q, k, v), strict=True)]
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             # the gradients take four products; the fused kernels make the scores again for them
-            tape.count_flops("attention", (8 * flops[0], flops[1]), backward=True)
-            tape.count_flops("attention scores again", (2 * flops[0], flops[1]), backward=True)
+            tape.count_flops("attention", (4 * scores * (d + v_dim), symbols), backward=True)
+            tape.count_flops("attention scores again", (2 * scores * d, symbols), backward=True)
             made = [tape.new(f"gradient of {name}", shape, dtype) for name, shape, _ in inputs]
             scratch = _backward_scratch(tape, options, dtype)
             del scratch
             return [x if need else None for x, (_, _, need) in zip(made, inputs, strict=True)]
 
         tape.record("scaled_dot_product_attention", [q, k, v], out, [q, k, v, bias, out, lse, *rng], backward)
-    if options.by_heads:
+    if options.by_heads and flash:
         out = ops.contiguous(out, "attention output, contiguous")
-    return ops.view(out, "b", "s", h * d)
+    return ops.view(out, "b", "s", h * v_dim)
 
 
 def _backward_scratch(tape: Tape, options: AttentionOptions, dtype: str) -> list[Tensor]:
@@ -197,15 +199,14 @@ def _product(a: Tensor, b: Tensor, options: AttentionOptions, *, scores: bool) -
     repeated = 1 < options.kv_heads < options.heads
     left = _by_heads(a, options, ready=options.by_heads or not scores)
     right = _by_heads(b, options, ready=repeated or (options.by_heads and scores))
-    d = options.head_dim
     if scores:
-        return ops.batched_matmul(left, right, d, 0, "attention scores")
-    return ops.batched_matmul(left, right, 0, d, "attention output by heads")
+        return ops.batched_matmul(left, right, options.head_dim, 0, "attention scores")
+    return ops.batched_matmul(left, right, 0, options.value_width, "attention output by heads")
 
 
 def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
     """Lay out (b, h, s, d) as (b, s, h*d): a copy, and one back for the matmul whose gradient it is."""
-    out = x.tape.new("attention output", ("b", "s", options.heads * options.head_dim), x.dtype)
+    out = x.tape.new("attention output", ("b", "s", options.heads * options.value_width), x.dtype)
     if x.tape.needs_grad(x):
         shape, viewable = x.shape, options.single or options.heads == 1
 
@@ -213,7 +214,7 @@ def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
             grad = g[0]
             assert grad is not None
             if viewable:
-                return [Tensor(grad.tape, grad.storage, shape, grad.dtype)]
+                return [grad.viewed(shape)]
             return [grad.tape.new("gradient by heads", shape, grad.dtype)]
 
         x.tape.record("clone", [x], out, [], backward)

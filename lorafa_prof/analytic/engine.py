@@ -132,7 +132,7 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
 def _throughput(plan: StepPlan) -> Throughput:
     run = plan.run
     flops = plan.flops(run.bs, run.seq)
-    needed = {("forward", "linear"), ("forward", "attention"), ("backward", "linear"), ("backward", "attention")}
+    needed = {(where, kind) for where in ("forward", "backward") for kind in ("linear", "attention", "experts")}
     return Throughput(
         model_flops=sum(number for key, number in flops.items() if key in needed),
         executed_flops=sum(flops.values()),

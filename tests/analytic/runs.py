@@ -15,16 +15,18 @@ from tests.support.configs import tiny_configs
 #: PEFT has its LoRA-FA optimizer since release 0.16.
 HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
 
-#: Families whose step the engine models, with a configuration of each that has no sliding window at work.
-DECODERS = (
+#: Every family, with a configuration that has no sliding window at work.
+FAMILIES = (
     "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2",
-    "gpt_bigcode",
+    "gpt_bigcode", "roberta", "t5", "mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash",
 )  # fmt: skip
-FAMILIES = (*DECODERS, "roberta")
-#: The same with one: their windowed layers have a mask.
+#: With one: the windowed layers have a mask.
 WINDOWED = ("mistral-window", "gemma3_text-window")
-#: Families that transformers runs with eager attention alone: their scores are capped.
-EAGER_ONLY = ("gemma2",)
+#: transformers runs Gemma 2 with eager attention alone, since its scores are capped. The first DeepSeek-V2 here
+#: has value heads that no fused kernel takes.
+EAGER_ONLY = ("gemma2", "deepseek_v2")
+#: Experts are one tensor; PEFT adapts it without dropout.
+EXPERTS = ("mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.
@@ -91,7 +93,7 @@ def default_attention(family: str) -> str:
 
 
 def attentions(family: str) -> tuple[str, ...]:
-    """The kinds of attention that transformers runs the family with."""
+    """The kinds of attention that the family is run with."""
     return ("eager",) if family in EAGER_ONLY else ("sdpa", "eager")
 
 

@@ -10,7 +10,7 @@ from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.specs import MethodSpec, RunSpec
-from tests.analytic.runs import run_of
+from tests.analytic.runs import EXPERTS, attentions, run_of
 from tests.support import observe
 
 FAMILIES = (
@@ -26,6 +26,7 @@ FAMILIES = (
     "gpt2",
     "gpt_bigcode",
     "roberta",
+    *EXPERTS,
 )
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 LINEAR = ("mm", "addmm")
@@ -52,11 +53,19 @@ def test_flops_are_those_of_the_counter(family: str, method: str, attn: str) -> 
     The counter takes flash attention's backward as five products where the forward has two; so does the engine, which
     says apart how much of that is the scores made again.
     """
-    if family == "gemma2" and attn == "sdpa":
-        pytest.skip("transformers refuses sdpa for capped scores")
+    if attn not in attentions(family):
+        pytest.skip("transformers refuses sdpa for capped scores, CUDA's fused kernels heads that are not aligned")
     run = run_of(family, method, attn=attn)
     counted = observe.flops(run)
     flops = plan(run).flops(run.bs, run.seq)
+    if (
+        family in EXPERTS
+    ):  # the backward of adapters on experts is made of products that the counter takes for attention
+        assert [sum(ours(flops, where)) for where in ("forward", "backward")] == [
+            counted.total_forward,
+            counted.total_backward,
+        ]
+        return
     assert ours(flops, "forward") == split(counted.forward)
     assert ours(flops, "backward") == split(counted.backward)
 

@@ -69,6 +69,13 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
 }  # fmt: skip
+#: Widths that fused kernels take, queries through a latent too, and a router that chooses groups of experts first.
+_CONFIGS["deepseek_v2-groups"] = _CONFIGS["deepseek_v2"] | {
+    "v_head_dim": 16, "q_lora_rank": 12, "n_group": 3, "topk_group": 2, "topk_method": "group_limited_greedy",
+    "routed_scaling_factor": 2.5, "attention_bias": True,
+}  # fmt: skip
+#: Heads whose keys are as wide as their values: flash attention takes them.
+_CONFIGS["deepseek_v2-flash"] = _CONFIGS["deepseek_v2"] | {"v_head_dim": 24, "first_k_dense_replace": 0}
 
 _TASKS: dict[str, Task] = {"roberta": "seq-cls", "t5": "seq2seq-lm"}
 

@@ -21,6 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lorafa_prof.simulate.accumulation import InPlaceAccumulation
 from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.modules import ModulePaths, short_name
@@ -257,7 +258,7 @@ def step_timeline(run: RunSpec, device: str = "meta", steps: int = 2) -> Timelin
         return after_forward, after_backward
 
     with ModulePaths(model) as paths, kernels_of(device):
-        with StorageTracker(paths, ignore_cpu=device == "meta") as tracker:
+        with StorageTracker(paths, ignore_cpu=device == "meta") as tracker, InPlaceAccumulation():
             static = tracker.adopt(_standing(model, data), "before")
             for _ in range(steps - 1):
                 one_step()
@@ -298,14 +299,23 @@ class Flops:
 
 
 def flops(run: RunSpec, device: str = "meta") -> Flops:
-    """FLOPs of forward and backward as FlopCounterMode counts them: attention in full, without a causal discount."""
+    """FLOPs of forward and backward as FlopCounterMode counts them: attention in full, without a causal discount.
+
+    Grouped products, which it does not know, are taken for what they are.
+    """
+    grouped = {torch.ops.aten._grouped_mm.default: _grouped_flops, torch.ops.aten._grouped_mm: _grouped_flops}
     model, data = build_model(run, device), batch(run, device)
     with kernels_of(device):
-        with FlopCounterMode(display=False) as forward:
+        with FlopCounterMode(display=False, custom_mapping=grouped) as forward:
             loss = compute_loss(model, run, data, device)
-        with FlopCounterMode(display=False) as backward:
+        with FlopCounterMode(display=False, custom_mapping=grouped) as backward:
             loss.backward()
     return Flops(_by_operator(forward), _by_operator(backward))
+
+
+def _grouped_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Rows (n, m) by each its own matrix (e, m, k); or (k, n) by (n, m), each column going to its group's product."""
+    return 2 * a[0] * a[1] * b[-1]
 
 
 def _by_operator(counter: FlopCounterMode) -> dict[str, int]:

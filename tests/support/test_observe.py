@@ -175,7 +175,7 @@ class TestKnownFigures:
         assert timeline.peak - timeline.after_forward - 2 * logits < 2**20
 
 
-FAMILIES = [name for name in tiny_configs() if name not in ("t5", "mixtral", "deepseek_v2")]
+FAMILIES = [name for name in tiny_configs() if not name.startswith(("t5", "mixtral", "deepseek_v2"))]
 
 
 class TestMetaBuild:

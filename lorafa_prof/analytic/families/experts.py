@@ -8,12 +8,16 @@ Quantisation leaves them as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import ADAPTERS, Builder, Linear, targeted
+from lorafa_prof.analytic.families import routing
+from lorafa_prof.analytic.families.common import activation
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.specs import ModelSpec, MoeSpec
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "weight"
 
@@ -41,8 +45,14 @@ class FusedParameter:
         self.pair: tuple[Parameter, Parameter] | None = None
 
     def adapt(self, builder: Builder) -> None:
-        """Add the adapter: gate and up are two matrices fused, so their rank doubles."""
+        """Add the adapter: gate and up are two matrices fused, so their rank doubles.
+
+        Raises:
+            UnsupportedError: a single expert, whose adapter PEFT takes for that of a matrix.
+        """
         run = builder.run
+        if len(self.weight.shape) == 3 and self.weight.shape[0] == 1:
+            raise UnsupportedError("the analytic engine does not model adapters of a single expert")
         train_a, train_b = _TRAINED[run.method.name]
         *experts, k, m = (int(width) for width in self.weight.shape)
         inner = run.method.rank * (2 if self.name == GATE_UP else 1) * (experts[0] if experts else 1)
@@ -52,8 +62,187 @@ class FusedParameter:
             b = builder.parameter("lora_B.weight", (k, inner), kind=kind, trained=train_b, dtype=dtype)
         self.pair = (a, b)
 
+    def activate(self) -> Callable[[], Tensor]:
+        """Return what gives the weight to multiply by: with an adapter, the sum with it, made when it is asked for.
 
-def attach_adapters(builder: Builder, fused: list[FusedParameter]) -> None:
+        What the sum is made of is there until the caller lets go of it. Setting it up evaluates it once, as a check.
+        """
+        if self.pair is None:
+            return lambda: self.weight
+        make = self._sum_of_experts() if len(self.weight.shape) == 3 else self._sum()
+        make()
+        return make
+
+    def _sum(self) -> Callable[[], Tensor]:
+        """W + (B A * scaling), in W's dtype."""
+        assert self.pair is not None
+        delta = ops.scale(_product(self.pair[1], self.pair[0]), "scaled B A")
+        delta = ops.cast(delta, self.weight.dtype, "scaled B A")
+        return lambda: ops.add(self.weight, delta, "adapted weight")
+
+    def _sum_of_experts(self) -> Callable[[], Tensor]:
+        """W + scaling * B A for each expert by one baddbmm, which keeps A and B in W's dtype."""
+        assert self.pair is not None
+        a, b = self.pair
+        experts, k, m = (int(width) for width in self.weight.shape)
+        inner = int(a.shape[0]) // experts
+        left = ops.cast(_permuted(b, (experts, k, inner)), self.weight.dtype, "B by experts")
+        right = ops.cast(ops.view(a, experts, inner, m), self.weight.dtype, "A by experts")
+        return lambda: _baddbmm(self.weight, left, right)
+
+
+def _product(b: Parameter, a: Parameter) -> Tensor:
+    """B A as a matrix (k, m)."""
+    tape = a.tape
+    left, right = (ops.autocast_to(x, tape.autocast, "autocast adapter") if tape.autocast else x for x in (b, a))
+    (k, inner), m = left.shape, right.shape[1]
+    out = tape.new("B A", (k, m), left.dtype)
+    flops = ops.matmul_flops((k,), int(inner), int(m))
+    tape.count_flops("linear", flops)
+    if tape.needs_grad(left, right):
+        need = (left.requires_grad, right.requires_grad)
+        shapes, dtype = (left.shape, right.shape), left.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            made = []
+            for needed, shape in zip(need[::-1], shapes[::-1], strict=True):
+                made.append(tape.new("gradient of adapter", shape, dtype) if needed else None)
+                if needed:
+                    tape.count_flops("linear", flops, backward=True)
+            return made[::-1]
+
+        tape.record("mm", [left, right], out, [right if need[0] else None, left if need[1] else None], backward)
+    return out
+
+
+def _permuted(b: Parameter, shape: Shape) -> Tensor:
+    """View B (k, r*experts) as (experts, k, r); its gradient is laid out back by a copy."""
+    tape = b.tape
+    out = Tensor(tape, None, shape, b.dtype)
+    if tape.needs_grad(b):
+        source, dtype = b.shape, b.dtype
+        tape.record("permute", [b], out, [], lambda g: [tape.new("gradient of B", source, dtype)])
+    return out
+
+
+def _baddbmm(weight: Parameter, left: Tensor, right: Tensor) -> Tensor:
+    """weight + scaling * left @ right over the experts; each factor's gradient is a product, then scaled."""
+    tape = weight.tape
+    experts, k, inner = (int(width) for width in left.shape)
+    out = ops.like(weight, "adapted experts")
+    flops = ops.matmul_flops((experts, k), inner, int(right.shape[2]))
+    tape.count_flops("linear", flops)
+    if tape.needs_grad(left, right):
+        need, shapes, dtype = (left.requires_grad, right.requires_grad), (left.shape, right.shape), out.dtype
+
+        def backward(g: Grads) -> list[Tensor | None]:
+            made: list[Tensor | None] = []
+            for needed, shape in zip(need, shapes, strict=True):
+                product = tape.new("gradient of factor, unscaled", shape, dtype) if needed else None
+                made.append(tape.new("gradient of factor", shape, dtype) if needed else None)
+                del product
+                if needed:
+                    tape.count_flops("linear", flops, backward=True)
+            return made
+
+        saved = [right if need[0] else None, left if need[1] else None]
+        tape.record("baddbmm", [left, right], out, saved, backward)
+    return out
+
+
+class RoutedExperts:
+    """A router and the experts it chooses from."""
+
+    def __init__(self, builder: Builder, moe: MoeSpec) -> None:
+        spec = builder.spec
+        self.moe, self.act, self.width = moe, spec.hidden_act, spec.hidden_size
+        self.wide_router = spec.architecture == "deepseek_v2"
+        self.groups = _groups(spec) if self.wide_router else None
+        number, width = moe.experts, moe.intermediate_size
+        with builder.inside("gate"):
+            self.router = FusedParameter(builder, ROUTER, (number, self.width))
+        with builder.inside("experts"):
+            self.gate_up = FusedParameter(builder, GATE_UP, (number, 2 * width, self.width))
+            self.down = FusedParameter(builder, DOWN, (number, self.width, width))
+        self.fused = (self.router, self.gate_up, self.down)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the router's logits, and of each token's experts the weights and the numbers."""
+        with x.tape.scope("gate"):
+            weight = self.router.activate()
+            return self._route_in_fp32(x, weight()) if self.wide_router else self._route(x, weight())
+
+    def _route(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixtral: softmax in fp32, the best experts, their weights divided by the sum."""
+        logits = ops.linear(x, weight, name="router logits")
+        scores = ops.softmax(ops.cast(logits, "fp32", "router logits"))
+        values, indices = routing.top(scores, self.moe.experts_per_token)
+        return logits, routing.divided_by_sum(values), indices
+
+    def _route_in_fp32(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """DeepSeek-V2: the product too is in fp32; the best experts, perhaps of the best groups alone."""
+        logits = ops.linear(
+            ops.cast(x, "fp32", "router input"), ops.cast(weight, "fp32", "router weight"), name="router logits"
+        )
+        scores = ops.softmax(logits, "fp32")
+        masks: list[Tensor] = []
+        if self.groups is not None:
+            scores, masks = routing.best_groups(scores, *self.groups)
+        values, indices = routing.top(scores, self.moe.experts_per_token)
+        values = ops.scale(values, "scaled expert weights")
+        del masks
+        return logits, values, indices
+
+    def __call__(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+        """Run the chosen experts: (b, s, d) to (b, s, d)."""
+        with x.tape.scope("experts"):
+            down = self.down.activate()
+            gate_up = self.gate_up.activate()
+            return self._grouped(x, weights, indices, gate_up, down)
+
+    def _grouped(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        indices: Tensor,
+        gate_up: Callable[[], Tensor],
+        down: Callable[[], Tensor],
+    ) -> Tensor:
+        """transformers' grouped_mm_experts_forward: tokens sorted by expert, two grouped products, sorted back."""
+        tape, k = x.tape, self.moe.experts_per_token
+        pairs: Shape = ("b", "s", k)
+        by_expert = [tape.new(f"experts in order, {what}", pairs, "int64") for what in ("numbers", "permutation")]
+        chosen = routing.rows(x, tape.new("tokens in order", pairs, "int64"), (*pairs, self.width), "tokens by expert")
+        sorted_weights = routing.rows(weights, by_expert[1], pairs, "weights by expert")
+        counted = tape.new("experts as int32", pairs, "int32")
+        per_expert = tape.new("tokens an expert", (self.moe.experts,), "int32")
+        offsets = tape.new("offsets of the experts", (self.moe.experts,), "int32")
+        first = gate_up()
+        wide = routing.grouped_mm(ops.cast(chosen, first.dtype), first, offsets, "gate and up")
+        gate, up = ops.split(wide, [(*pairs, self.moe.intermediate_size)] * 2)
+        hidden = ops.mul(activation(gate, self.act), up, "act(gate) * up")
+        del gate, up, wide
+        second = down()
+        hidden = routing.grouped_mm(ops.cast(hidden, second.dtype), second, offsets, "experts' outputs")
+        weighted = ops.mul(hidden, ops.view(sorted_weights, *pairs, 1), "weighted outputs")
+        back, order = (tape.new(name, pairs, "int64") for name in ("inverse permutation", "order"))
+        del order
+        weighted = routing.rows(weighted, back, weighted.shape, "weighted outputs by token")
+        summed = routing.summed(weighted, x.shape)
+        out = ops.cast(summed, x.dtype, "sum of experts")
+        del counted, per_expert  # as all variables here, there until the end
+        return out
+
+
+def _groups(spec: ModelSpec) -> tuple[int, int, int] | None:
+    """Return (groups, groups chosen, experts) where the router chooses groups of experts first."""
+    if spec.config.get("topk_method") != "group_limited_greedy":
+        return None
+    assert spec.moe is not None
+    return int(spec.config["n_group"]), int(spec.config["topk_group"]), spec.moe.experts
+
+
+def attach_adapters(builder: Builder, experts: list[RoutedExperts]) -> None:
     """Give every targeted linear layer and fused parameter its adapter, as PEFT reads the run's targets.
 
     Raises:
@@ -67,7 +256,7 @@ def attach_adapters(builder: Builder, fused: list[FusedParameter]) -> None:
     for layer in layers:
         with builder.at(layer.path, layer.count):
             layer.adapter = builder.make_adapter(builder, layer)
-    chosen = [parameter for parameter in fused if parameter.name in names]
+    chosen = [parameter for layer in experts for parameter in layer.fused if parameter.name in names]
     if chosen and builder.run.method.dropout:
         raise BadInputError(
             "PEFT has no dropout on the adapters of fused experts: leave out --dropout, or name --targets without them"

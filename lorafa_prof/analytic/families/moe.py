@@ -1,42 +1,36 @@
 """Mixture-of-experts decoders: Mixtral, and DeepSeek-V2 with its latent attention and shared experts.
 
-Module names and the order of operations follow transformers' modelling files.
+Module names, the order of operations and the lifetime of each variable follow transformers' modelling files.
 """
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.builder import BUFFERS, Builder, Linear, Norm
-from lorafa_prof.analytic.families.common import not_modelled
-from lorafa_prof.analytic.families.experts import DOWN, GATE_UP, ROUTER, FusedParameter, attach_adapters
-from lorafa_prof.analytic.families.llama import Attention, traits_of
+from functools import partial
+
+from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.attention import rotary_tables
+from lorafa_prof.analytic.builder import BUFFERS, Builder
+from lorafa_prof.analytic.families.common import (
+    BuiltLayer,
+    activation,
+    attention_options,
+    causal_lm_loss,
+    causal_mask,
+    make_batch,
+    mark_logits,
+    not_modelled,
+    position_ids,
+    require_input_grad,
+    run_layers,
+    window_binds,
+)
+from lorafa_prof.analytic.families.experts import RoutedExperts, attach_adapters
+from lorafa_prof.analytic.families.latent import LatentAttention, LatentShared, latent_options, rotary_table
+from lorafa_prof.analytic.families.llama import Attention, Shared, traits_of
+from lorafa_prof.analytic.ops_norm import rms_norm
 from lorafa_prof.analytic.tape import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.specs import MlaSpec, MoeSpec
-
-
-class LatentAttention:
-    """Keys and values pass through a narrow latent; a part of each head carries the rotary positions."""
-
-    def __init__(self, builder: Builder, mla: MlaSpec) -> None:
-        spec = builder.spec
-        d, heads, bias = spec.hidden_size, spec.num_heads, spec.attention_bias
-        head = mla.qk_nope_head_dim + mla.qk_rope_head_dim
-        latent = mla.kv_lora_rank
-        self.queries: list[Linear | Norm] = []
-        with builder.inside("self_attn"):
-            if mla.q_lora_rank is None:
-                self.queries = [builder.linear("q_proj", d, heads * head, role="q")]
-            else:
-                rank = mla.q_lora_rank
-                self.queries = [
-                    builder.linear("q_a_proj", d, rank, bias),
-                    builder.norm("q_a_layernorm", rank),
-                    builder.linear("q_b_proj", rank, heads * head, role="q"),
-                ]
-            self.compress = builder.linear("kv_a_proj_with_mqa", d, latent + mla.qk_rope_head_dim, bias)
-            self.norm = builder.norm("kv_a_layernorm", latent)
-            self.expand = builder.linear("kv_b_proj", latent, heads * (mla.qk_nope_head_dim + mla.v_head_dim), role="v")
-            self.out = builder.linear("o_proj", heads * mla.v_head_dim, d, spec.attention_out_bias)
+from lorafa_prof.specs import ITEMSIZE, MoeSpec, RunSpec
 
 
 class GatedMlp:
@@ -45,26 +39,36 @@ class GatedMlp:
     def __init__(self, builder: Builder, name: str, width: int) -> None:
         spec = builder.spec
         d, bias = spec.hidden_size, spec.mlp_bias
+        self.name, self.act = name, spec.hidden_act
         with builder.inside(name):
             self.gate, self.up = (builder.linear(f"{part}_proj", d, width, bias) for part in ("gate", "up"))
             self.down = builder.linear("down_proj", width, d, bias)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the MLP."""
+        with x.tape.scope(self.name):
+            return self.down(ops.mul(activation(self.gate(x), self.act), self.up(x), "act(gate) * up"))
+
 
 class Experts:
-    """Router, routed experts as two fused parameters, and the experts that every token passes through."""
+    """Routed experts, and beside them the experts that every token passes through."""
 
     def __init__(self, builder: Builder, moe: MoeSpec) -> None:
-        d, number, width = builder.spec.hidden_size, moe.experts, moe.intermediate_size
+        self.shared: GatedMlp | None = None
         with builder.inside("mlp"):
-            with builder.inside("gate"):
-                self.router = FusedParameter(builder, ROUTER, (number, d))
-            with builder.inside("experts"):
-                self.gate_up = FusedParameter(builder, GATE_UP, (number, 2 * width, d))
-                self.down = FusedParameter(builder, DOWN, (number, d, width))
-            self.shared = None
+            self.routed = RoutedExperts(builder, moe)
             if moe.shared_experts:
-                self.shared = GatedMlp(builder, "shared_experts", width * moe.shared_experts)
-        self.fused = [self.router, self.gate_up, self.down]
+                self.shared = GatedMlp(builder, "shared_experts", moe.intermediate_size * moe.shared_experts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Send each token to its experts."""
+        with x.tape.scope("mlp"):
+            logits, weights, indices = self.routed.route(x)
+            out = self.routed(x, weights, indices)
+            if self.shared is not None:
+                out = ops.add(out, self.shared(x), "routed and shared experts")
+            del logits, weights, indices
+            return out
 
 
 class DecoderLayer:
@@ -81,6 +85,19 @@ class DecoderLayer:
             self.mlp = Experts(builder, moe)
         self.before_attention = builder.norm("input_layernorm", spec.hidden_size)
         self.before_mlp = builder.norm("post_attention_layernorm", spec.hidden_size)
+
+    def __call__(self, x: Tensor, shared: Shared | LatentShared) -> Tensor:
+        """Run the block: (b, s, d) to (b, s, d)."""
+        residual = x
+        x = self.before_attention(x, rms_norm)
+        x, weights = self.attention(x, shared)  # type: ignore[arg-type]
+        x = ops.add(residual, x, "residual sum")
+        residual = x
+        x = self.before_mlp(x, rms_norm)
+        x = self.mlp(x)
+        x = ops.add(residual, x, "residual sum")
+        del weights  # eager attention's, which the layer holds to its end
+        return x
 
 
 class MixtureOfExperts:
@@ -104,13 +121,12 @@ class MixtureOfExperts:
                 if number
             ]
             self.norm = builder.norm("norm", spec.hidden_size)
-            width = (spec.head_dim if spec.mla is None else spec.mla.qk_rope_head_dim) // 2
+            self.rotary_width = spec.head_dim if spec.mla is None else spec.mla.qk_rope_head_dim
             for name in ("inv_freq", "original_inv_freq"):
-                builder.parameter(f"rotary_emb.{name}", (width,), kind=BUFFERS, dtype="fp32")
+                builder.parameter(f"rotary_emb.{name}", (self.rotary_width // 2,), kind=BUFFERS, dtype="fp32")
         tied: Parameter | None = self.table if spec.tie_word_embeddings else None
         self.head = builder.linear("lm_head", spec.hidden_size, spec.vocab_size, head=True, tied_to=tied)
-        experts = [layer.mlp for stack in self.stacks for layer in stack if isinstance(layer.mlp, Experts)]
-        attach_adapters(builder, [parameter for layer in experts for parameter in layer.fused])
+        attach_adapters(builder, [layer.mlp.routed for layer in self._layers() if isinstance(layer.mlp, Experts)])
 
     def _stack(self, number: int, first: int, moe: MoeSpec) -> list[DecoderLayer]:
         """Build a run of layers that are alike: those with a plain MLP come first, those with experts after them."""
@@ -120,6 +136,64 @@ class MixtureOfExperts:
                 layers.append(DecoderLayer(self.builder, index, moe))
         return layers
 
+    def _layers(self) -> list[DecoderLayer]:
+        return [layer for stack in self.stacks for layer in stack]
+
     def loss(self) -> Tensor:
-        """Refuse: the step of this architecture is not modelled."""
-        raise not_modelled(self.spec)
+        """Run the forward and return the loss."""
+        refuse_what_is_not_modelled(self.builder.run)
+        tape, run = self.builder.tape, self.builder.run
+        self.builder.assumptions.append("experts run as grouped matrix products (transformers' default), one GPU")
+        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        with tape.scope("model"):
+            hidden = self._hidden(ids)
+        since = len(tape.items)
+        logits = self.head(hidden)
+        with tape.scope("loss"):
+            tape.enter(tape.module, "loss")
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
+        mark_logits(tape, since)
+        return loss
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        tape = ids.tape
+        with tape.scope("embed_tokens"):
+            x = require_input_grad(self.builder, ops.embedding(ids, self.table))
+        shared = self._shared(x, position_ids(tape))
+        embedded = x
+        for stack in self.stacks:
+            layers = [BuiltLayer(i.index, f"layers.{i.index}", partial(i, shared=shared)) for i in stack]
+            x = run_layers(self.builder, layers, x)
+        x = self.norm(x, rms_norm)
+        del shared, embedded  # which live as long as the model's forward
+        return x
+
+    def _shared(self, x: Tensor, positions: Tensor) -> Shared | LatentShared:
+        """What every layer gets: positions, their rotary tables, and how to attend."""
+        tape, run, mla = x.tape, self.builder.run, self.spec.mla
+        binds = mla is None and window_binds(run)
+        options = attention_options(run, mask=binds) if mla is None else latent_options(run, mla)
+        masked = binds or options.kernel == "eager"
+        mask = causal_mask(tape, run, options.kernel) if masked else None
+        with tape.scope("rotary_emb"):
+            if mla is not None:
+                return LatentShared(rotary_table(tape, self.rotary_width), options, mask, positions)
+            return Shared(rotary_tables(tape, self.rotary_width, x.dtype), options, mask, positions)
+
+
+def refuse_what_is_not_modelled(run: RunSpec) -> None:
+    """Raise where the step takes a way that is not written down here.
+
+    Raises:
+        UnsupportedError: an auxiliary loss of the router, noise on its input, widths that CUDA refuses.
+    """
+    spec = run.model
+    assert spec.moe is not None
+    if any(width * ITEMSIZE[run.dtype] % 16 for width in (spec.hidden_size, spec.moe.intermediate_size)):
+        raise not_modelled(spec, "where rows of its experts are not a multiple of 16 bytes (nor does CUDA run that)")
+    if spec.config.get("output_router_logits"):
+        raise not_modelled(spec, "with its router's auxiliary loss")
+    if spec.config.get("router_jitter_noise"):
+        raise not_modelled(spec, "with noise on its router's input")
+    if run.checkpointing == "selective":
+        raise not_modelled(spec, "with selective checkpointing")

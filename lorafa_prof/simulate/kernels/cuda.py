@@ -106,6 +106,25 @@ def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace:
     return first(aten.native_dropout(input, p, True))
 
 
+def grouped_product(a: torch.Tensor, b: torch.Tensor, *_: object, offs: torch.Tensor, **__: object) -> torch.Tensor:
+    """What `grouped_mm` makes on CUDA; PyTorch's own function for meta tensors takes bf16 only.
+
+    Rows of the result are padded to 16 bytes, and what is multiplied has to be aligned so already (PyTorch 2.13,
+    `create_grouped_gemm_output_tensor` and `check_valid_strides_and_return_transposed`, ATen/native/GroupedMMUtils.h).
+
+    Raises:
+        RuntimeError: rows of a factor that do not begin at a multiple of 16 bytes.
+    """
+    for factor in (a, b):
+        if max(factor.stride()[-2:]) * factor.element_size() % 16:
+            raise RuntimeError("strides should be multiple of 16 bytes")
+    stack = [offs.shape[0]] if a.dim() == b.dim() == 2 else []
+    rows, columns = a.shape[-2], b.shape[-1]
+    width = columns + -columns % (16 // a.element_size())
+    strides = [rows * width] * len(stack) + [width, 1]
+    return torch.empty_strided([*stack, rows, columns], strides, dtype=a.dtype, device=a.device)
+
+
 @contextlib.contextmanager
 def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
     """CUDA's choices of kernels for meta tensors, while the context is entered."""
@@ -120,7 +139,7 @@ def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
         yield
 
 
-#: What asks for the device, in which meta is not known.
+#: What asks for the device, in which meta is not known, or asks of meta what CUDA does not.
 _REPLACED: dict[str, Any] = {
     "torch.autocast": autocast_for_meta,
     "torch.amp.autocast": autocast_for_meta,
@@ -128,4 +147,5 @@ _REPLACED: dict[str, Any] = {
     "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
     # fused optimizers ask for a device that has the kernel
     "torch.optim.adam._device_dtype_check_for_fused": lambda *_, **__: None,
+    "torch._meta_registrations._meta_grouped_mm_common": grouped_product,
 }
