@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -67,7 +68,11 @@ def _prepared(model: Any, run: RunSpec) -> Any:
     """Return the model as PEFT prepares a quantised one, and as TRL's SFTTrainer leaves it after that."""
     import peft
 
-    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # PEFT calls checkpointing by the name that transformers 5 retires
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
     if run.prepare_kbit == "trl":  # peft_module_casting_to_bf16: norms stay in fp32
         for name, module in model.named_modules():
             if _HEAD_OR_EMBEDDING.search(name) and getattr(module, "weight", None) is not None:

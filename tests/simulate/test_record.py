@@ -1,0 +1,115 @@
+"""Recordings: what repeats, what does not, and what cannot be recorded at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.recording import trace_of
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload
+from tests.analytic.runs import run_of
+
+
+def platform(capability: tuple[int, int] = (8, 0)) -> Cuda:
+    return Cuda(DeviceTraits(capability, 108), "2.13.0")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quant": "int8"},
+        {"quant": "nf4-dq", "prepare_kbit": "peft", "checkpointing": "full"},
+        {"optimizer": "adamw-8bit"},
+    ],
+    ids=["int8", "prepared nf4", "8-bit optimizer"],
+)
+def test_bitsandbytes_steps_repeat(options: dict[str, Any]) -> None:
+    """Quantised layers and 8-bit states leave nothing behind: every storage of a later step dies in it."""
+    recording = record(run_of("llama", "lora", **options), platform())
+    assert recording.again
+    trace = recording.trace(4, platform())
+    starts = [position for position, phase in trace.marks if phase == "forward"]
+    assert len(starts) == 4
+    assert len(trace.alive_at(starts[2] - 1)) == len(trace.alive_at(starts[3] - 1))
+
+
+def test_every_category_is_there() -> None:
+    """Weights, adapters, gradients, states, activations, logits, temporaries and workspaces all have their blocks."""
+    trace = record(run_of("llama", "lora"), platform()).trace(2, platform())
+    assert {block.category for block in trace.blocks} == set(Category) - {Category.CONTEXT}
+
+
+def test_one_cublas_workspace_a_thread() -> None:
+    """Forward and backward run in threads of their own; 8.125 MiB before Hopper, 32 MiB on it, and only once."""
+    for capability, size in (((8, 0), 8519680), ((9, 0), 32 * 2**20)):
+        device = platform(capability)
+        trace = record(run_of("llama", "lora"), device).trace(3, device)
+        found = [b for b in trace.blocks if b.op.endswith("cuBLAS workspace")]
+        assert [(b.nbytes, b.phase) for b in found] == [(size, "forward"), (size, "backward")]
+
+
+def test_steps_of_different_shapes() -> None:
+    """A run may go on with other shapes; what repeats of each is its own."""
+    short, long = (record(run_of("llama", "lora", seq=seq), platform()) for seq in (16, 48))
+    trace = trace_of([short, long, short], platform())
+    assert sum(phase == "forward" for _, phase in trace.marks) == 3
+    with pytest.raises(ValueError, match="not alike"):
+        trace_of([short, Keeping.recording()], platform())
+
+
+class Keeping(Workload):
+    """A model that keeps a tensor of every step, which the next one replaces."""
+
+    @classmethod
+    def build(cls, run: RunSpec, device: str) -> Keeping:
+        work = Workload.build(run, device)
+        return cls(work.run, work.device, work.model, work.optimizer, work.batch)
+
+    @classmethod
+    def recording(cls) -> Any:
+        return record(run_of("llama", "lora"), platform(), cls.build)
+
+    def loss(self) -> torch.Tensor:
+        loss = super().loss()
+        self.__dict__["kept"] = torch.empty(1000, device=self.device)
+        return loss
+
+
+def test_a_step_that_keeps_something_is_not_repeated() -> None:
+    """It is stepped a second time instead, and both steps are in the trace."""
+    recording = Keeping.recording()
+    assert (recording.again, recording.steps) == ((), 2)
+
+
+class Asking(Keeping):
+    """A model whose forward asks for a number of its data."""
+
+    def loss(self) -> torch.Tensor:
+        return super().loss() * self.batch["input_ids"].max().item()
+
+
+def test_a_value_of_the_data_is_refused() -> None:
+    """Clearly, with the operator and the way out."""
+    with pytest.raises(UnsupportedError, match=r"_local_scalar_dense.*--engine analytic"):
+        Asking.recording()
+
+
+class Selecting(Keeping):
+    """A model whose shapes depend on its data."""
+
+    def loss(self) -> torch.Tensor:
+        return super().loss() + self.batch["input_ids"].nonzero().sum()
+
+
+def test_a_shape_of_the_data_is_refused() -> None:
+    """Meta tensors cannot run it; the message names the operator."""
+    with pytest.raises(UnsupportedError, match=r"nonzero.*--engine analytic"):
+        Selecting.recording()
