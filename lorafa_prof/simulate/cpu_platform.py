@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.kernels.autocast import lorafa_autocast
+from lorafa_prof.simulate.kernels.autocast import autocast_on_meta
 from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces, registered_operators
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, Workspace
 
@@ -64,7 +64,7 @@ class Cpu:
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
-        with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention), lorafa_autocast():
+        with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention), autocast_on_meta():
             yield
 
     def holds(self, tensor: torch.Tensor) -> bool:

@@ -64,14 +64,16 @@ class TestTheCatalog:
         figures = {"memory", "bandwidth", *(f"peak_flops.{d}" for d, peak in spec.peak_flops.items() if peak)}
         if spec.context_bytes is not None:
             figures.add("context")
+        if spec.multiprocessors is not None:
+            figures.add("multiprocessors")
         assert set(spec.sources) == figures
         assert all(len(source) >= 20 for source in spec.sources.values())
 
     @pytest.mark.parametrize("name", NAMES)
     def test_a_source_can_be_followed(self, name: str) -> None:
-        """Published figures name a document with its address; a report quotes what was printed."""
+        """Published figures name a document with its address; a report, or a count, quotes what was printed."""
         for key, source in load_device(name).sources.items():
-            if key not in ("memory", "context"):
+            if key not in ("memory", "multiprocessors", "context"):
                 assert re.search(r"https://\S+", source), key
             else:
                 assert re.search(r"\d", source), key
@@ -247,10 +249,12 @@ class TestUserFiles:
 
     def test_unknown_figures_may_be_null(self, tmp_path: Path, entry: dict[str, Any]) -> None:
         """They become None, without a source."""
-        entry["bandwidth"] = entry["context"] = entry["compute_capability"] = None
+        for key in ("bandwidth", "context", "compute_capability", "multiprocessors"):
+            entry[key] = None
         entry["peak_flops"] = dict.fromkeys(DTYPES)
         spec = load_device(write(tmp_path, entry))
         assert (spec.bandwidth, spec.context_bytes, spec.compute_capability) == (None, None, None)
+        assert spec.multiprocessors is None
         assert set(spec.peak_flops.values()) == {None}
         assert set(spec.sources) == {"memory"}
 

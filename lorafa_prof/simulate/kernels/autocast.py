@@ -138,14 +138,25 @@ def autocast_is_available(device_type: str) -> bool:
     return device_type == "meta" or _TORCH_AVAILABLE(device_type)
 
 
-def lorafa_autocast() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which PEFT's LoRA-FA optimizer casts meta tensors.
+@contextlib.contextmanager
+def autocast_on_meta() -> Iterator[None]:
+    """Let autocast be entered, left and asked for with meta tensors, as libraries do for their device."""
+    with contextlib.ExitStack() as stack:
+        for name, replacement in _REPLACED.items():
+            stack.enter_context(mock.patch(name, replacement))
+        # PEFT's LoRA-FA optimizer runs one product under the bf16 autocast of the device that it finds; older ones have
+        # no such optimizer
+        if importlib.util.find_spec("peft.optimizers.lorafa") is not None:
+            stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", _in_optimizer))
+        yield
 
-    It runs one product under the bf16 autocast of the device that it finds. An older PEFT has no such optimizer.
-    """
-    if importlib.util.find_spec("peft.optimizers.lorafa") is None:
-        return contextlib.nullcontext()
-    return mock.patch("peft.optimizers.lorafa.autocast", _in_optimizer)
+
+_REPLACED: dict[str, Any] = {
+    "torch.autocast": autocast_for_meta,
+    "torch.amp.autocast": autocast_for_meta,
+    "torch.amp.is_autocast_available": autocast_is_available,
+    "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
+}
 
 
 def _in_optimizer(**_: Any) -> CudaAutocast:

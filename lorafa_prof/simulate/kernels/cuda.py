@@ -16,13 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel
-from lorafa_prof.simulate.kernels.autocast import (
-    autocast_for_meta,
-    autocast_is_available,
-    autocast_options,
-    current as current_autocast,
-    lorafa_autocast,
-)
+from lorafa_prof.simulate.kernels.autocast import autocast_on_meta, current as current_autocast
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 aten = torch.ops.aten
@@ -133,19 +127,17 @@ def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_on(traits)))
         stack.enter_context(mock.patch.object(F, "dropout", dropout))
+        stack.enter_context(autocast_on_meta())
         for name, replacement in _REPLACED.items():
             stack.enter_context(mock.patch(name, replacement))
-        stack.enter_context(lorafa_autocast())
         yield
 
 
-#: What asks for the device, in which meta is not known, or asks of meta what CUDA does not.
-_REPLACED: dict[str, Any] = {
-    "torch.autocast": autocast_for_meta,
-    "torch.amp.autocast": autocast_for_meta,
-    "torch.amp.is_autocast_available": autocast_is_available,
-    "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
-    # fused optimizers ask for a device that has the kernel
-    "torch.optim.adam._device_dtype_check_for_fused": lambda *_, **__: None,
-    "torch._meta_registrations._meta_grouped_mm_common": grouped_product,
-}
+def _no_question(*_: Any, **__: Any) -> None:
+    """Fused optimizers ask for a device that has the kernel."""
+
+
+#: What asks of meta what CUDA does not ask.
+_REPLACED: dict[str, Any] = {"torch.optim.adam._device_dtype_check_for_fused": _no_question}
+if hasattr(torch._meta_registrations, "_meta_grouped_mm_common"):
+    _REPLACED["torch._meta_registrations._meta_grouped_mm_common"] = grouped_product
