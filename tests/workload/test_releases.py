@@ -103,7 +103,7 @@ def test_an_unknown_architecture_is_named() -> None:
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_t5_keeps_wo_wide(dtype: Any) -> None:
-    """T5's `wo` is not quantised; transformers loads it in fp32 beside layers that are, from release 5 on beside fp16."""
+    """T5's `wo` is not quantised; beside layers that are it is loaded in fp32, from transformers 5 on only in fp16."""
     model = build_model(tiny_run("t5", "qlora", targets=("q", "v"), dtype=dtype), "meta")
     kept = {module.weight.dtype for path, module in model.named_modules() if path.endswith(".wo")}
     wide = dtype == "fp16" or release("transformers") < (5,)
