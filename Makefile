@@ -54,7 +54,7 @@ heldin test-heldin: $(VENV)-4.48.1/.test $(VENV)-4.57.1/.test
 	$(VENV)-4.57.1/bin/python -m pytest -m heldin -rP $(OLDER) tests/heldin $(ARGS)
 
 # The oldest release that is supported, the one that published measurements were made with, and the newest.
-MATRIX := tests/simulate/test_real_cpu_step.py tests/simulate/test_shapes.py -m 'not slow'
+MATRIX := tests/workload/test_releases.py tests/simulate/test_real_cpu_step.py tests/simulate/test_shapes.py -m 'not slow'
 
 test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
 	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)

@@ -56,6 +56,10 @@ FMS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "fms-2": ("lora", LORA, MISTRAL, 0.005),
     "fms-3": ("qlora", LORA, {**MISTRAL, **QLORA}, 0.02),
     "fms-4": ("qlora", LORA, {**MISTRAL, **QLORA, "prepare_kbit": "trl"}, 0.02),
+    "fms-1-bs8": ("full", {}, {**MISTRAL, "bs": 8}, 0.005),
+    "fms-2-bs8": ("lora", LORA, {**MISTRAL, "bs": 8}, 0.005),
+    "fms-3-bs8": ("qlora", LORA, {**MISTRAL, **QLORA, "bs": 8}, 0.02),
+    "fms-4-bs8": ("qlora", LORA, {**MISTRAL, **QLORA, "bs": 8, "prepare_kbit": "trl"}, 0.02),
     "fms-5": ("full", {}, {"model": "santacoder-1.1b", "bs": 4, "seq": 2048}, 0.005),
 }
 
