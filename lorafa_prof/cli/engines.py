@@ -23,7 +23,7 @@ def simulating(
     """Return a function that predicts a run with the engine `simulate`.
 
     Args:
-        devices: cards to hold it against; the first one's kernels are simulated.
+        devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
         snapshot: a file that a memory snapshot of the run is written to.
 
@@ -35,12 +35,13 @@ def simulating(
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
-    for library in _TALKATIVE:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    _quieten()
     try:
         from lorafa_prof.simulate.engine import simulate
     except ModuleNotFoundError as error:
         raise MissingComponentError(f"--engine simulate needs {error.name}: pip install 'lorafa-prof[torch]'") from None
+
+    _quieten()  # again, since transformers sets its level when it is imported
 
     def predict(run: RunSpec) -> Prediction:
         simulation = simulate(run, devices[0] if devices else None, settings=settings)
@@ -49,3 +50,8 @@ def simulating(
         return simulation.prediction(devices)
 
     return predict
+
+
+def _quieten() -> None:
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)

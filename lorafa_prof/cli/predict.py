@@ -9,7 +9,7 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.options import allocator_conf, run_options, run_spec
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
+#: What leaves one of the default methods out: the engine does not model it, or its library is not installed.
+_REFUSALS = (UnsupportedError, MissingComponentError)
+_Refusal = UnsupportedError | MissingComponentError
 
 
 @click.command()
@@ -108,21 +111,21 @@ def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> 
 
 
 def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
-    """Return the default methods' predictions; those that the engine does not model are left out, and said to be."""
+    """Return the default methods' predictions; those that cannot be had are left out, and said to be."""
 
-    def attempt(name: str) -> Prediction | UnsupportedError:
+    def attempt(name: str) -> Prediction | _Refusal:
         try:
             return predict_one(name)
-        except UnsupportedError as error:
+        except _REFUSALS as error:
             return error
 
     answers = {name: attempt(name) for name in DEFAULT_METHODS}
-    refusals = {name: answer for name, answer in answers.items() if isinstance(answer, UnsupportedError)}
+    refusals = {name: answer for name, answer in answers.items() if isinstance(answer, _REFUSALS)}
     if len(refusals) == len(answers):
         raise refusals[DEFAULT_METHODS[0]]
     for name, refusal in refusals.items():
         click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
-    return [answer for answer in answers.values() if not isinstance(answer, UnsupportedError)]
+    return [answer for answer in answers.values() if not isinstance(answer, _REFUSALS)]
 
 
 def _names(values: tuple[str, ...]) -> list[str]:

@@ -228,7 +228,8 @@ def _largest(fit: Fit) -> Cell:
 
 def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:
     first = predictions[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items() if name != "engine")
+    used = {name: version for p in predictions for name, version in p.versions.items() if name != "engine"}
+    versions = ", ".join(f"{name} {version}" for name, version in used.items())
     return (
         f"Engine {first.engine}, for {versions}.",
         f"Assumed: {_joined(predictions, lambda p: p.assumptions)}.",

@@ -12,7 +12,7 @@ from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.modules import LOSS
-from lorafa_prof.simulate.platforms import Cuda, Platform
+from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording
@@ -34,7 +34,7 @@ def predict(
 
     Args:
         run: the configuration.
-        devices: cards to hold it against; the first one's kernels are simulated.
+        devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         settings: of the caching allocator; None: PyTorch's defaults.
 
     Raises:
@@ -75,7 +75,7 @@ class Simulation:
     """A run's first steps, and what the allocator made of them."""
 
     recording: Recording
-    platform: Platform
+    platform: Cuda
     settings: AllocatorSettings
     steps: int
     versions: Mapping[str, str]
@@ -144,8 +144,8 @@ class Simulation:
             memory=self.memory(),
             throughput=Throughput(),
             parameters=self.recording.parameters,
-            fit=tuple(self._fit(device) for device in devices),
-            assumptions=self._assumptions(),
+            fit=tuple(self._on(device)._fit(device) for device in devices),
+            assumptions=self._assumptions(devices),
             unmodelled=self._unmodelled(devices),
             ledger=self.ledger,
         )
@@ -164,12 +164,18 @@ class Simulation:
         return [self.trace.blocks[number] for number in self.trace.alive_at(self.trace.position(phase) - 1)]
 
     def _moments(self) -> dict[str, int]:
-        """The most that is allocated in each phase of the last step; the loss counts as a phase of its own."""
+        """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
         highest: dict[str, int] = {}
-        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward")):
+        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward", 0)):
             name = LOSS if entry.module == LOSS else _PHASES.get(entry.phase, entry.phase)
             highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
         return highest
+
+    def _on(self, device: DeviceSpec) -> Simulation:
+        """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
+        if device_traits(device) == self.platform.traits:
+            return self
+        return simulate(self.recording.run, device, settings=self.settings)
 
     def _fit(self, device: DeviceSpec) -> Fit:
         outside = device.context_bytes or 0
@@ -190,7 +196,7 @@ class Simulation:
         """Where this run stops fitting."""
         return Thresholds(self.recording, self.platform, self.settings, self.steps)
 
-    def _assumptions(self) -> tuple[str, ...]:
+    def _assumptions(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         run = self.recording.run
         where = self.device.name if self.device else "a card before Hopper"
         lines = [
@@ -201,6 +207,8 @@ class Simulation:
             f"kernels of {where}; all on one stream",
             f"allocator settings {self.settings.describe()}",
         ]
+        if any(device_traits(device) != self.platform.traits for device in devices):
+            lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
         if run.resolved_quant != "none":

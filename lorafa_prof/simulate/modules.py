@@ -87,14 +87,15 @@ class ModulePaths:
         path = self.names.get(id(module))
         if path is None:  # made within forward, as RoBERTa and T5 make their CrossEntropyLoss
             path = LOSS if isinstance(module, torch.nn.modules.loss._Loss) else type(module).__name__
-            self._label(args, self.current)
+        self._label(args, self.current)
         self.stack.append(path)
 
     def _leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
         self._label(output, self.stack.pop())
 
     def _label(self, output: Any, path: str) -> None:
-        # Inner modules leave first: what is still unlabelled behind an output was made by the module itself.
+        # What comes in was labelled when the module was entered, and inner modules leave first: what is still
+        # unlabelled behind an output was made by the module itself.
         waiting: list[Any] = [t.grad_fn for t in tensors_in(output) if t.grad_fn is not None]
         while waiting:
             node = waiting.pop()

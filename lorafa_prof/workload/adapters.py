@@ -11,7 +11,7 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.workload.models import DTYPES
 
@@ -66,7 +66,7 @@ def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.M
     try:
         with on_meta:
             wrapped: torch.nn.Module = peft.get_peft_model(model, peft_config(model, run), **options)
-    except ValueError as error:  # "Target modules {...} not found in the base model ..."
+    except (ValueError, TypeError) as error:  # VeRA refuses a module that is no linear layer by a TypeError
         raise UnsupportedError(f"PEFT cannot adapt {run.model.name}: {error}") from error
     return wrapped
 
@@ -93,19 +93,45 @@ def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
 def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
     """Return what PEFT is asked to adapt.
 
+    PEFT itself is content with one name of a list that it finds, and takes "all-linear" and "qv" within a list for
+    names of modules: a list of which a part does nothing is refused, or spelled out.
+
     Raises:
+        BadInputError: all-linear among other names.
+        UnknownNameError: a name that is nowhere in the model.
         UnsupportedError: no query and value projections by a name that is known.
     """
     wanted = ("qv",) if method.name == "lora-qv" else method.targets
     if wanted == ("all-linear",):
         return "all-linear"
-    if wanted != ("qv",):
-        return list(wanted)
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if "all-linear" in wanted:
+        raise BadInputError("the target all-linear stands alone; name modules, or nothing else")
+    paths = [path for path, _ in model.named_modules()]
+    named: dict[str, None] = {}
+    for name in wanted:
+        if name == "qv":
+            named.update(dict.fromkeys(_query_and_value(paths)))
+        elif any(path == name or path.endswith("." + name) for path in paths):
+            named[name] = None
+        else:
+            known = _adaptable(model)
+            raise UnknownNameError("target module", name, known, f"Modules that can be adapted: {', '.join(known)}.")
+    return list(named)
+
+
+def _adaptable(model: torch.nn.Module) -> list[str]:
+    """Return the last names of the modules that hold a matrix, each once, in order."""
+    modules: Any = model.named_modules()
+    matrices = (path for path, module in modules if getattr(getattr(module, "weight", None), "ndim", 0) == 2)
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in matrices))
+
+
+def _query_and_value(paths: list[str]) -> tuple[str, ...]:
+    present = {path.rpartition(".")[2] for path in paths}
     pair = next((pair for pair in QV_TARGETS if present.issuperset(pair)), None)
     if pair is None:
         raise UnsupportedError("no query and value projections found by name; name them with --targets")
-    return list(pair)
+    return pair
 
 
 def _cast_meta_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import pickle
 import subprocess
@@ -126,6 +127,9 @@ def test_explain_names_modules_and_operators(capsys: pytest.CaptureFixture[str],
         (("--method", "full", "--quant", "nf4"), "full fine-tuning"),
         (("--method", "lora", "--prepare-kbit", "peft"), "quantised"),
         (("--method", "lora", "--targets", "nowhere"), "nowhere"),
+        (("--method", "lora", "--targets", "q_proj,nowhere"), "unknown target module 'nowhere'"),
+        (("--method", "lora", "--targets", "all-linear,q_proj"), "stands alone"),
+        (("--method", "vera", "--targets", "q_proj,embed_tokens"), "Embedding"),
         (("--method", "lora", "--gpus", "2", "--shard", "fsdp"), "several GPUs"),
     ],
 )
@@ -158,3 +162,56 @@ def test_a_missing_package(llama: str, missing: str, extra: str) -> None:
     assert done.returncode == 3, done.stderr
     assert f"pip install 'lorafa-prof[{extra}]'" in done.stderr
     assert done.stdout == ""
+
+
+def test_default_methods_without_bitsandbytes(
+    capsys: pytest.CaptureFixture[str], llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the method that needs the package is left out; the others are answered."""
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "bitsandbytes":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main([*command(llama), "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert [p["run"]["method"]["name"] for p in json.loads(out)["predictions"]] == ["full", "lora", "lora-fa", "vera"]
+    assert "qlora is left out" in err
+    assert "pip install 'lorafa-prof[qlora]'" in err
+
+
+def test_each_card_is_judged_with_its_own_kernels(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """The verdict on a card does not depend on the cards named beside it: T4 has no flash attention, Hopper more
+    workspace.
+    """
+    cards = ["a100-80gb", "t4", "h100"]
+    alone = [predicted(capsys, llama, "--method", "lora", "--gpu", card)[0]["fit"][0] for card in cards]
+    [together] = predicted(capsys, llama, "--method", "lora", "--gpu", ",".join(cards))
+    assert together["fit"] == alone
+    left = [fit["capacity_bytes"] - (fit["context_bytes"] or 0) - fit["headroom_bytes"] for fit in alone]
+    assert left[2] > left[0]
+
+
+def test_a_part_of_targets_that_means_several(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """qv within a list stands for the query and value projections, as it does alone."""
+    [mixed] = predicted(capsys, llama, "--method", "lora", "--targets", "qv,o_proj")
+    [spelled] = predicted(capsys, llama, "--method", "lora", "--targets", "q_proj,v_proj,o_proj")
+    assert mixed["parameters"] == spelled["parameters"]
+
+
+def test_moments_hold_the_peak_of_any_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """The peak may be in another step than the last, as it is here: the largest moment is the peak all the same."""
+    [data] = predicted(capsys, "roberta-base", "--method", "full", "--seq", "512")
+    assert max(data["memory"]["moments"].values()) == data["memory"]["peak_allocated_bytes"]
+
+
+def test_libraries_say_nothing_and_all_versions_are_named(tmp_path: Path) -> None:
+    """transformers' remarks on a configuration stay off stderr; the notes name bitsandbytes when any method used it."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_configs()["llama"] | {"loss_type": None}))
+    args = [sys.executable, "-m", "lorafa_prof", *command(str(tmp_path), "--method", "lora,qlora")]
+    done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bitsandbytes 0." in done.stdout.replace("\n  ", " ")

@@ -85,7 +85,7 @@ def test_int8_weights() -> None:
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
         ({"method": "lora", "adapter_dtype": "fp16"}, BadInputError, "fp16"),
         ({"method": "full", "quant": "nf4"}, BadInputError, "nf4"),
-        ({"method": "lora", "targets": ("nowhere",)}, UnsupportedError, "nowhere"),
+        ({"method": "lora", "targets": ("nowhere",)}, BadInputError, "nowhere"),
     ],
 )
 def test_refusals(options: dict[str, Any], error: type[Exception], said: str) -> None:
