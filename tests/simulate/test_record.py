@@ -113,3 +113,10 @@ def test_a_shape_of_the_data_is_refused() -> None:
     """Meta tensors cannot run it; the message names the operator."""
     with pytest.raises(UnsupportedError, match=r"nonzero.*--engine analytic"):
         Selecting.recording()
+
+
+def test_backward_work_belongs_to_its_module() -> None:
+    """The softmax of eager attention is the attention's own in the backward too, not of the child called after it."""
+    trace = record(run_of("llama", "lora", attn="eager"), platform()).trace(1, platform())
+    found = {block.module for block in trace.blocks if block.op == "_softmax_backward_data"}
+    assert found == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
