@@ -92,8 +92,8 @@ L40S = Cuda(device_traits(load_device("l40s")), "2.9.0")
 LONGEST = 711
 #: The batches before it: some of twenty, from long to short. An assumption, and one that matters: these lengths were
 #: chosen after others had been tried, among them two batches of 256 tokens and no evaluation before, which leave full
-#: fine-tuning 1.9 % low and its distance to LoRA 2.2 % of its peak off. So the test says that the published peaks can be
-#: had from the benchmark's own order of events, not that they were predicted blind.
+#: fine-tuning 1.9 % low and its distance to LoRA 2.2 % of its peak off. So the test says that the published peaks can
+#: be had from the benchmark's own order of events, not that they were predicted blind.
 USUAL = (448, 320, 256, 192, 160, 128)
 #: After how many of these the cache is emptied.
 EMPTIED_AFTER = (4, 6)
