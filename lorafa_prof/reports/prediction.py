@@ -20,7 +20,7 @@ _PART_NAMES = {
     "activations_bytes": "saved activations",
     "logits_bytes": "logits and loss",
     "temporaries_bytes": "temporaries",
-    "workspace_bytes": "cuBLAS workspaces",
+    "workspace_bytes": "workspaces",
 }
 _METHOD_NAMES = {
     "full": "Full-FT", "lora": "LoRA", "lora-fa": "LoRA-FA", "lora-fa-peft": "LoRA-FA (PEFT)", "lora-fb": "LoRA-FB",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.simulate.allocator.replay import Replay, replay
@@ -67,6 +68,11 @@ def device_traits(device: DeviceSpec | None) -> DeviceTraits:
     """Return what kernels ask a device for."""
     if device is None:
         return DeviceTraits(None, None)
+    if device.vendor != "nvidia":
+        raise UnsupportedError(
+            f"{device.name}: the simulation knows CUDA's kernels and allocator, not those of {device.vendor}; "
+            "--engine analytic does without"
+        )
     return DeviceTraits(device.compute_capability, device.multiprocessors)
 
 
@@ -220,7 +226,7 @@ class Simulation:
         return tuple(lines)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
-        lines = [*_inside_kernels(self.recording), "FLOPs, step time and MFU"]
+        lines = [*_inside_kernels(self.recording), _UNMEASURED, "FLOPs, step time and MFU"]
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
@@ -236,6 +242,10 @@ def _inside_kernels(recording: Recording) -> list[str]:
         together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
     return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
 
+
+_UNMEASURED = (
+    "differences of a real card: buffers inside kernels follow PyTorch's source, no recorded card confirms them yet"
+)
 
 _PHASES = {"optimizer": "optimizer step"}
 

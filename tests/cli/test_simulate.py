@@ -119,6 +119,8 @@ def test_explain_names_modules_and_operators(capsys: pytest.CaptureFixture[str],
     ("args", "said"),
     [
         (("--alloc-conf", "expandable_segment:True"), "expandable_segments"),
+        (("--method", "lora", "--gpu", "mi300x"), "CUDA's kernels"),
+        (("--method", "lora", "--gpu", "a100-80gb", "--gpu", "mi300x"), "CUDA's kernels"),
         (("--snapshot", "/nowhere/x.pickle"), "does not exist"),
         (("--snapshot", "x.pickle"), "one method"),
         (("--method", "adalora"), "adalora"),
