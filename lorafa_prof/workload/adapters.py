@@ -107,16 +107,30 @@ def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
     if "all-linear" in wanted:
         raise BadInputError("the target all-linear stands alone; name modules, or nothing else")
     paths = [path for path, _ in model.named_modules()]
+    fused = _names_of_fused_experts(model)
     named: dict[str, None] = {}
     for name in wanted:
         if name == "qv":
             named.update(dict.fromkeys(_query_and_value(paths)))
-        elif any(path == name or path.endswith("." + name) for path in paths):
+        elif name in fused or any(path == name or path.endswith("." + name) for path in paths):
             named[name] = None
         else:
             known = _adaptable(model)
             raise UnknownNameError("target module", name, known, f"Modules that can be adapted: {', '.join(known)}.")
     return list(named)
+
+
+def _names_of_fused_experts(model: Any) -> set[str]:
+    """Return the names of expert modules that PEFT adapts as parts of one parameter, though no module is called so.
+
+    transformers 5 holds a layer's experts in fused parameters; PEFT (where it knows such models) translates the former names.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as conversion
+    except ImportError:
+        return set()
+    table: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return set(table.get(model.config.model_type, ()))
 
 
 def _adaptable(model: torch.nn.Module) -> list[str]:
