@@ -123,7 +123,8 @@ def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
 def _names_of_fused_experts(model: Any) -> set[str]:
     """Return the names of expert modules that PEFT adapts as parts of one parameter, though no module is called so.
 
-    transformers 5 holds a layer's experts in fused parameters; PEFT (where it knows such models) translates the former names.
+    transformers 5 holds a layer's experts in fused parameters; a PEFT that knows such models translates their former
+    names.
     """
     try:
         from peft.utils import transformers_weight_conversion as conversion
