@@ -1,17 +1,20 @@
-"""What a broken promise costs: what the forward saves as it is, less what it saves with the promise restored for once.
+"""What a broken promise costs: what the forward keeps as it is, less what it keeps with the promise restored for once.
 
-Both are observed, by autograd's own hooks, so that sharing is seen as it is: an input that seven modules save counts
-once where they save the same storage, and seven times where each of them casts it for itself.
+Both are observed, storage by storage, so that sharing is seen as it is: an input that seven modules save counts once
+where they save the same storage, and seven times where each of them casts it for itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.measure.names import address_of, named_tensors
 from lorafa_prof.workload.naming import tensors_in
@@ -21,40 +24,44 @@ Forward = Callable[[], torch.Tensor]
 Tensors = Iterable[torch.Tensor]
 
 
-class _Held:
-    """What autograd stores in place of a tensor: it lives as long as the tensor is saved."""
+class _Births(TorchDispatchMode):
+    """Notes every storage that an operator makes, without keeping it alive."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        #: By the address of torch's own record of the storage, which is not given away while a weak reference is left.
+        self.found: dict[int, tuple[StorageWeakRef, int, tuple[int, ...], int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors_in(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.found:
+                found = (StorageWeakRef(storage), address_of(tensor), tuple(tensor.shape), storage.nbytes())
+                self.found[storage._cdata] = found
+        return out
 
 
-def saved_storages(model: torch.nn.Module, forward: Forward) -> list[tuple[tuple[int, ...], int]]:
-    """Return shape and bytes of each storage that one forward saves for backward, those of the model left out.
+def alive_after_forward(model: torch.nn.Module, forward: Forward) -> list[tuple[tuple[int, ...], int]]:
+    """Return shape and bytes of each storage that a forward makes and leaves alive, with only the loss held.
 
     Under checkpointing that is what the checkpoints keep, not what a recomputation saves.
     """
-    held: list[weakref.ref[_Held]] = []
-
-    def pack(tensor: torch.Tensor) -> _Held:
-        holder = _Held(tensor)
-        held.append(weakref.ref(holder))
-        return holder
-
-    with _same_random_numbers(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
+    with _same_random_numbers(model), _Births() as births:
         loss = forward()
     own = {address_of(tensor) for _, tensor in named_tensors(model)}
-    found: dict[int, tuple[tuple[int, ...], int]] = {}
-    for holder in (reference() for reference in held):
-        if holder is not None and address_of(holder.tensor) not in own:
-            size = holder.tensor.untyped_storage().nbytes()
-            found.setdefault(address_of(holder.tensor), (tuple(holder.tensor.shape), size))
+    alive = [
+        (shape, nbytes)
+        for storage, address, shape, nbytes in births.found.values()
+        if address not in own and not storage.expired()
+    ]
     del loss
-    return list(found.values())
+    return alive
 
 
-def saved_bytes(model: torch.nn.Module, forward: Forward) -> int:
+def activation_bytes(model: torch.nn.Module, forward: Forward) -> int:
     """Return the bytes of those storages."""
-    return sum(nbytes for _, nbytes in saved_storages(model, forward))
+    return sum(nbytes for _, nbytes in alive_after_forward(model, forward))
 
 
 @contextlib.contextmanager
@@ -68,7 +75,7 @@ def _same_random_numbers(model: torch.nn.Module) -> Iterator[None]:
 def extra_activations(
     model: torch.nn.Module, forward: Forward, restored: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> int | None:
-    """Return the bytes that a forward saves beyond what it would save with a promise restored.
+    """Return the bytes that a forward keeps beyond what it would keep with a promise restored.
 
     Args:
         model: whose forward it is.
@@ -77,13 +84,13 @@ def extra_activations(
 
     Under checkpointing only one checkpointed module's activations are alive at a time, while it is computed again; that
     of the module for which they are largest is returned. For it alone checkpointing is lifted, so that its forward
-    saves what its recomputation saves. None where the flag is not the module's own (before transformers 4.53).
+    keeps what its recomputation keeps. None where the flag is not the module's own (before transformers 4.53).
     """
 
     def extra() -> int:
-        now = saved_bytes(model, forward)
+        now = activation_bytes(model, forward)
         with restored():
-            return now - saved_bytes(model, forward)
+            return now - activation_bytes(model, forward)
 
     if not checkpointing_flags(model):
         return extra()
@@ -147,25 +154,28 @@ def cast(tensors: Tensors, dtype: torch.dtype) -> Iterator[None]:
 
 
 def can_checkpoint(model: torch.nn.Module) -> list[Any]:
-    """Return the modules that have been told how to compute activations again, and do not."""
-    modules: list[Any] = list(model.modules())
-    return [
-        module for module in modules
-        if getattr(module, "gradient_checkpointing", None) is False and hasattr(module, "_gradient_checkpointing_func")
-    ]  # fmt: skip
+    """Return the modules that can compute their activations, or their layers', again, and do not."""
+    return [module for module in model.modules() if getattr(module, "gradient_checkpointing", None) is False]
 
 
 @contextlib.contextmanager
 def checkpointed(model: torch.nn.Module) -> Iterator[None]:
     """Within the context, they do."""
     idle = can_checkpoint(model)
+    before = [getattr(module, _FUNCTION, None) for module in idle]
     for module in idle:
         module.gradient_checkpointing = True
+        setattr(module, _FUNCTION, partial(torch.utils.checkpoint.checkpoint, use_reentrant=False))
     try:
         yield
     finally:
-        for module in idle:
+        for module, function in zip(idle, before, strict=True):
             module.gradient_checkpointing = False
+            setattr(module, _FUNCTION, function)
+
+
+#: Where transformers' modules keep the function that checkpoints.
+_FUNCTION = "_gradient_checkpointing_func"
 
 
 def gradient_bytes(tensors: Tensors) -> int:

@@ -145,6 +145,7 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
 def _names_before(work: Workload, device: Device) -> Names:
     names = names_of_model(work.model, device.type)
     names |= names_of_states(work.model, work.optimizer, device.type)
+    names |= names_of_gradients(work.model)  # those that nobody clears, of what is trained without an optimizer
     for key, tensor in work.batch.items():
         names[address_of(tensor)] = Name.of(f"batch.{key}", tensor, Category.ACTIVATIONS)
     return names

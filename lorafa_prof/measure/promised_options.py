@@ -57,7 +57,7 @@ def _scores(subject: Subject) -> int | None:
     if subject.forward is None or subject.run is None or costs.checkpointing_flags(subject.model):
         return None
     seq = subject.run.seq
-    saved = costs.saved_storages(subject.model, subject.forward)
+    saved = costs.alive_after_forward(subject.model, subject.forward)
     return sum(nbytes for shape, nbytes in saved if len(shape) > 2 and shape[-2:] == (seq, seq))
 
 
