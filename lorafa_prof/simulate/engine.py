@@ -118,7 +118,7 @@ class Simulation:
         groups: dict[Kind, list[int]] = {}
         for number, size in sizes.items():
             groups.setdefault(_kind(blocks[number]), []).append(size)
-        return Ledger(_moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
+        return Ledger(moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
 
     def memory(self) -> Memory:
         """Return the parts of the peak, and the peaks of all four memories."""
@@ -251,7 +251,8 @@ _UNMEASURED = (
 _PHASES = {"optimizer": "optimizer step"}
 
 
-def _moment(block: Block) -> str:
+def moment(block: Block) -> str:
+    """Return where in the step a block was born, in words: "recompute: model.layers.0.mlp"."""
     phase = _PHASES.get(block.phase, block.phase)
     if block.module == LOSS:
         phase = {"forward": "loss", "backward": "loss backward"}.get(block.phase, phase)
