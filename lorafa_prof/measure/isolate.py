@@ -41,14 +41,14 @@ class Ended:
     """Whether the child had reported anything."""
 
 
-def find_place(options: Mapping[str, Any], stop: Stop, *, child: str = CHILD) -> Place | None:
+def find_place(options: Mapping[str, Any], stop: Stop, *, child: str | None = None) -> Place | None:
     """Return the device and the libraries that runs of these options would have; None where the end was requested.
 
     Raises:
         DeviceError: the device is not there, or does not answer.
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
-    heard = converse(child, {"run": None, "options": dict(options)}, stop=stop)
+    heard = converse(child or CHILD, {"run": None, "options": dict(options)}, stop=stop)
     if place := _answer(heard, "place"):
         return Place(**place)
     if heard.ended_by == "stop":
@@ -64,7 +64,7 @@ def measure_isolated(
     *,
     timeout_s: float | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-    child: str = CHILD,
+    child: str | None = None,
 ) -> Ended:
     """Measure `run` in a process of its own.
 
@@ -75,10 +75,10 @@ def measure_isolated(
         stop: ends the child when requested; the outcome is then "interrupted".
         timeout_s: seconds after which it is ended.
         on_stage: is told how far the child has come.
-        child: the module that runs in the other process.
+        child: the module that runs in the other process, `CHILD` unless given.
     """
     request = {"run": run_to_json(run), "options": dict(options)}
-    heard = converse(child, request, timeout_s=timeout_s, stop=stop, on_stage=on_stage)
+    heard = converse(child or CHILD, request, timeout_s=timeout_s, stop=stop, on_stage=on_stage)
     if done := _answer(heard, "done"):
         return Ended(measurement=_placed(Measurement.from_json(done), options, place))
     last = _body(heard.measurement)

@@ -50,7 +50,7 @@ class Faults:
             if "mute" not in words:
                 report(seen)
         memory = Memory(
-            **{name: 2**20 for name in PART_FIELDS}, peak_allocated_bytes=8 * 2**20, peak_reserved_bytes=None,
+            **dict.fromkeys(PART_FIELDS, 2 ** 20), peak_allocated_bytes=8 * 2**20, peak_reserved_bytes=None,
             context_bytes=None, peak_device_bytes=None, peak_moment="backward: a.b.0",
         )  # fmt: skip
         spread = Spread(least_s=0.125, quarter_s=0.25, median_s=0.5, three_quarters_s=0.75, most_s=1.0)
