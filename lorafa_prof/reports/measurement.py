@@ -175,8 +175,8 @@ def _time_rows(seen: Sequence[Measurement]) -> list[Row]:
     rows = [
         _row("steps timed", seen, lambda m: len(m.steps) or None),
         _row("step, median", seen, lambda m: _time(None if m.spread is None else m.spread.median_s)),
-        _row("  half of them", seen, lambda m: m.spread and _range(m.spread.quarter_s, m.spread.three_quarters_s)),
-        _row("  least, most", seen, lambda m: m.spread and _range(m.spread.least_s, m.spread.most_s)),
+        _row("  half of them", seen, lambda m: _between(m, "quarter_s", "three_quarters_s")),
+        _row("  least, most", seen, lambda m: _between(m, "least_s", "most_s")),
     ]
     for name, field in (("forward", "forward_s"), ("backward", "backward_s"), ("optimizer", "optimizer_s")):
         if any(_median(m, field) is not None for m in seen):
@@ -184,8 +184,11 @@ def _time_rows(seen: Sequence[Measurement]) -> list[Row]:
     return rows
 
 
-def _range(low_s: float, high_s: float) -> Cell:
-    """Return two times with the unit of the second."""
+def _between(m: Measurement, low: str, high: str) -> Cell:
+    """Return two times of the spread with the unit that the second wants."""
+    if m.spread is None:
+        return Cell(text="-")
+    low_s, high_s = getattr(m.spread, low), getattr(m.spread, high)
     if high_s >= 1:
         return Cell(text=f"{low_s:.3f} - {high_s:.3f} s")
     return Cell(text=f"{low_s * 1e3:.2f} - {high_s * 1e3:.2f} ms")

@@ -37,7 +37,7 @@ def read_saved(text: str) -> Saved:
     try:
         document = _DECODER.decode(text)
     except (ValueError, RecursionError):
-        return Saved(entries=tuple(_checked(_whole_entries(text))), is_whole=False)
+        return Saved(entries=tuple(_up_to_a_stranger(_checked(_whole_entries(text)))), is_whole=False)
     if not isinstance(document, Mapping) or set(document) != {"measurements"}:
         raise BadInputError("not a file of measurements")
     entries = document["measurements"]
@@ -80,6 +80,18 @@ def _whole_entries(text: str) -> Iterator[Any]:
 def _after_space(text: str, position: int) -> int:
     space = _SPACE.match(text, position)
     return position if space is None else space.end()
+
+
+def _up_to_a_stranger(entries: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return what comes before an element that is no measurement; it is an error where nothing does."""
+    known = False
+    try:
+        for entry in entries:
+            known = True
+            yield entry
+    except BadInputError:
+        if not known:
+            raise
 
 
 def _checked(entries: Iterator[Any]) -> Iterator[dict[str, Any]]:

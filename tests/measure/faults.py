@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lorafa_prof.errors import BadInputError, DeviceError, UnsupportedError
@@ -73,6 +74,9 @@ def _raise(error: BaseException) -> Callable[[], None]:
 
 
 def _sleep() -> None:
+    """Hang, and let a test that waits for it know."""
+    if path := os.environ.get("FAULTS_LOG"):
+        Path(f"{path}-hanging").touch()
     while True:
         time.sleep(60)
 
