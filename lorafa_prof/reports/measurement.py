@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorafa_prof.reports.prediction import PART_NAMES, method_name
+from lorafa_prof.reports.prediction import PART_NAMES, method_name, moment_cell
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
 from lorafa_prof.results import PART_FIELDS, Measurement, PhaseMemory, Promise
 from lorafa_prof.specs import RunSpec
-from lorafa_prof.units import format_bytes, format_count, format_gib
+from lorafa_prof.units import format_bytes, format_count
 
 Row = tuple[Cell | Scalar, ...]
 Figure = Callable[[Measurement], Cell | Scalar]
 
-#: Shown of a phase, in this order; the first that any measurement has names the section.
-_PHASE_FIGURES = {
-    "allocated": "peak_allocated_bytes", "active": "peak_active_bytes", "reserved": "peak_reserved_bytes",
-    "requested": "peak_requested_bytes",
-}  # fmt: skip
+#: Shown of each phase; JSON holds more.
+_PHASE_FIGURES = {"allocated": "peak_allocated_bytes", "reserved": "peak_reserved_bytes"}
 _PEAKS = {
     "peak requested": "peak_requested_bytes", "peak allocated": "peak_allocated_bytes",
     "peak reserved": "peak_reserved_bytes", "  beyond allocated": "fragmentation_bytes",
@@ -47,7 +44,7 @@ def measurement_table(seen: Sequence[Measurement]) -> Table:
         rows.extend(group)
     return Table(
         title=_title(seen),
-        columns=(Column(name="GiB"), *(Column(name=_column_name(m), justify="right") for m in seen)),
+        columns=(Column(name="", key="figure"), *(Column(name=_column_name(m), justify="right") for m in seen)),
         rows=tuple(rows),
         sections=tuple(sections[1:]),
         notes=_notes(seen),
@@ -94,7 +91,7 @@ def _promise_cell(m: Measurement, name: str) -> Cell:
     if promises[0].kept:
         return Cell(text="kept", value=0, tone="good")
     cost = promises[0].cost_bytes
-    return Cell(text="not kept" if cost is None else f"costs {format_gib(cost)}", value=cost, tone="bad")
+    return Cell(text="not kept" if cost is None else f"costs {format_bytes(cost)}", value=cost, tone="bad")
 
 
 def _identity_rows(seen: Sequence[Measurement]) -> list[Row]:
@@ -130,7 +127,9 @@ def _peak_rows(seen: Sequence[Measurement]) -> list[Row]:
         if any(_memory(m, field) is not None for m in seen):
             rows.append(_size_row(name, seen, field, strong=name in _STRONG))
         if name == "peak allocated" and any(m.memory is not None and m.memory.peak_moment for m in seen):
-            rows.append(_row("reached in", seen, _moment))
+            rows.append(
+                _row("reached in", seen, lambda m: moment_cell("-" if m.memory is None else m.memory.peak_moment))
+            )
     return rows
 
 
@@ -141,12 +140,6 @@ def _size_row(name: str, seen: Sequence[Measurement], field: str, strong: bool =
 def _memory(m: Measurement, field: str) -> int | None:
     value: int | None = None if m.memory is None else getattr(m.memory, field)
     return value
-
-
-def _moment(m: Measurement) -> Cell:
-    moment = "" if m.memory is None else m.memory.peak_moment
-    phase, _, module = moment.partition(": ")
-    return Cell(text=f"{phase} {module.rsplit('.', 1)[-1]}".strip() or "-", value=moment)
 
 
 def _phase_rows(seen: Sequence[Measurement]) -> list[Row]:
@@ -302,7 +295,7 @@ def _text(value: Scalar) -> Cell:
 
 
 def _size(nbytes: int | None, strong: bool = False) -> Cell:
-    return Cell(text=format_gib(nbytes), value=nbytes, tone="strong" if strong else "plain")
+    return Cell(text=format_bytes(nbytes), value=nbytes, tone="strong" if strong else "plain")
 
 
 def _number(value: float | None, text: str) -> Cell:
