@@ -182,6 +182,24 @@ def test_what_cannot_be_is_said_before_anything_is_measured(
     assert said in err
 
 
+def test_a_real_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing pretended: a tiny model on the CPU, one batch too large for the cap; the file is gone on with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args = command(tmp_path, "tiny", "--rank", "4", "--method", "lora-fa", "--cap", "1.3MiB", "-o", "run.json")
+    assert main([*args, "--bs", "1,4"]) == 0
+    small, large = saved(tmp_path / "run.json")
+    assert (small["outcome"], large["outcome"]) == ("ok", "oom")
+    assert len(small["steps"]) == 4
+    assert 0 < small["memory"]["peak_allocated_bytes"] <= 1.3 * 2**20 < large["memory"]["peak_allocated_bytes"]
+    assert small["environment"]["options"]["steps"] == 4
+    capsys.readouterr()
+    assert main([*args, "--bs", "4,1"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("kept from run.json"), err.count("measuring")) == ("", 2, 0)
+    assert saved(tmp_path / "run.json") == [small, large]
+
+
 # -- going on ----------------------------------------------------------------------------------------------------
 
 
