@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
-from lorafa_prof.cli.emit import PLAIN_WIDTH
 from lorafa_prof.cli.program import PROGRAM
 
 
@@ -17,6 +17,7 @@ class Progress:
         self._number = 0
         self._name = ""
         self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._width = _terminal_width() if self._is_terminal else 0
         self._shown = 0
 
     def begin(self, name: str) -> None:
@@ -49,7 +50,7 @@ class Progress:
         self.say(self._of_this(text))
 
     def _draw(self, text: str) -> None:
-        line = f"{PROGRAM}: {_clean(self._of_this(text))}"[: PLAIN_WIDTH - 1]
+        line = f"{PROGRAM}: {_clean(self._of_this(text))}"[: self._width - 1]
         before = self._wiped()
         self._shown = len(line)
         self._write(before + line)
@@ -66,6 +67,13 @@ class Progress:
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80
 
 
 def _clean(text: str) -> str:

@@ -17,11 +17,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 from lorafa_prof.errors import LorafaProfError, MissingComponentError
 from lorafa_prof.measure.frames import write_frame
 from lorafa_prof.results import Measurement, run_from_json
+from lorafa_prof.results.plain import plain
 from lorafa_prof.specs import RunSpec
 
 #: What PyTorch and the CUDA libraries say when memory is full, where the exception's class does not.
@@ -139,9 +141,18 @@ def _answer(request: Mapping[str, Any], worker: Callable[[], Worker], frames: Bi
 
 
 def _reporter(options: Mapping[str, Any], frames: BinaryIO) -> Callable[[Measurement], None]:
+    """Return what tells the parent of a measurement; of one that has grown by steps alone, no more than these."""
+    told: list[Measurement] = []
+
     def report(seen: Measurement) -> None:
+        before = told[-1] if told else None
         write_frame(frames, "stage", _stage(seen, options))
-        write_frame(frames, "measurement", seen.to_json())
+        if before is not None and before == replace(seen, steps=seen.steps[: len(before.steps)], spread=before.spread):
+            further = seen.steps[len(before.steps) :]
+            write_frame(frames, "steps", plain({"steps": further, "spread": seen.spread}))
+        else:
+            write_frame(frames, "measurement", seen.to_json())
+        told[:] = [seen]
 
     return report
 

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, get_args
 
-Kind = Literal["stage", "measurement", "done", "place", "refused", "failed"]
-"""Where the run is, in words; the measurement so far; the whole of it; what there is to measure on; an error of ours;
-another exception."""
+Kind = Literal["stage", "measurement", "steps", "done", "place", "refused", "failed"]
+"""Where the run is, in words; the measurement so far; further steps of it, with the spread of all; the whole of it;
+what there is to measure on; an error of ours; another exception."""
 
 _SIGN = b"\x1e"
 _KINDS = {kind.encode(): kind for kind in get_args(Kind)}

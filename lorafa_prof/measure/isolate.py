@@ -81,13 +81,23 @@ def measure_isolated(
     heard = converse(child or CHILD, request, timeout_s=timeout_s, stop=stop, on_stage=on_stage)
     if done := _answer(heard, "done"):
         return Ended(measurement=_placed(Measurement.from_json(done), options, place))
-    last = _body(heard.measurement)
-    reported = None if last is None else Measurement.from_json(last)
+    reported = _reported(heard)
     known = reported or Measurement(outcome="ok", run=run, versions=place.versions, environment={})
     refusal = _refusal(heard)
     outcome, text = _outcome(heard, timeout_s)
     ended = replace(known, outcome=outcome, error=text, exit_code=heard.exit_code)
     return Ended(measurement=_placed(ended, options, place), refusal=refusal, began=reported is not None)
+
+
+def _reported(heard: Heard) -> Measurement | None:
+    """Return the measurement as far as the child has told it."""
+    body = _body(heard.measurement)
+    if body is None:
+        return None
+    for further in filter(None, map(_body, heard.steps)):
+        body["steps"] += further["steps"]
+        body["spread"] = further["spread"]
+    return Measurement.from_json(body)
 
 
 def _placed(seen: Measurement, options: Mapping[str, Any], place: Place) -> Measurement:

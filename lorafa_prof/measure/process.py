@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Literal
 
 from lorafa_prof.measure.frames import Frame, read_frame
@@ -41,6 +41,8 @@ class Heard:
     """How far it said to be."""
     measurement: Frame | None = None
     """The last measurement that it reported whole."""
+    steps: list[Frame] = field(default_factory=list)
+    """Further steps of it."""
     answer: Frame | None = None
     """Its last word: "done", "place", "refused" or "failed"."""
     ended_by: EndedBy = "itself"
@@ -165,7 +167,9 @@ class _Conversation:
         if frame is None:
             return
         if frame.kind == "measurement":
-            self.heard.measurement = frame
+            self.heard.measurement, self.heard.steps = frame, []
+        elif frame.kind == "steps":
+            self.heard.steps.append(frame)
         elif frame.kind == "stage":
             with contextlib.suppress(ValueError):
                 self.heard.stage = str(frame.body())

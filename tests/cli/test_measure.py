@@ -137,6 +137,25 @@ def test_in_a_sweep_every_end_is_a_result(folder: Path, capsys: pytest.CaptureFi
     assert "lorafa-prof: 2/2 lora-fa, batch 2 x 64, rank 64: error: ValueError: the layers do not match" in err
 
 
+class Terminal(io.StringIO):
+    """Pretends to be one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage overwrites the one before; what stays is how it ended."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert main(command(folder, "well", "-o", "run.json")) == 0
+    *stages, end = terminal.getvalue().rstrip("\n").split("\r")
+    assert [line.rpartition(": ")[2] for line in stages if line.strip()] == [
+        "start", "start", *(f"step {number} of 4" for number in range(1, 5)),
+    ]  # fmt: skip
+    assert end == "lorafa-prof: 1/1 lora-fa, batch 1 x 64, rank 64: ok, peak allocated 8.00 MiB, 500.00 ms a step"
+
+
 def test_a_refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Alone it is the program's own, with its exit code; in a sweep it is recorded."""
     assert main(command(folder, "bad-input", "-o", "run.json")) == 2
@@ -182,6 +201,7 @@ def test_what_cannot_be_is_said_before_anything_is_measured(
     assert said in err
 
 
+@pytest.mark.slow
 def test_a_real_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing pretended: a tiny model on the CPU, one batch too large for the cap; the file is gone on with."""
     monkeypatch.chdir(tmp_path)

@@ -32,6 +32,8 @@ class Faults:
     """Takes pretended steps, and goes wrong where the model's name says so."""
 
     def place(self, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        if "FAULTS_NO_PLACE" in os.environ:
+            _sleep()
         if options["device"] != "cpu":
             raise DeviceError("no CUDA device; --device cpu measures there")
         return {"environment": ENVIRONMENT, "versions": {**VERSIONS, "bitsandbytes": "9.9"}}

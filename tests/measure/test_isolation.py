@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from lorafa_prof.errors import DeviceError, LorafaProfError
 from lorafa_prof.measure.frames import read_frame, write_frame
 from lorafa_prof.measure.isolate import Ended, Place, find_place, measure_isolated
 from lorafa_prof.measure.stop import Stop
-from lorafa_prof.results import Measurement
+from lorafa_prof.results import Measurement, run_to_json
+from lorafa_prof.specs import MethodSpec, RunSpec
 from tests.measure.faults import ENVIRONMENT, VERSIONS
 from tests.measure.runs import FAULTS, OPTIONS, faulty_run
+from tests.support.configs import model_spec, tiny_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Place(environment=ENVIRONMENT, versions=VERSIONS)
@@ -212,6 +215,30 @@ def test_the_child_goes_when_its_parent_is_killed(deeds: str, tmp_path: Path) ->
         assert wait_until_gone(child)
 
 
+@posix
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_the_child_goes_when_nobody_holds_its_stdin(tmp_path: Path) -> None:
+    """Where no signal tells of the parent's death, the end of the pipe does; what the child started goes too."""
+    environment = {
+        **os.environ, "FAULTS_GRANDCHILD": str(tmp_path / "pid"), "FAULTS_LOG": str(tmp_path / "log"),
+    }  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", FAULTS], cwd=ROOT, env=environment, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None
+        request = {"run": run_to_json(faulty_run("grandchild+hang")), "options": OPTIONS}
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
+        end = time.monotonic() + 30
+        while not (tmp_path / "log-hanging").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(10) == -signal.SIGKILL
+    assert wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
 # -- the place ---------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +261,25 @@ def test_a_child_that_cannot_even_start() -> None:
         find_place(OPTIONS, Stop(), child="tests.measure.no_such_module")
 
 
+def test_a_stop_while_the_place_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known, and nothing is wrong."""
+    monkeypatch.setenv("FAULTS_NO_PLACE", "1")
+    stop = Stop()
+    threading.Timer(0.5, stop.request).start()
+    assert find_place(OPTIONS, stop, child=FAULTS) is None
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "peft"])
+def test_a_package_that_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that installs it, and exit code 3."""
+    monkeypatch.setenv("MISSING_PACKAGE", package)
+    with pytest.raises(
+        LorafaProfError, match=rf"measuring needs {package}: pip install 'lorafa-prof\[torch\]'"
+    ) as caught:
+        find_place(OPTIONS, Stop(), child="tests.measure.without_package")
+    assert caught.value.exit_code == 3
+
+
 def test_the_light_half_imports_nothing_heavy() -> None:
     """Starting processes costs no torch."""
     code = (
@@ -241,6 +287,21 @@ def test_the_light_half_imports_nothing_heavy() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'transformers')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_real_harness_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing pretended: a tiny model on the CPU, whose device and versions agree with those found beforehand."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = model_spec("tiny", tiny_configs()["llama"])
+    run = RunSpec(model=model, method=MethodSpec(name="lora", rank=4), bs=2, seq=16)
+    place = find_place(OPTIONS, Stop())
+    assert place is not None
+    ended = measure_isolated(run, {**OPTIONS, "steps": 2}, place, Stop(), timeout_s=300)
+    seen = ended.measurement
+    assert (seen.outcome, len(seen.steps), seen.run) == ("ok", 2, run)
+    assert seen.memory is not None
+    assert seen.environment.items() >= place.environment.items()
+    assert place.versions.items() >= seen.versions.items()
 
 
 # -- frames ------------------------------------------------------------------------------------------------------
