@@ -77,7 +77,8 @@ def converse(
         events: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         conversation = _Conversation(process, events, on_stage)
         with stop.waking(lambda: events.put(b"")):
-            _ask(process, request)
+            # In a thread: a request is longer than a pipe holds, and the child may never read it.
+            threading.Thread(target=_ask, args=(process, request), daemon=True).start()
             return conversation.listen(timeout_s, stop)
     finally:
         _signal_group(process, _KILL)

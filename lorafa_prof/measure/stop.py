@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -46,7 +46,7 @@ class Stop:
         self._wake()
 
     @contextlib.contextmanager
-    def waking(self, wake: Callable[[], None]) -> Any:
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
         """Call `wake` at a request as long as this is entered; it runs in a signal handler."""
         self._wake = wake
         try:
