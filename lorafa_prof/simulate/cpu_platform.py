@@ -93,7 +93,13 @@ class Cpu:
 
     def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """See `Platform.workspaces`."""
-        return cpu_workspaces(call.kernel_call(str(call.func), DeviceTraits(None, None)), self.threads)
+        name = str(call.func)
+        found = cpu_workspaces(call.kernel_call(name, DeviceTraits(None, None)), self.threads)
+        if name.endswith(
+            ".Tensor"
+        ):  # Python makes a tensor of a number before it calls: host memory, whatever the device
+            return [workspace for workspace in found if workspace.name != "number"]
+        return found
 
     def new_process(self) -> NoLibraries:
         """See `Platform.new_process`."""
