@@ -12,7 +12,8 @@ from lorafa_prof.units import format_count, format_gib, gib
 
 Row = tuple[Cell | Scalar, ...]
 
-_PART_NAMES = {
+#: What people call the parts of the peak.
+PART_NAMES = {
     "weights_bytes": "base weights",
     "adapter_bytes": "adapters",
     "gradients_bytes": "gradients",
@@ -35,7 +36,7 @@ def method_name(name: str) -> str:
 
 def comparison_table(predictions: Sequence[Prediction]) -> Table:
     """Return one table with the methods as columns and the parts of the peak as rows, in GiB."""
-    rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in _PART_NAMES.items()]
+    rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in PART_NAMES.items()]
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
     rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))

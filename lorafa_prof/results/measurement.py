@@ -172,7 +172,9 @@ class Measurement:
             )
         try:
             ledger, run, memory, spread = (data.get(name) for name in ("ledger", "run", "memory", "spread"))
-            fields = {name: tuple(build(kind, item) for item in data[name]) for name, kind in _LISTS.items()}
+            fields: dict[str, Any] = {
+                name: tuple(build(kind, item) for item in data[name]) for name, kind in _LISTS.items()
+            }
             fields |= {name: data[name] for name in _SAME}
             fields |= {name: tuple(data[name]) for name in ("command", "assumptions", "unmodelled")}
             fields |= {

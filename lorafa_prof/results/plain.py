@@ -23,7 +23,8 @@ def build(kind: type[T], data: Any) -> T:
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"{kind.__name__} must be an object, not {type(data).__name__}")
-    hints = _type_hints(kind)
+    kind_of_fields: Any = kind  # mypy does not take a type[T] for hashable
+    hints = _type_hints(kind_of_fields)
     for name, value in data.items():
         if name in hints and not _is_of(value, hints[name]):
             shown = value[:40] if isinstance(value, str) else type(value).__name__
@@ -32,7 +33,7 @@ def build(kind: type[T], data: Any) -> T:
 
 
 @functools.cache
-def _type_hints(kind: type[Any]) -> dict[str, Any]:
+def _type_hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
