@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.ledger import Ledger, MemoryItem
+from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import (
     PART_FIELDS,
     Comparison,
@@ -257,12 +257,16 @@ Place = tuple[str, str]
 def _item_differences(observed: Ledger | None, predicted: Ledger | None) -> list[ItemDifference]:
     """Return where the ledgers differ, the largest difference first.
 
-    A module whose tensors take the same bytes on both sides does not differ, whatever they are called: not every
-    device tells which operator made a block. Where a module's names have nothing in common, it is compared as a whole.
+    A category with the same bytes on both sides leaves nothing to explain, nor does a module within it, whatever its
+    tensors are called: not every device tells which operator made a block. Where a module's names have nothing in
+    common, it is compared as a whole.
     """
     if observed is None or predicted is None:
         return []
-    seen, said = _by_place(observed.items), _by_place(predicted.items)
+    differ = {category.value for category in Category if observed.total(category) != predicted.total(category)}
+    seen, said = (
+        _by_place(item for item in ledger.items if item.category.value in differ) for ledger in (observed, predicted)
+    )
     found: list[ItemDifference] = []
     for place in dict.fromkeys([*seen, *said]):
         left, right = seen.get(place, {}), said.get(place, {})

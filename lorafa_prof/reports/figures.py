@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 #: alike (after Okabe and Ito), dark and light alternate and no two hatches are the same, for print in grey.
 _LOOKS: Mapping[str, tuple[str, str]] = {
     "weights_bytes": ("#004c7a", ""),
-    "adapter_bytes": ("#f0e442", "...."),
-    "gradients_bytes": ("#d55e00", "////"),
-    "optimizer_bytes": ("#9fd7f5", "----"),
-    "activations_bytes": ("#008060", "xxxx"),
-    "logits_bytes": ("#f2c0dc", "\\\\\\\\"),
-    "temporaries_bytes": ("#8a5a00", "++++"),
+    "adapter_bytes": ("#f0e442", "..."),
+    "gradients_bytes": ("#d55e00", "///"),
+    "optimizer_bytes": ("#9fd7f5", "---"),
+    "activations_bytes": ("#008060", "xx"),
+    "logits_bytes": ("#f2c0dc", "\\\\\\"),
+    "temporaries_bytes": ("#8a5a00", "++"),
     "workspace_bytes": ("#dddddd", "oo"),
 }
 _NO_PART = ("#ffffff", "")
+#: Hatches and edges on these are white, on the others black.
+_DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")
 
 Bar = tuple[str, Mapping[str, float | None], float | None, float | None]
 """(label, parts, peak allocated, peak reserved), bytes."""
@@ -95,7 +97,7 @@ def _draw(axes: Axes, groups: Sequence[tuple[str, Sequence[Bar]]]) -> None:
     place = 0.0
     for name, bars in groups:
         middle = place + (len(bars) - 1) / 2
-        axes.text(middle, -0.17, name, ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=9)
+        axes.text(middle, -0.13, name, ha="center", va="top", transform=axes.get_xaxis_transform(), fontsize=9)
         for bar in bars:
             _draw_bar(axes, place, bar, scale, top)
             ticks.append((place, bar[0]))
@@ -123,7 +125,7 @@ _MORE = ("in no part", "peak reserved")
 def _draw_bar(axes: Axes, place: float, bar: Bar, scale: int, top: float) -> None:
     _, parts, peak, reserved = bar
     if peak is None:
-        axes.text(place, 0, "no peak", ha="center", va="bottom", fontsize=8, rotation=90)
+        axes.text(place, top * 0.015, "no peak", ha="center", va="bottom", fontsize=8, rotation=90)
         return
     bottom = 0.0
     rest = peak - sum(size for size in parts.values() if size is not None)
@@ -131,8 +133,8 @@ def _draw_bar(axes: Axes, place: float, bar: Bar, scale: int, top: float) -> Non
     for label, size, (color, hatch) in [*stack, ("in no part", rest, _NO_PART)]:
         if size > 0:
             axes.bar(
-                place, size / scale, 0.8, bottom, color=color, hatch=hatch, edgecolor="black", linewidth=0.6,
-                label=label,
+                place, size / scale, 0.8, bottom, color=color, hatch=hatch, linewidth=0.6, label=label,
+                edgecolor="white" if color in _DARK else "black",
             )  # fmt: skip
             bottom += size / scale
     if reserved is not None:
@@ -141,4 +143,9 @@ def _draw_bar(axes: Axes, place: float, bar: Bar, scale: int, top: float) -> Non
             label="peak reserved",
         )  # fmt: skip
     above = max(bottom, (reserved or 0) / scale)
-    axes.text(place, above + top * 0.015, f"{peak / scale:,.2f}", ha="center", va="bottom", fontsize=8)
+    axes.text(place, above + top * 0.015, _amount(peak / scale), ha="center", va="bottom", fontsize=8)
+
+
+def _amount(size: float) -> str:
+    """Return a size with two decimals; one that is there is never shown as none."""
+    return "<0.01" if 0 < size < 0.005 else f"{size:,.2f}"

@@ -174,7 +174,7 @@ class Comparison:
             fields["rows"] = tuple(_row(row) for row in data["rows"])
             fields["sides"] = tuple(_side(side) for side in data["sides"])
             return build(cls, fields)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(f"not a comparison: {type(error).__name__}: {error}") from error
 
 

@@ -93,7 +93,7 @@ class Prediction:
                 "ledger": None if ledger is None else ledger_from_json(ledger),
             }
             return build(cls, fields)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(f"not a prediction: {type(error).__name__}: {error}") from error
 
 
