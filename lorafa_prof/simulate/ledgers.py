@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
-from lorafa_prof.simulate.modules import LOSS
+from lorafa_prof.simulate.recording import RECOMPUTE
 from lorafa_prof.simulate.trace import Block, Trace
+from lorafa_prof.workload.naming import LOSS
 
 #: What people call the phases that have another name in the trace.
 _PHASES = {"optimizer": "optimizer step"}
@@ -29,14 +30,15 @@ def ledger_at(trace: Trace, position: int, sizes: Mapping[int, int]) -> Ledger:
     for number, size in sizes.items():
         groups.setdefault(_kind(trace.blocks[number]), []).append(size)
     event = trace.events[position]
-    moment = _moment(trace.blocks[event if event >= 0 else ~event])
-    return Ledger(moment, tuple(_item(*group) for group in groups.items()))
+    born = trace.blocks[event if event >= 0 else ~event]
+    return Ledger(moment(born), tuple(_item(*group) for group in groups.items()))
 
 
 def saved_bytes(trace: Trace) -> int:
-    """Return what autograd keeps at the end of the last forward, unrounded; the batch is not among it."""
+    """Return what autograd keeps at the end of the last forward, unrounded; not the batch, nor the loss."""
+    kept = (Category.ACTIVATIONS, Category.LOGITS)
     alive = _alive_before(trace, "backward")
-    return sum(b.nbytes for b in alive if b.phase == "forward" and b.category is not Category.WORKSPACES)
+    return sum(b.nbytes for b in alive if b.phase == "forward" and b.category in kept and b.name != LOSS)
 
 
 def gradient_bytes(trace: Trace, rounded: Callable[[int], int]) -> int:
@@ -50,10 +52,11 @@ def _alive_before(trace: Trace, phase: str) -> list[Block]:
     return [trace.blocks[number] for number in trace.alive_at(trace.position(phase) - 1)]
 
 
-def _moment(block: Block) -> str:
+def moment(block: Block) -> str:
+    """Return where in the step a block was born, in words: "recompute: model.layers.0.mlp"."""
     phase = _PHASES.get(block.phase, block.phase)
-    if (block.phase, block.module) == ("backward", LOSS):
-        phase = "loss backward"
+    if block.module == LOSS:
+        phase = {"forward": "loss", "backward": "loss backward"}.get(block.phase, phase)
     return f"{phase}: {block.module}" if block.module else phase
 
 
@@ -62,8 +65,10 @@ Kind = tuple[str, str, Category, tuple[int, ...], str, int]
 
 def _kind(block: Block) -> Kind:
     """Return what blocks of alike layers have in common; * stands for the layer's number."""
-    module = ".".join("*" if part.isdigit() else part for part in block.module.split("."))
-    name = f"{block.op}, {block.phase}" if block.phase in ("backward", "optimizer") else block.op
+    path = block.owner if block.name else block.module
+    module = ".".join("*" if part.isdigit() else part for part in path.split("."))
+    made = f"{block.op}, {block.phase}" if block.phase in ("backward", RECOMPUTE, "optimizer") else block.op
+    name = block.name or made
     return module, name, block.category, block.shape, block.dtype, block.nbytes
 
 
