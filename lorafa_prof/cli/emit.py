@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
 
 FORMATS = ("table", "json", "csv", "markdown")
-_BY_SUFFIX = {".json": "json", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
+SUFFIX_FORMATS = {".json": "json", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
 #: Width of text that goes to a file, or to a pipe whose reader's width is not known.
 PLAIN_WIDTH = 100
 #: For terminals and pipes whose encoding lacks the few signs that we print beyond ASCII.
@@ -67,7 +67,7 @@ def emit(
         format: one of `FORMATS`, or None to let the file's suffix decide.
         output: a file, or None for stdout.
     """
-    chosen = format or _BY_SUFFIX.get(Path(output or "").suffix.lower(), "table")
+    chosen = format or SUFFIX_FORMATS.get(Path(output or "").suffix.lower(), "table")
     if chosen == "json":
         text = render_json(document())
     elif chosen == "csv":

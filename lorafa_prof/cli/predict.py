@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.options import allocator_conf, run_options, run_spec
+from lorafa_prof.cli.options import allocator_conf, name_list, run_options, run_spec
 from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def command(
     from lorafa_prof.catalog import load_device, load_model
 
     model = load_model(options.pop("model"))
-    devices = [load_device(name) for name in _names(gpus_asked)]
+    devices = [load_device(name) for name in name_list(gpus_asked)]
 
     def run_of(name: str) -> RunSpec:
         return run_spec(model, name, **options)
@@ -93,14 +93,14 @@ def command(
     if engine == "analytic":
         from lorafa_prof.analytic import predict
 
-        predictions = _predictions(_names(methods), lambda name: predict(run_of(name), devices))
+        predictions = _predictions(name_list(methods), lambda name: predict(run_of(name), devices))
     else:
         from lorafa_prof.cli.engines import simulating
 
-        if snapshot and len(_names(methods)) != 1:
+        if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
         predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
-        predictions = _predictions(_names(methods), lambda name: predict_one(run_of(name)))
+        predictions = _predictions(name_list(methods), lambda name: predict_one(run_of(name)))
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
@@ -126,18 +126,6 @@ def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
     for name, refusal in refusals.items():
         click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
     return [answer for answer in answers.values() if not isinstance(answer, _REFUSALS)]
-
-
-def _names(values: tuple[str, ...]) -> list[str]:
-    """Return the names of a repeatable option whose values may be comma lists, each once.
-
-    Raises:
-        BadInputError: an empty name, as an unset variable of a script leaves it.
-    """
-    names = [name.strip() for value in values for name in value.split(",")]
-    if not all(names):
-        raise BadInputError("an empty name among the values of --method or --gpu")
-    return list(dict.fromkeys(names))
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

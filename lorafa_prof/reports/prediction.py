@@ -39,7 +39,7 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in PART_NAMES.items()]
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
-    rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
+    rows.append(_row("reached in", predictions, lambda p: moment_cell(p.memory.peak_moment)))
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
         rows.append(_row("  beyond allocated", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
@@ -187,7 +187,8 @@ def _size(nbytes: int | None, *, strong: bool = False, digits: int = 2) -> Cell:
     return Cell(text=format_gib(nbytes, digits), value=nbytes, tone="strong" if strong else "plain")
 
 
-def _moment(moment: str) -> Cell:
+def moment_cell(moment: str) -> Cell:
+    """Return the phase and module of a peak, the module by the last part of its name."""
     phase, _, module = moment.partition(": ")
     return Cell(text=phase if module in ("", "loss") else f"{phase} {module.rsplit('.', 1)[-1]}", value=moment)
 
