@@ -189,6 +189,21 @@ class TestOnTheCpu:
         assert peak is not None
         assert (peak.error(0) or 0) > 16 * MIB  # cuBLAS workspaces, which the CPU has not
 
+    @pytest.mark.parametrize(("family", "method"), [("llama", "lora-fa"), ("gpt2", "full")])
+    def test_a_real_step(self, capsys: pytest.CaptureFixture[str], write: Any, family: str, method: str) -> None:
+        """Measured here and now: every part of the peak, its moment and every byte of it are as simulated."""
+        from lorafa_prof.measure.harness import Options, measure
+
+        seen = measure(run_of(family, method), Options(device="cpu", steps=1, warmup=1))
+        capsys.readouterr()  # torch's profiler talks
+        [found], err = compared(capsys, write(seen), "--engine", "simulate", "--tolerance", "0")
+        assert err == ""
+        [side] = found.sides
+        assert (side.peak_moment, side.unexplained_bytes, side.items) == (found.peak_moment, 0, ())
+        parts = [row for row in found.rows if row.section == "parts"]
+        assert [row.error(0) for row in parts] == [0] * len(parts)
+        assert side.version_differences == ()
+
     def test_threads_have_to_be_known(self, capsys: pytest.CaptureFixture[str], write: Any, run: RunSpec) -> None:
         """They decide the size of buffers."""
         for threads, said in ((None, "does not say"), (0, "between 1 and"), ("2", "must be an integer")):
