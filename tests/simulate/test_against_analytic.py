@@ -13,8 +13,9 @@ import pytest
 from lorafa_prof.analytic import predict
 from lorafa_prof.catalog import load_model
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.engine import moment, predict as simulate
+from lorafa_prof.simulate.engine import predict as simulate
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.ledgers import moment
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.specs import MethodSpec, RunSpec
