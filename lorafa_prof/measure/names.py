@@ -78,7 +78,7 @@ def names_of_gradients(model: Any) -> Names:
     """Return the names of the gradients that are there."""
     return {
         address_of(p.grad): _renamed(Name.of(path, p.grad, Category.GRADIENTS), "gradient of {}")
-        for path, p in model.named_parameters()
+        for path, p in [*model.named_parameters(), *model.named_buffers()]
         if p.grad is not None
     }
 
