@@ -25,8 +25,9 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
-    is gone when the step is over, which is looked at; a model that keeps something is stepped a second time. The
-    optimizer always steps twice on the same gradients, since its first step alone makes the states.
+    is gone when the step is over, which is looked at. Otherwise a second step is recorded, and is what repeats if it
+    keeps nothing: bitsandbytes casts the biases of 4-bit layers in their first forward, once and for all. The optimizer
+    always steps twice on the same gradients, since its first step alone makes the states.
 
     Args:
         run: the configuration.
@@ -45,7 +46,9 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)
             if not recording.again:
-                _steps(recorder, work)
+                _, again = _steps(recorder, work)
+                recording = _recording(recorder, work, first, again)
+            if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
 
