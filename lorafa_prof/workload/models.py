@@ -71,10 +71,11 @@ def _attention(run: RunSpec, hf_config: Any) -> str:
 
 
 def _make_windows_idle(config: dict[str, Any], run: RunSpec) -> None:
-    # Flash attention looks back through a window without a mask. For sdpa transformers makes one, of (seq, seq), as
-    # soon as the window is no longer than the sequence, even where nothing lies outside of it: at equal length.
+    # Flash attention takes a window as a number, and keeps what it keeps without one. For sdpa, which stands for it
+    # here, transformers makes a mask of (seq, seq) as soon as the window is no longer than the sequence, and another
+    # kernel runs. What a window leaves out changes no size.
     window = config.get("sliding_window")
-    if window is not None and window == run.seq:
+    if window is not None and window <= run.seq:
         config["sliding_window"] = run.seq + 1
 
 

@@ -98,6 +98,14 @@ def test_quantised_weights(family: str, method: str, quant: Any, options: dict[s
     assert simulated_peak(run) == closed_form(run)
 
 
+@pytest.mark.parametrize("family", ["mistral-window", "gemma3_text-window"])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": "full"}], ids=["plain", "checkpointing"])
+def test_windows_of_flash_attention(family: str, options: dict[str, Any]) -> None:
+    """A window that is shorter than the sequence costs flash attention nothing: no mask, no other kernel."""
+    run = run_of(family, "lora", attn="flash", layers=5, changes={"vocab_size": 6000}, **options)
+    assert simulated_peak(run) == closed_form(run)
+
+
 def test_autocast_of_repeated_heads() -> None:
     """With a mask, and one key/value head for all: autocast copies the head once a query head, though it is a view."""
     changes = {"vocab_size": 6000, "num_key_value_heads": 1}
