@@ -66,7 +66,7 @@ class StepPlan:
     @cached_property
     def table_elements(self) -> int:
         """Elements of the input embedding table, unless the output head shares it."""
-        if self.run.model.tie_word_embeddings:
+        if self.run.model.tie_word_embeddings and self.run.model.task != "seq-cls":  # which has a head of its own
             return 0
         return self.run.model.vocab_size * self.run.model.hidden_size
 

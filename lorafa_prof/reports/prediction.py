@@ -109,12 +109,22 @@ def explain_table(prediction: Prediction, limit: int = 40) -> Table:
         ),
         rows=tuple(rows),
         sections=tuple(sections[1:]),
-        notes=(
-            f"b = {run.bs}, s = {run.seq}; * stands for the layer's number, xN for how many there are.",
-            "Each tensor is rounded up to 512 B.",
-        ),
+        notes=_explain_notes(prediction),
         keys=2,
     )
+
+
+def _explain_notes(prediction: Prediction) -> tuple[str, ...]:
+    """Return how the explanation is to be read: closed forms have formulas, a simulation has sizes and blocks."""
+    run = prediction.run
+    alike = "* stands for the layer's number, xN for how many there are."
+    if prediction.engine == "simulate":
+        return (
+            f"For batch {run.bs} x {run.seq} tokens; {alike}",
+            "Bytes are what one tensor asks for; GiB are the allocator's blocks, rounded up to 512 B or further.",
+            "What has no name of its own is named by the operator that made it, and the pass in which it did.",
+        )
+    return (f"b = {run.bs}, s = {run.seq}; {alike}", "Each tensor is rounded up to 512 B.")
 
 
 def _heading(category: Category) -> Cell:

@@ -16,7 +16,7 @@ from lorafa_prof.simulate.modules import LOSS
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
-from lorafa_prof.simulate.recording import Recording
+from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.specs import DeviceSpec, RunSpec
@@ -119,7 +119,7 @@ class Simulation:
         groups: dict[Kind, list[int]] = {}
         for number, size in sizes.items():
             groups.setdefault(_kind(blocks[number]), []).append(size)
-        return Ledger(_moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
+        return Ledger(moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
 
     def memory(self) -> Memory:
         """Return the parts of the peak, and the peaks of all four memories."""
@@ -158,9 +158,10 @@ class Simulation:
         )
 
     def _saved_bytes(self) -> int:
-        """Bytes that autograd keeps at the end of the last forward, unrounded; the batch is not among them."""
+        """Bytes that autograd keeps at the end of the last forward, unrounded; not the batch, nor the loss."""
+        kept = (Category.ACTIVATIONS, Category.LOGITS)
         alive = self._alive_before("backward")
-        return sum(b.nbytes for b in alive if b.phase == "forward" and b.category is not Category.WORKSPACES)
+        return sum(b.nbytes for b in alive if b.phase == "forward" and b.category in kept and b.name != LOSS)
 
     def _gradient_bytes(self) -> int:
         alive = self._alive_before("optimizer")
@@ -251,10 +252,11 @@ _UNMEASURED = (
 _PHASES = {"optimizer": "optimizer step"}
 
 
-def _moment(block: Block) -> str:
+def moment(block: Block) -> str:
+    """Return where in the step a block was born, in words: "recompute: model.layers.0.mlp"."""
     phase = _PHASES.get(block.phase, block.phase)
-    if (block.phase, block.module) == ("backward", LOSS):
-        phase = "loss backward"
+    if block.module == LOSS:
+        phase = {"forward": "loss", "backward": "loss backward"}.get(block.phase, phase)
     return f"{phase}: {block.module}" if block.module else phase
 
 
@@ -263,8 +265,10 @@ Kind = tuple[str, str, Category, tuple[int, ...], str, int]
 
 def _kind(block: Block) -> Kind:
     """Return what blocks of alike layers have in common; * stands for the layer's number."""
-    module = ".".join("*" if part.isdigit() else part for part in block.module.split("."))
-    name = f"{block.op}, {block.phase}" if block.phase in ("backward", "optimizer") else block.op
+    path = block.owner if block.name else block.module
+    module = ".".join("*" if part.isdigit() else part for part in path.split("."))
+    made = f"{block.op}, {block.phase}" if block.phase in ("backward", RECOMPUTE, "optimizer") else block.op
+    name = block.name or made
     return module, name, block.category, block.shape, block.dtype, block.nbytes
 
 

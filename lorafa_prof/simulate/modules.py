@@ -73,6 +73,17 @@ class ModulePaths:
         node: Any = torch._C._current_autograd_node()
         return str(node.metadata.get("module", "")) if node is not None else ""
 
+    @property
+    def recomputing(self) -> bool:
+        """Whether the backward pass is running a forward once more, as checkpointing does.
+
+        No formula of autograd runs inside a module, nor with gradients enabled. What runs with them and without a node
+        is the caller of backward.
+        """
+        if torch._C._current_autograd_node() is None:
+            return False
+        return bool(self.stack) or torch.is_grad_enabled()
+
     def _as_module(self, loss_function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self._label((args, kwargs), self.current)

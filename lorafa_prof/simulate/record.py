@@ -20,6 +20,9 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.quantized import quantization_state
 
+#: What PEFT has in the names of parameters that it adds: adapters, and copies of modules that it trains.
+_OF_ADAPTERS = ("lora_", "vera_", "modules_to_save")
+
 
 def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
     """Build the run's model, adapters and optimizer on meta and record a step of them.
@@ -69,15 +72,16 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     recorder.enter_phase("forward")
     loss = work.loss()
     recorder.settle([loss], Category.LOGITS)
+    recorder.name(loss, LOSS, LOSS)
+    _settle_replaced(recorder, work)
     recorder.settle_alive(["forward"], Category.ACTIVATIONS)
     recorder.enter_phase("backward")
     loss.backward()
-    recorder.settle([p.grad for p in work.model.parameters() if p.grad is not None], Category.GRADIENTS)
+    _settle_gradients(recorder, work)
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.optimizer.step()
-    states = [value for state in work.optimizer.state.values() for value in state.values()]
-    recorder.settle([s for s in states if isinstance(s, torch.Tensor)], Category.OPTIMIZER)
+    _settle_states(recorder, work)
     recorder.enter_phase("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)
     del loss
@@ -88,16 +92,49 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
 
 def _adopt(recorder: Recorder, work: Workload) -> None:
     """Count what is there before the first step, module by module as it is loaded, adapters after the base."""
-    adapters: list[tuple[str, torch.Tensor]] = []
-    weights: list[tuple[str, torch.Tensor]] = []
-    for path, module in work.model.named_modules():
+    for category, named in _held_by_modules(work.model).items():
+        recorder.adopt(named, category)
+    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+
+
+def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, torch.Tensor]]]:
+    """Return the parameters and buffers of the base and those of the adapters, by name."""
+    held: dict[Category, list[tuple[str, torch.Tensor]]] = {Category.WEIGHTS: [], Category.ADAPTERS: []}
+    for path, module in model.named_modules():
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         for name, tensor in [*own, *quantization_state(path, module)]:
-            is_adapter = "lora_" in name or "vera_" in name
-            (adapters if is_adapter else weights).append((short_name(name), tensor))
-    recorder.adopt(weights, Category.WEIGHTS)
-    recorder.adopt(adapters, Category.ADAPTERS)
-    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+            is_adapter = any(part in name for part in _OF_ADAPTERS)
+            held[Category.ADAPTERS if is_adapter else Category.WEIGHTS].append((short_name(name), tensor))
+    return held
+
+
+def _settle_replaced(recorder: Recorder, work: Workload) -> None:
+    """Count what the forward has put in a parameter's place as one: bitsandbytes casts a bias to its input's dtype."""
+    for category, named in _held_by_modules(work.model).items():
+        recorder.settle((tensor for _, tensor in named), category)
+
+
+def _settle_gradients(recorder: Recorder, work: Workload) -> None:
+    for path, parameter in work.model.named_parameters():
+        if parameter.grad is not None:
+            module, _, leaf = short_name(path).rpartition(".")
+            recorder.settle([parameter.grad], Category.GRADIENTS)
+            recorder.name(parameter.grad, module, f"gradient of {leaf}")
+
+
+def _settle_states(recorder: Recorder, work: Workload) -> None:
+    """Count the optimizer's states, each as its parameter's; tables that all of them share are nobody's."""
+    trained = {path: p for path, p in work.model.named_parameters() if p.requires_grad}
+    paths = {p: path for path, p in trained.items()}
+    states: dict[Any, dict[str, Any]] = work.optimizer.state
+    for key, state in states.items():
+        # PEFT's LoRA-FA goes by names: for a pair of adapters by what they have in common, and only B is trained
+        path = next(path for path in trained if path.startswith(key)) if isinstance(key, str) else paths[key]
+        module = short_name(path).rpartition(".")[0]
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                recorder.settle([value], Category.OPTIMIZER)
+                recorder.name(value, module, name)
 
 
 def _settle_logits(recorder: Recorder, work: Workload) -> None:
@@ -105,8 +142,8 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
     vocabulary = work.run.model.vocab_size
     head = next((short_name(n) for n, m in work.model.named_modules() if m is _output_head(work.model)), None)
     for raw in recorder.unsettled(Category.ACTIVATIONS):
-        wide = raw.shape[-1:] == (vocabulary,) and raw.module in ("", head)
-        if raw.module == LOSS or wide:
+        outermost = raw.module == "" or (head is not None and f"{raw.module}.".startswith(f"{head}."))
+        if raw.module == LOSS or (outermost and raw.shape[-1:] == (vocabulary,)):
             raw.category = Category.LOGITS
 
 

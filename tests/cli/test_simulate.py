@@ -149,6 +149,32 @@ def test_explain_names_modules_and_operators(capsys: pytest.CaptureFixture[str],
     out = capsys.readouterr().out
     assert "model.layers.*.mlp.down_proj.lora_A.default: weight" in out
     assert "cuBLAS workspace" in out
+    assert "For batch 2 x 64 tokens" in out
+    assert "b = 2" not in out
+
+
+def test_explain_names_states_and_gradients(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """As what they are, in the module of their parameter."""
+    [data] = predicted(capsys, llama, "--method", "full", "--checkpointing", "full", "--attn", "eager", "--seq", "256")
+    items = {(i["module"], i["tensor"]): i["category"] for i in data["ledger"]["items"]}
+    projection = "model.layers.*.mlp.down_proj"
+    assert items[projection, "exp_avg"] == items[projection, "exp_avg_sq"] == "optimizer"
+    assert items["lm_head", "gradient of weight"] == "gradients"
+    assert not any(tensor.startswith("zeros_like") for (_, tensor), kind in items.items() if kind == "optimizer")
+
+
+def test_recomputation_is_a_phase(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """With the names that closed forms have for phases; what is kept of it is activations, as they say."""
+    args = ("--method", "lora", "--checkpointing", "full", "--attn", "eager", "--seq", "256")
+    [data] = predicted(capsys, llama, *args)
+    memory = data["memory"]
+    assert main(["predict", *command(llama, *args)[3:], "--format", "json"]) == 0
+    closed = json.loads(capsys.readouterr().out)["predictions"][0]["memory"]
+    assert set(memory["moments"]) == set(closed["moments"])
+    assert memory["peak_moment"].startswith(("recompute: ", "backward: "))
+    assert memory["peak_moment"].startswith(closed["peak_moment"])
+    assert memory["saved_activations_bytes"] == closed["saved_activations_bytes"]
+    assert memory["activations_bytes"] == pytest.approx(closed["activations_bytes"], rel=0.05)  # blocks are larger
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.tape import ACTIVATIONS, LOGITS, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import ACTIVATIONS, INPUT, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ModelSpec, RunSpec
 
@@ -175,7 +175,7 @@ def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
     """With adapters and checkpointing, `enable_input_require_grads` makes the embedding's output a trained leaf."""
     if builder.full or builder.run.checkpointing == "none":
         return x
-    leaf = Parameter(builder.tape, "embedding output", x.shape, x.dtype, trained=True, kind="input")
+    leaf = Parameter(builder.tape, "embedding output", x.shape, x.dtype, trained=True, kind=INPUT)
     leaf.storage = x.storage
     return leaf
 
@@ -209,9 +209,3 @@ def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int, *, single: bool =
     loss = ops.cross_entropy(flat, shifted)
     del padded, shifted
     return loss
-
-
-def mark_logits(tape: Tape, since: int) -> None:
-    """Count every storage born since item `since` as logits and loss."""
-    for item in tape.items[since:]:
-        item.category = LOGITS

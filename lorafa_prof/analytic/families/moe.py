@@ -17,7 +17,6 @@ from lorafa_prof.analytic.families.common import (
     causal_lm_loss,
     causal_mask,
     make_batch,
-    mark_logits,
     not_modelled,
     position_ids,
     require_input_grad,
@@ -147,13 +146,10 @@ class MixtureOfExperts:
         self.batch = ids, labels = make_batch(tape, self.spec.task)
         with tape.scope("model"):
             hidden = self._hidden(ids)
-        since = len(tape.items)
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
-        mark_logits(tape, since)
-        return loss
+            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         tape = ids.tape

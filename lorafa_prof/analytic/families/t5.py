@@ -18,7 +18,6 @@ from lorafa_prof.analytic.families.common import (
     activation,
     causal_mask,
     make_batch,
-    mark_logits,
     not_modelled,
     require_input_grad,
     run_layers,
@@ -262,14 +261,12 @@ class T5:
         encoded = self.encoder(ids, self.table)
         decoder_ids = tape.new("decoder input ids", ("b", "s"), "int64")
         decoded = x = self.decoder(decoder_ids, self.table, encoded)
-        since = len(tape.items)
         if self.spec.config.get("tie_word_embeddings") is not False:
             x = ops.scale(decoded, "scaled decoder output")
         logits = self.head(x)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = ops.cross_entropy(ops.view(logits, "b", "s", self.spec.vocab_size), labels)
-        mark_logits(tape, since)
         del encoded, decoded, x, logits  # they live as long as the loss is computed
         return loss
 

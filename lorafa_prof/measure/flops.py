@@ -1,0 +1,129 @@
+"""Floating-point operations of a step, counted operator by operator while it runs on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from lorafa_prof.measure.marks import ModuleMarks
+from lorafa_prof.measure.timing import Work
+from lorafa_prof.measure.trace import RECOMPUTE
+from lorafa_prof.workload import Workload
+from lorafa_prof.workload.naming import counted_parameters
+
+aten = torch.ops.aten
+Shape = Sequence[int]
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Five products: fused kernels make the scores again."""
+    return int(sdpa_backward_flop_count(grad, query, key, value))
+
+
+def _attention_backward_needed(grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
+    """Four products, two for each of the forward's: what the gradients need when the scores are kept."""
+    del grad
+    return 2 * int(sdpa_flop_count(query, key, value))
+
+
+def _grouped_product(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    """Rows of a, each against one of b's matrices; or, where both have two dimensions, sums over groups of rows."""
+    return 2 * math.prod(a) * b[-1]
+
+
+def _product_4bit(a: Shape, packed: Shape, shape: Shape, *_: Any, **__: Any) -> int:
+    del packed
+    return 2 * math.prod(a) * shape[0]
+
+
+def _product_8bit(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(a) * b[0]
+
+
+_BACKWARDS = (
+    aten._scaled_dot_product_efficient_attention_backward,
+    aten._scaled_dot_product_flash_attention_backward,
+    aten._scaled_dot_product_cudnn_attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+)
+
+
+_QUANTIZED: dict[str, Any] = {
+    "gemm_4bit": _product_4bit, "gemv_4bit": _product_4bit, "int8_linear_matmul": _product_8bit
+}  # fmt: skip
+
+
+def _beyond_torch() -> dict[Any, Any]:
+    """Return formulas for operators that torch's table leaves out, those of bitsandbytes if it has been imported."""
+    formulas: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        aten._grouped_mm: _grouped_product,
+    }
+    quantized: dict[str, Any] = {
+        "gemm_4bit": _product_4bit,
+        "gemv_4bit": _product_4bit,
+        "int8_linear_matmul": _product_8bit,
+    }
+    for name, formula in quantized.items():
+        if hasattr(torch.ops.bitsandbytes, name):
+            formulas[getattr(torch.ops.bitsandbytes, name)] = formula
+    return formulas
+
+
+def count_work(work: Workload) -> Work:
+    """Run forward and backward once more, and return the operations and tokens of a step."""
+    beyond = _beyond_torch()
+    executed = FlopCounterMode(display=False, custom_mapping=beyond)
+    needed = FlopCounterMode(
+        display=False, custom_mapping={**beyond, **dict.fromkeys(_BACKWARDS, _attention_backward_needed)}
+    )
+    again = _Share(needed)
+    with executed, needed, ModuleMarks(work.model, again.tell) as marks:
+        loss = work.loss()
+        marks.enter_phase("backward")
+        loss.backward()
+        marks.enter_phase("end")
+    del loss
+    work.optimizer.zero_grad(set_to_none=True)
+    tokens = work.run.bs * work.run.seq
+    return Work(
+        tokens=tokens,
+        model_flops=int(needed.get_total_flops()) - again.flops,
+        executed_flops=int(executed.get_total_flops()),
+        model_flops_6n=6 * (counted_parameters(work.model)["total"] - _table_elements(work.model)) * tokens,
+    )
+
+
+class _Share:
+    """Counts what runs in a recomputation."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self._counter = counter
+        self._phase = ""
+        self._before = 0
+        self.flops = 0
+
+    def tell(self, phase: str, module: str) -> None:
+        """Say which phase the step is in."""
+        del module
+        now = int(self._counter.get_total_flops())
+        if self._phase == RECOMPUTE:
+            self.flops += now - self._before
+        self._phase, self._before = phase, now
+
+
+def _table_elements(model: Any) -> int:
+    """Elements of the input embedding table, unless the output head multiplies by it."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is table.weight:
+        return 0
+    return int(table.weight.numel())

@@ -1,0 +1,230 @@
+"""One configuration measured in this process: warm-up, timed steps without any tracing, and one traced step."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lorafa_prof.ledger import Category
+from lorafa_prof.measure.attribution import Attribution
+from lorafa_prof.measure.devices import Clock, Device, open_device
+from lorafa_prof.measure.flops import count_work
+from lorafa_prof.measure.marks import ModuleMarks
+from lorafa_prof.measure.names import Name, Names, address_of, names_of_gradients, names_of_model, names_of_states
+from lorafa_prof.measure.timing import spread, throughput
+from lorafa_prof.measure.trace import Levels, StepTrace, Tell
+from lorafa_prof.results import PART_FIELDS, Measurement, Memory, StepTime
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload
+from lorafa_prof.workload.naming import counted_parameters, short_name
+from lorafa_prof.workload.step import training_step
+from lorafa_prof.workload.versions import installed_versions
+
+Report = Callable[[Measurement], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to measure."""
+
+    device: str = "cuda"
+    """"cuda", "cuda:1", "cpu"."""
+    steps: int = 10
+    """Timed steps."""
+    warmup: int = 3
+    """Steps before: the first makes the optimizer's states, and libraries choose their kernels."""
+    trace: bool = True
+    cap_bytes: int | None = None
+    """Memory of a smaller card to emulate."""
+    peak_flops: float | None = None
+    """Dense peak of the device in the run's dtype, FLOP/s; without it there is no MFU."""
+
+
+def measure(run: RunSpec, options: Options, report: Report = lambda measurement: None) -> Measurement:
+    """Take real training steps of `run` and return what was observed.
+
+    Args:
+        run: the configuration.
+        options: how to measure.
+        report: is told the measurement as far as it has come, after each stage and each timed step.
+
+    Raises:
+        UnsupportedError: what no real step is built for.
+        BadInputError: options that contradict each other, or no such device.
+        DeviceError: the device is not there, or cannot do it.
+        torch.OutOfMemoryError: the device's memory is full.
+    """
+    device = open_device(options.device, options.cap_bytes)
+    seen = Measurement(
+        outcome="ok",
+        run=run,
+        versions={
+            **installed_versions(quantized=run.resolved_quant != "none"), "python": platform.python_version()
+        },
+        environment={**device.environment(), "steps": options.steps, "warmup": options.warmup},
+        assumptions=_assumptions(run, device, options),
+    )  # fmt: skip
+    report(seen)
+    work = Workload.build(run, device.torch_name)
+    seen = replace(seen, parameters=counted_parameters(work.model))
+    report(seen)
+    for _ in range(max(1, options.warmup)):
+        training_step(work)
+    report(seen)
+    device.restart_peaks()
+    for steps in _timed(work, device, options.steps):
+        seen = replace(seen, steps=tuple(steps), spread=spread(steps))
+        report(seen)
+    seen = replace(seen, memory=_untraced_memory(device))
+    if options.trace:
+        trace, attribution = traced_step(work, device)
+        seen = _with_trace(seen, trace, attribution, device)
+        report(seen)
+    seen = _judged(_with_rates(seen, work, options), device)
+    report(seen)
+    return seen
+
+
+def _timed(work: Workload, device: Device, number: int) -> Iterator[list[StepTime]]:
+    """Take `number` steps without waiting for the device in between; yield the times known so far, when more are."""
+    steps: list[StepTime] = []
+    waiting: list[Clock] = []
+    for _ in range(number):
+        clock = device.clock()
+        training_step(work, _ticking(clock))
+        waiting.append(clock)
+        while waiting and waiting[0].ready():
+            steps.append(_step_time(waiting.pop(0), work.run))
+            yield steps
+    steps += [_step_time(clock, work.run) for clock in waiting]
+    yield steps
+
+
+def _ticking(clock: Clock) -> Callable[[str], None]:
+    return lambda phase: clock.tick()
+
+
+def _step_time(clock: Clock, run: RunSpec) -> StepTime:
+    forward, backward, optimizer, clearing = clock.seconds()
+    return StepTime(
+        step_s=forward + backward + optimizer + clearing, forward_s=forward, backward_s=backward,
+        optimizer_s=optimizer + clearing, tokens=run.bs * run.seq,
+    )  # fmt: skip
+
+
+def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]:
+    """Take one step under the device's tracer; return what the allocator did, and what its blocks are for."""
+    before = _names_before(work, device)
+    gradients: Names = {}
+    states: Names = {}
+
+    def step(tell: Tell) -> None:
+        with ModuleMarks(work.model, tell) as marks:
+
+            def enter(phase: str) -> None:
+                if phase == "optimizer":
+                    gradients.update(names_of_gradients(work.model))
+                elif phase == "zero_grad":
+                    states.update(names_of_states(work.model, work.optimizer, device.type))
+                marks.enter_phase(phase)
+
+            training_step(work, enter)
+
+    with device.tracing_kernels():
+        trace = device.trace(step, {address: name.nbytes for address, name in before.items()})
+    head, sizes = _logits(work)
+    return trace, Attribution(trace, before, gradients, states, sizes, head, device.granule)
+
+
+def _names_before(work: Workload, device: Device) -> Names:
+    names = names_of_model(work.model, device.type)
+    names |= names_of_states(work.model, work.optimizer, device.type)
+    for key, tensor in work.batch.items():
+        names[address_of(tensor)] = Name.of(f"batch.{key}", tensor, Category.ACTIVATIONS)
+    return names
+
+
+def _logits(work: Workload) -> tuple[str | None, frozenset[int]]:
+    """Return the module that makes the logits, and how many bytes they can have, whole or shifted by a token."""
+    model: Any = work.model
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = next((short_name(name) for name, module in model.named_modules() if module is output), None)
+    run = work.run
+    lengths = (run.seq, run.seq - 1, run.seq + 1)
+    return head, frozenset(
+        run.bs * length * run.model.vocab_size * itemsize for length in lengths for itemsize in (1, 2, 4, 8)
+    )
+
+
+def _untraced_memory(device: Device) -> Memory | None:
+    reading = device.levels()
+    if reading is None:
+        return None
+    nothing: Any = dict.fromkeys(PART_FIELDS)
+    return Memory(**nothing, **_peaks(reading.peak, device), peak_moment="")
+
+
+def _peaks(peak: Levels, device: Device) -> dict[str, Any]:
+    context = device.context_bytes()
+    on_device = None if context is None or peak.reserved is None else peak.reserved + context
+    return {
+        "peak_requested_bytes": peak.requested,
+        "peak_allocated_bytes": peak.allocated,
+        "peak_reserved_bytes": peak.reserved,
+        "fragmentation_bytes": None if peak.reserved is None else peak.reserved - peak.allocated,
+        "context_bytes": context,
+        "peak_device_bytes": on_device,
+    }
+
+
+def _with_trace(seen: Measurement, trace: StepTrace, attribution: Attribution, device: Device) -> Measurement:
+    phases, ledger = trace.phases(), attribution.ledger()
+    memory = Memory(
+        **Memory.parts_from(ledger),
+        **_peaks(trace.peaks(), device),
+        peak_moment=ledger.moment,
+        saved_activations_bytes=attribution.saved_activation_bytes(),
+        trained_gradients_bytes=attribution.gradient_bytes(),
+        moments={phase.phase: phase.peak_allocated_bytes for phase in phases if phase.peak_allocated_bytes is not None},
+    )
+    untraced = None if seen.memory is None else seen.memory.peak_allocated_bytes
+    unmodelled = seen.unmodelled
+    if untraced is not None and untraced != memory.peak_allocated_bytes:
+        unmodelled += (f"the untraced steps peak at {untraced} bytes allocated, the traced one elsewhere",)
+    retries, ooms = device.counters()
+    return replace(
+        seen, memory=memory, phases=phases, ledger=ledger, timeline=tuple(trace.stretches()), alloc_retries=retries,
+        alloc_ooms=ooms, unmodelled=unmodelled,
+    )  # fmt: skip
+
+
+def _with_rates(seen: Measurement, work: Workload, options: Options) -> Measurement:
+    return replace(seen, throughput=throughput(seen.steps, count_work(work), options.peak_flops))
+
+
+def _judged(seen: Measurement, device: Device) -> Measurement:
+    """Hold the peak against the cap where the allocator could not be told of it."""
+    peak = None if seen.memory is None else seen.memory.peak_allocated_bytes
+    if device.type != "cpu" or device.cap_bytes is None or peak is None or peak <= device.cap_bytes:
+        return seen
+    short = peak - device.cap_bytes
+    return replace(
+        seen, outcome="oom", error=f"the step peaks at {peak} bytes, {short} beyond the {device.cap_bytes} of the cap"
+    )
+
+
+def _assumptions(run: RunSpec, device: Device, options: Options) -> tuple[str, ...]:
+    lines = [
+        "random weights; every sequence is full, nothing is padded",
+        "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
+        f"optimizer {run.resolved_optimizer}; gradients are set to None after each step",
+        f"{max(1, options.warmup)} steps before the first that counts; the traced step is not among those timed",
+    ]
+    if device.type == "cpu":
+        lines.append(
+            "the traced step runs PyTorch's own kernels, without oneDNN; host memory that would not be on a device "
+            "(numbers, random states) is left out"
+        )
+    return tuple(lines)

@@ -1,0 +1,100 @@
+"""What lies at an address: the storages of a model, its gradients and its optimizer's states by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lorafa_prof.ledger import Category
+from lorafa_prof.workload.naming import is_adapter, short_name, tensors_in
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """What lies at an address."""
+
+    category: Category
+    module: str
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    """Of its storage."""
+
+    @classmethod
+    def of(cls, path: str, tensor: torch.Tensor, category: Category) -> Name:
+        """Name a tensor by its path: module.tensor."""
+        module, _, leaf = short_name(path).rpartition(".")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls(category, module, leaf, tuple(tensor.shape), dtype, tensor.untyped_storage().nbytes())
+
+
+Names = dict[int, Name]
+
+
+def address_of(tensor: torch.Tensor) -> int:
+    """Return where a tensor's storage begins."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def names_of_model(model: Any, device_type: str) -> Names:
+    """Return the names of parameters and buffers that are on the device."""
+    names: Names = {}
+    for path, tensor in named_tensors(model):
+        if tensor.device.type == device_type:
+            category = Category.ADAPTERS if is_adapter(path) else Category.WEIGHTS
+            names.setdefault(address_of(tensor), Name.of(path, tensor, category))
+    return names
+
+
+def named_tensors(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return parameters, buffers, and what quantised weights keep beside themselves."""
+    found = [*model.named_parameters(), *model.named_buffers()]
+    for path, parameter in list(found):
+        state = getattr(parameter, "quant_state", None)
+        found += [(f"{path}.{name}", tensor) for name, tensor in _tensors_of_state(state)]
+        for name in ("CB", "SCB"):
+            if isinstance(getattr(parameter, name, None), torch.Tensor):
+                found.append((f"{path}.{name}", getattr(parameter, name)))
+    return found
+
+
+def _tensors_of_state(state: Any) -> list[tuple[str, torch.Tensor]]:
+    if state is None:
+        return []
+    found = []
+    for name, value in vars(state).items():
+        if isinstance(value, torch.Tensor):
+            found.append((name, value))
+        elif type(value) is type(state):
+            found += [(f"{name}.{inner}", tensor) for inner, tensor in _tensors_of_state(value)]
+    return found
+
+
+def names_of_gradients(model: Any) -> Names:
+    """Return the names of the gradients that are there."""
+    return {
+        address_of(p.grad): _renamed(Name.of(path, p.grad, Category.GRADIENTS), "gradient of {}")
+        for path, p in model.named_parameters()
+        if p.grad is not None
+    }
+
+
+def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: str) -> Names:
+    """Return the names of the optimizer's states, each in the module of its parameter."""
+    paths = {id(p): path for path, p in model.named_parameters()}
+    names: Names = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if isinstance(state, Mapping) else ():
+            for tensor in tensors_in(value):
+                if tensor.device.type == device_type:
+                    name = Name.of(paths.get(id(parameter), ""), tensor, Category.OPTIMIZER)
+                    names.setdefault(address_of(tensor), _renamed(name, f"{key} of {{}}"))
+    return names
+
+
+def _renamed(name: Name, how: str) -> Name:
+    return replace(name, tensor=how.format(name.tensor))

@@ -1,0 +1,54 @@
+"""From the times of steps to a rate: medians, spread, and how much of the card's arithmetic they use."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorafa_prof.results import Spread, StepTime, Throughput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a step has to do: operations and tokens."""
+
+    tokens: int
+    model_flops: int | None
+    executed_flops: int | None
+    model_flops_6n: int | None
+
+
+def spread(steps: Sequence[StepTime]) -> Spread | None:
+    """Return how the time of a step varies; None without steps."""
+    times = sorted(step.step_s for step in steps)
+    if not times:
+        return None
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return Spread(least_s=times[0], quarter_s=low, median_s=middle, three_quarters_s=high, most_s=times[-1])
+
+
+def throughput(steps: Sequence[StepTime], work: Work, peak_flops: float | None) -> Throughput:
+    """Return the rates of the median step.
+
+    Args:
+        steps: the timed steps; where there are none, only operations are known.
+        work: of one step.
+        peak_flops: dense peak of the device in the dtype of the matrix products, FLOP/s; None where it is not known.
+    """
+    times = spread(steps)
+    seconds = None if times is None else times.median_s
+
+    def used(flops: int | None) -> float | None:
+        return None if flops is None or not seconds or not peak_flops else flops / seconds / peak_flops
+
+    return Throughput(
+        step_s=seconds,
+        tokens_per_s=work.tokens / seconds if seconds else None,
+        model_flops=work.model_flops,
+        executed_flops=work.executed_flops,
+        model_flops_6n=work.model_flops_6n,
+        mfu=used(work.model_flops),
+        mfu_6n=used(work.model_flops_6n),
+        hfu=used(work.executed_flops),
+    )

@@ -1,0 +1,38 @@
+"""What the engines answer, as plain data: JSON in and out, with a schema version.
+
+A figure that an engine does not produce is None (null), never 0. Bytes and FLOPs are integers, times seconds.
+"""
+
+from lorafa_prof.results.figures import PART_FIELDS, SCHEMA, Memory, Throughput
+from lorafa_prof.results.measurement import (
+    Measurement,
+    Outcome,
+    PhaseMemory,
+    Promise,
+    Spread,
+    StepTime,
+    Stretch,
+    measurements_to_json,
+)
+from lorafa_prof.results.plain import run_from_json, run_to_json
+from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
+
+__all__ = [
+    "PART_FIELDS",
+    "SCHEMA",
+    "Fit",
+    "Measurement",
+    "Memory",
+    "Outcome",
+    "PhaseMemory",
+    "Prediction",
+    "Promise",
+    "Spread",
+    "StepTime",
+    "Stretch",
+    "Throughput",
+    "measurements_to_json",
+    "predictions_to_json",
+    "run_from_json",
+    "run_to_json",
+]

@@ -1,0 +1,80 @@
+"""The figures that a prediction and a measurement have in common: memory at the peak, time and arithmetic of a step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lorafa_prof.ledger import Category, Ledger
+
+#: Version of the JSON layout; raised when a reader of the old one would misread the new one.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Memory of one step at its peak, bytes: the parts add up to `peak_allocated_bytes`."""
+
+    weights_bytes: int | None
+    adapter_bytes: int | None
+    gradients_bytes: int | None
+    optimizer_bytes: int | None
+    activations_bytes: int | None
+    logits_bytes: int | None
+    temporaries_bytes: int | None
+    workspace_bytes: int | None
+    peak_allocated_bytes: int | None
+    """What `torch.cuda.max_memory_allocated` would show."""
+    peak_reserved_bytes: int | None
+    """What `torch.cuda.max_memory_reserved` would show."""
+    context_bytes: int | None
+    """CUDA context and libraries, outside the allocator."""
+    peak_device_bytes: int | None
+    """What nvidia-smi would show: reserved and context."""
+    peak_moment: str
+    peak_requested_bytes: int | None = None
+    """What `torch.cuda.memory_stats()["requested_bytes.all.peak"]` would show: before any rounding."""
+    fragmentation_bytes: int | None = None
+    """Peak reserved less peak allocated: what the allocator took beyond the most that was ever in use at once."""
+    saved_activations_bytes: int | None = None
+    """What autograd keeps at the end of the forward, whether or not that is the peak; unrounded."""
+    trained_gradients_bytes: int | None = None
+    """Gradients of all trained parameters, there at the optimizer step, whether or not that is the peak."""
+    moments: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Largest allocated bytes in each phase of the step."""
+
+    @classmethod
+    def parts_from(cls, ledger: Ledger) -> dict[str, int]:
+        """Return the parts as fields of this class, from the ledger of the peak."""
+        return {name: ledger.total(category) for name, category in PART_FIELDS.items()}
+
+
+#: The parts in the order in which they are shown, and the category each one sums.
+PART_FIELDS: Mapping[str, Category] = {
+    "weights_bytes": Category.WEIGHTS,
+    "adapter_bytes": Category.ADAPTERS,
+    "gradients_bytes": Category.GRADIENTS,
+    "optimizer_bytes": Category.OPTIMIZER,
+    "activations_bytes": Category.ACTIVATIONS,
+    "logits_bytes": Category.LOGITS,
+    "temporaries_bytes": Category.TEMPORARIES,
+    "workspace_bytes": Category.WORKSPACES,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Time and arithmetic of one step."""
+
+    step_s: float | None = None
+    tokens_per_s: float | None = None
+    model_flops: int | None = None
+    """Operations that the method needs in forward and backward, recomputation not counted, full attention."""
+    executed_flops: int | None = None
+    """Operations that run, with recomputation and what flash attention's backward repeats."""
+    model_flops_6n: int | None = None
+    """The 6 N convention: 6 * parameters without the embedding table * tokens, whatever the method trains."""
+    mfu: float | None = None
+    mfu_6n: float | None = None
+    hfu: float | None = None

@@ -1,0 +1,101 @@
+"""What a predicting engine answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.ledger import Ledger
+from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
+from lorafa_prof.results.plain import ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.specs import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Whether a run fits on one device."""
+
+    device: str
+    capacity_bytes: int
+    """What torch sees of the card's memory."""
+    context_bytes: int | None
+    """CUDA context and libraries on that card, counted in the verdict; None: not known, and so not counted."""
+    fits: bool
+    headroom_bytes: int
+    """Capacity less the peak; negative where it does not fit."""
+    max_bs: int | None
+    """Largest batch that fits at this sequence length; 0 where none does; None where it was not looked for."""
+    oom: str | None = None
+    """PyTorch's message, where the engine knows which allocation fails."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One engine's answer for one run."""
+
+    engine: str
+    run: RunSpec
+    versions: Mapping[str, str]
+    """Versions of the libraries that the figures are for."""
+    memory: Memory
+    throughput: Throughput
+    parameters: Mapping[str, int]
+    """"total" and "trainable" elements."""
+    fit: tuple[Fit, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    unmodelled: tuple[str, ...] = ()
+    ledger: Ledger | None = None
+    """What is alive at the peak."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        data = {
+            "schema": SCHEMA,
+            "engine": self.engine,
+            "run": run_to_json(self.run),
+            "versions": dict(self.versions),
+            "memory": plain(self.memory),
+            "throughput": plain(self.throughput),
+            "parameters": dict(self.parameters),
+            "fit": [plain(fit) for fit in self.fit],
+            "assumptions": list(self.assumptions),
+            "unmodelled": list(self.unmodelled),
+        }
+        if self.ledger is not None:
+            data["ledger"] = ledger_to_json(self.ledger)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Prediction:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BadInputError: a newer schema, a missing key, or a value of the wrong type.
+        """
+        schema = data.get("schema")
+        if schema != SCHEMA:
+            raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
+        try:
+            ledger = data.get("ledger")
+            return cls(
+                engine=data["engine"],
+                run=run_from_json(data["run"]),
+                versions=dict(data["versions"]),
+                memory=Memory(**data["memory"]),
+                throughput=Throughput(**data["throughput"]),
+                parameters=dict(data["parameters"]),
+                fit=tuple(Fit(**fit) for fit in data["fit"]),
+                assumptions=tuple(data["assumptions"]),
+                unmodelled=tuple(data["unmodelled"]),
+                ledger=None if ledger is None else ledger_from_json(ledger),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInputError(f"not a prediction: {type(error).__name__}: {error}") from error
+
+
+def predictions_to_json(predictions: list[Prediction]) -> str:
+    """Return the document that `predict --format json` prints."""
+    return json.dumps({"predictions": [p.to_json() for p in predictions]}, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,59 @@
+"""What modules and tensors are called, in the simulation and on a real device alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+#: The loss counts as a module of its own, whichever way the model computes it.
+LOSS = "loss"
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor in nested tuples, lists and dicts (model outputs are dicts)."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def short_name(name: str) -> str:
+    """Return a module path without the prefix that PEFT's wrappers add."""
+    return "" if name in ("base_model", "base_model.model") else name.removeprefix("base_model.model.")
+
+
+def loss_functions() -> dict[str, Any]:
+    """The table that transformers (4.46 and newer) takes a model's loss from; older ones call a loss module."""
+    try:
+        from transformers.loss.loss_utils import LOSS_MAPPING
+    except ImportError:
+        return {}
+    table: dict[str, Any] = LOSS_MAPPING
+    return table
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether a parameter or buffer of that name belongs to an adapter of PEFT."""
+    return "lora_" in name or "vera_" in name
+
+
+def counted_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Return the elements of all parameters, "total", and of those that are trained, "trainable"."""
+    parameters = list(model.parameters())
+    return {
+        "total": sum(elements(p) for p in parameters),
+        "trainable": sum(elements(p) for p in parameters if p.requires_grad),
+    }
+
+
+def elements(parameter: Any) -> int:
+    """Return the elements of a parameter; of one that is quantised, those that it stands for."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else math.prod(state.shape))
