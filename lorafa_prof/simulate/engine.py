@@ -12,7 +12,6 @@ from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
-from lorafa_prof.simulate.modules import LOSS
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
@@ -21,6 +20,7 @@ from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.units import allocated
+from lorafa_prof.workload.naming import LOSS
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.

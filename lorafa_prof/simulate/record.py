@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,16 +11,14 @@ import torch
 
 from lorafa_prof.errors import LorafaProfError, UnsupportedError
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.modules import LOSS, ModulePaths, short_name
+from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
-
-#: What PEFT has in the names of parameters that it adds: adapters, and copies of modules that it trains.
-_OF_ADAPTERS = ("lora_", "vera_", "modules_to_save")
 
 
 def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
@@ -61,7 +58,7 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
     return repeatable(
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
-            again=again, operators=tuple(map(str, recorder.operators)), parameters=_counted(work.model),
+            again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
         )
     )  # fmt: skip
 
@@ -103,8 +100,8 @@ def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, t
     for path, module in model.named_modules():
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         for name, tensor in [*own, *quantization_state(path, module)]:
-            is_adapter = any(part in name for part in _OF_ADAPTERS)
-            held[Category.ADAPTERS if is_adapter else Category.WEIGHTS].append((short_name(name), tensor))
+            category = Category.ADAPTERS if is_adapter(name) else Category.WEIGHTS
+            held[category].append((short_name(name), tensor))
     return held
 
 
@@ -149,20 +146,6 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
 
 def _output_head(model: Any) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-def _counted(model: torch.nn.Module) -> dict[str, int]:
-    parameters = list(model.parameters())
-    return {
-        "total": sum(_elements(p) for p in parameters),
-        "trainable": sum(_elements(p) for p in parameters if p.requires_grad),
-    }
-
-
-def _elements(parameter: Any) -> int:
-    """Elements of a parameter; of one that is quantised, those that it stands for."""
-    state = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if state is None else math.prod(state.shape))
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate import engine
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
-from lorafa_prof.simulate.modules import short_name
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import trace_of
 from lorafa_prof.simulate.trace import Block
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.naming import short_name
 from lorafa_prof.workload.versions import release
 from tests.analytic.runs import HAS_LORAFA, run_of
 
