@@ -33,15 +33,14 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
         run: the configuration.
         platform: the device that is simulated.
         build: makes the workload for a device ("meta"); another than `Workload.build` can add to it what a run does
-            not say: a mask of padding, another framework's preparation of the model.
+            not say: that the batch is padded, another framework's preparation of the model.
 
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     with platform.kernels(), _explained(run):
         work = build(run, "meta")
-        padded = "attention_mask" in work.batch  # a mask that is all set would be left out
-        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=padded) as recorder:
+        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=work.padded) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)

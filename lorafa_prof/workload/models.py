@@ -95,10 +95,17 @@ def enable_checkpointing(model: Any, run: RunSpec) -> None:
 
 
 def batch(run: RunSpec, device: str) -> dict[str, torch.Tensor]:
-    """Return a full batch without padding, and without an attention mask: transformers drops one that is all ones."""
+    """Return a full batch without padding: ids, labels, and a mask of ones, as transformers' collators make it.
+
+    The model looks whether all of the mask is set, and goes on without. It is not the same to leave it out:
+    transformers 4.53 to 4.57 take such a batch for a packed one, make a mask of it, and sdpa runs another kernel.
+    """
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(5, run.model.vocab_size, (run.bs, run.seq), generator=generator) if device != "meta" else None
     ids = torch.empty(run.bs, run.seq, dtype=torch.long, device="meta") if ids is None else ids.to(device)
+    mask = torch.ones(run.bs, run.seq, dtype=torch.long, device=device)
     if run.model.task == "seq-cls":
-        return {"input_ids": ids, "labels": torch.zeros(run.bs, dtype=torch.long, device=device)}
-    return {"input_ids": ids, "labels": ids.clone()}
+        labels = torch.zeros(run.bs, dtype=torch.long, device=device)
+    else:
+        labels = ids.clone()
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}

@@ -29,6 +29,8 @@ class Workload:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     batch: dict[str, torch.Tensor]
+    padded: bool = False
+    """Whether the batch has padding, that is, an attention mask of which not all is set."""
 
     @classmethod
     def build(cls, run: RunSpec, device: str) -> Workload:
