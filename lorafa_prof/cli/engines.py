@@ -26,12 +26,13 @@ def simulating(
     Args:
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
-        snapshot: a file that a memory snapshot of the run is written to.
+        snapshot: a file that a memory snapshot of the run is written to; "-": stdout.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
+    from lorafa_prof.cli.emit import write_stdout_bytes
     from lorafa_prof.reports.output import write_bytes_atomically
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
@@ -42,7 +43,8 @@ def simulating(
     def predict(run: RunSpec) -> Prediction:
         simulation = simulate(run, devices[0] if devices else None, settings=settings)
         if snapshot:
-            write_bytes_atomically(snapshot, simulation.snapshot())
+            data = simulation.snapshot()
+            write_stdout_bytes(data) if snapshot == "-" else write_bytes_atomically(snapshot, data)
         return simulation.prediction(devices)
 
     return predict

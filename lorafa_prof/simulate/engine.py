@@ -58,7 +58,8 @@ def simulate(
     platform = Cuda(device_traits(device), versions["torch"])
     recording = record(run, platform)
     settings = AllocatorSettings() if settings is None else settings
-    simulation = Simulation(recording, platform, settings, max(LEAST_STEPS, recording.steps), versions, device)
+    steps = LEAST_STEPS if recording.again else recording.steps
+    simulation = Simulation(recording, platform, settings, steps, versions, device)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
