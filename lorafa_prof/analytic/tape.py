@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+#: The kind of a leaf that is no parameter of the model but what goes into its layers.
+INPUT = "input"
 
 
 class Item:
@@ -404,7 +406,9 @@ class Tape:
         leaf.grad = self._held(leaf.grad, grad)
         if leaf.uses == 0 and leaf.grad.storage is not None:
             item = self.items[leaf.grad.storage.index]
-            item.category, item.name = GRADIENTS, f"{leaf.name} gradient"
+            item.name = f"{leaf.name} gradient"
+            if leaf.kind != INPUT:
+                item.category = GRADIENTS
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

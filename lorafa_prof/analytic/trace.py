@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.tape import LOGITS, Item, Tape
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.analytic.tape import LOGITS, TEMPORARIES, Item, Tape, Tensor
+from lorafa_prof.specs import ModelSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,8 @@ class StepTrace:
 
     def saved(self) -> list[Item]:
         """Return the storages that autograd keeps at the end of the forward."""
-        alive: set[int] = set()
-        for event in self.tape.events[: self.end_of_forward]:
-            alive.add(event) if event >= 0 else alive.discard(~event)
-        return [self.tape.items[i] for i in sorted(alive) if self.tape.items[i].saved]
+        alive = _alive(self.tape.events[: self.end_of_forward])
+        return [self.tape.items[i] for i in alive if self.tape.items[i].saved]
 
 
 def build_model(run: RunSpec) -> tuple[Builder, Model]:
@@ -54,9 +53,43 @@ def trace_step(run: RunSpec) -> StepTrace:
     tape.autocast = None
     tape.cast_cache.clear()
     end_of_forward = len(tape.events)
+    _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
     tape.backward(loss)
-    for item in tape.items:
-        if item.module == "loss":
-            item.category = LOGITS
+    _mark_logits(tape, run.model)
     return StepTrace(builder, tape, end_of_forward, len(tape.events))
+
+
+def _alive(events: Sequence[int]) -> list[int]:
+    """Return the storages that are alive after these events."""
+    alive: set[int] = set()
+    for event in events:
+        alive.add(event) if event >= 0 else alive.discard(~event)
+    return sorted(alive)
+
+
+def _keep_what_is_alive(tape: Tape, loss: Tensor) -> None:
+    """Count what is alive when the forward is over as kept by autograd, for then only the graph of the loss holds it.
+
+    That is more than operations save: a leaf is held by the node that accumulates its gradient, and a checkpointed
+    region holds all that it was given, positions and masks too, to run once more.
+    """
+    assert loss.storage is not None, "the loss has a storage"
+    for index in _alive(tape.events):
+        tape.items[index].saved |= index != loss.storage.index
+
+
+def _mark_logits(tape: Tape, spec: ModelSpec) -> None:
+    """Count what the loss makes, and what is as wide as the model's answer around it, as logits.
+
+    What the head has of its own for its product, a copy of its weight that autocast makes, is an activation.
+    """
+    width, heads = (
+        (spec.num_labels, ("classifier.out_proj", "classifier.modules_to_save.out_proj"))
+        if spec.task == "seq-cls"
+        else (spec.vocab_size, ("", "lm_head"))
+    )
+    for item in tape.items:
+        wide = item.module in heads and item.shape[-1:] == (width,) and item.category == TEMPORARIES
+        if item.module == "loss" or wide:
+            item.category = LOGITS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
 
 FORMATS = ("table", "json", "csv", "markdown")
-_BY_SUFFIX = {".json": "json", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
+SUFFIX_FORMATS = {".json": "json", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
 #: Width of text that goes to a file, or to a pipe whose reader's width is not known.
 PLAIN_WIDTH = 100
 #: For terminals and pipes whose encoding lacks the few signs that we print beyond ASCII.
@@ -67,7 +68,7 @@ def emit(
         format: one of `FORMATS`, or None to let the file's suffix decide.
         output: a file, or None for stdout.
     """
-    chosen = format or _BY_SUFFIX.get(Path(output or "").suffix.lower(), "table")
+    chosen = format or SUFFIX_FORMATS.get(Path(output or "").suffix.lower(), "table")
     if chosen == "json":
         text = render_json(document())
     elif chosen == "csv":
@@ -106,9 +107,24 @@ def write_stdout(text: str) -> None:
         return
     if os.linesep == "\r\n":  # such a stream makes \r\n of every \n by itself
         text = text.replace("\r\n", "\n")
-    try:
+    with _stdout_errors():
         stream.write(_encodable(text, stream))
         stream.flush()
+
+
+def write_stdout_bytes(data: bytes) -> None:
+    """Write `data` to stdout; else as `write_stdout`."""
+    if sys.stdout is None:
+        return
+    with _stdout_errors():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:

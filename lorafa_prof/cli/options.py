@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
 
 import click
@@ -32,11 +33,26 @@ def _choice(literal: Any) -> click.Choice[str]:
     return click.Choice(get_args(literal))
 
 
+def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """Return the integers of a comma list, each once; a click callback."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError:
+        text = f"{value[:60]!r} is not a comma list of integers, for example 1,2,4"
+        raise click.BadParameter(text, ctx, param) from None
+
+
+def _sizes(**kind: Any) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options that a sweep takes lists of."""
+    return (
+        click.option("--bs", "--batch-size", "bs", default=1, show_default=True, help="Sequences in a batch.", **kind),
+        click.option("--seq", "--seq-len", "seq", default=1024, show_default=True, help="Tokens a sequence.", **kind),
+        click.option("--rank", default=64, show_default=True, help="Rank of the adapters.", **kind),
+    )
+
+
+_MODEL = click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder.")
 _OPTIONS = (
-    click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder."),
-    click.option("--bs", "--batch-size", "bs", type=int, default=1, show_default=True, help="Sequences in a batch."),
-    click.option("--seq", "--seq-len", "seq", type=int, default=1024, show_default=True, help="Tokens a sequence."),
-    click.option("--rank", type=int, default=64, show_default=True, help="Rank of the adapters."),
     click.option(
         "--targets", default="all-linear", show_default=True,
         help="all-linear, qv, or a comma list of module-name suffixes.",
@@ -72,9 +88,30 @@ _OPTIONS = (
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    for option in reversed(_OPTIONS):
+    return _with_options(function, _sizes(type=int))
+
+
+def sweep_options(function: Function) -> Function:
+    """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
+    return _with_options(function, _sizes(type=str, callback=_integers, metavar="N,..."))
+
+
+def _with_options(function: Function, sizes: tuple[Callable[[Any], Any], ...]) -> Function:
+    for option in reversed((_MODEL, *sizes, *_OPTIONS)):
         function = option(function)
     return function
+
+
+def name_list(values: Sequence[str]) -> list[str]:
+    """Return the names of a repeatable option whose values may be comma lists, each once.
+
+    Raises:
+        BadInputError: an empty name, as an unset variable of a script leaves it.
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    if not all(names):
+        raise BadInputError("an empty name among the values of --method or --gpu")
+    return list(dict.fromkeys(names))
 
 
 def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout: float, **options: Any) -> RunSpec:
@@ -91,6 +128,12 @@ def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout:
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:
-    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together."""
+    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together.
+
+    Raises:
+        BadInputError: one says the opposite of the other.
+    """
+    if expandable_segments and "expandable_segments:False" in re.sub(r"\s", "", conf or ""):
+        raise BadInputError("--expandable-segments and expandable_segments:False in --alloc-conf contradict each other")
     parts = [conf or "", "expandable_segments:True" if expandable_segments else ""]
     return ",".join(filter(None, parts)) or None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.options import allocator_conf, run_options, run_spec
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.cli.options import allocator_conf, name_list, run_options, run_spec
+from lorafa_prof.errors import BadInputError, ContradictionError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
-#: What leaves one of the default methods out: the engine does not model it, or its library is not installed.
-_REFUSALS = (UnsupportedError, MissingComponentError)
-_Refusal = UnsupportedError | MissingComponentError
+#: What leaves one of the default methods out: the engine does not model it, its library is not installed, or other
+#: options exclude it.
+_REFUSALS = (UnsupportedError, MissingComponentError, ContradictionError)
+_Refusal = UnsupportedError | MissingComponentError | ContradictionError
+
+
+def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return value if value == "-" else check_output(ctx, param, value)
 
 
 @click.command()
@@ -42,15 +47,18 @@ _Refusal = UnsupportedError | MissingComponentError
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
-@click.option("--expandable-segments", is_flag=True, help="The allocator setting; it changes reserved memory only.")
+@click.option(
+    "--expandable-segments", is_flag=True,
+    help="The allocator setting; it changes reserved memory only (engine simulate).",
+)  # fmt: skip
 @click.option(
     "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
 )
 @click.option(
     "--snapshot",
     metavar="FILE",
-    callback=check_output,
-    help="Also write a memory snapshot for PyTorch's memory_viz page (engine simulate, one method).",
+    callback=_check_snapshot,
+    help="Also write a memory snapshot for PyTorch's memory_viz page (engine simulate, one method); - is stdout.",
 )
 @output_options
 @click.pass_context
@@ -78,14 +86,16 @@ def command(
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    if engine == "analytic" and (snapshot or alloc_conf):
-        raise BadInputError("--snapshot and --alloc-conf are for --engine simulate")
+    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
+        raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
+    if snapshot == "-" and output is None:
+        raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     from lorafa_prof.catalog import load_device, load_model
 
     model = load_model(options.pop("model"))
-    devices = [load_device(name) for name in _names(gpus_asked)]
+    devices = [load_device(name) for name in name_list(gpus_asked)]
 
     def run_of(name: str) -> RunSpec:
         return run_spec(model, name, **options)
@@ -93,14 +103,14 @@ def command(
     if engine == "analytic":
         from lorafa_prof.analytic import predict
 
-        predictions = _predictions(_names(methods), lambda name: predict(run_of(name), devices))
+        predictions = _predictions(name_list(methods), lambda name: predict(run_of(name), devices))
     else:
         from lorafa_prof.cli.engines import simulating
 
-        if snapshot and len(_names(methods)) != 1:
+        if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
         predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
-        predictions = _predictions(_names(methods), lambda name: predict_one(run_of(name)))
+        predictions = _predictions(name_list(methods), lambda name: predict_one(run_of(name)))
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
@@ -111,7 +121,10 @@ def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> 
 
 
 def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
-    """Return the default methods' predictions; those that cannot be had are left out, and said to be."""
+    """Return the default methods' predictions; those that cannot be had are left out, and said to be.
+
+    Where none can be had that is the error; one that excludes a single method would be no help.
+    """
 
     def attempt(name: str) -> Prediction | _Refusal:
         try:
@@ -122,22 +135,10 @@ def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
     answers = {name: attempt(name) for name in DEFAULT_METHODS}
     refusals = {name: answer for name, answer in answers.items() if isinstance(answer, _REFUSALS)}
     if len(refusals) == len(answers):
-        raise refusals[DEFAULT_METHODS[0]]
+        raise min(refusals.values(), key=lambda refusal: isinstance(refusal, ContradictionError))
     for name, refusal in refusals.items():
         click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
     return [answer for answer in answers.values() if not isinstance(answer, _REFUSALS)]
-
-
-def _names(values: tuple[str, ...]) -> list[str]:
-    """Return the names of a repeatable option whose values may be comma lists, each once.
-
-    Raises:
-        BadInputError: an empty name, as an unset variable of a script leaves it.
-    """
-    names = [name.strip() for value in values for name in value.split(",")]
-    if not all(names):
-        raise BadInputError("an empty name among the values of --method or --gpu")
-    return list(dict.fromkeys(names))
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

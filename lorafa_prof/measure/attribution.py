@@ -98,15 +98,21 @@ class Attribution:
 
     @cached_property
     def _recomputed_until(self) -> dict[int, int]:
-        """For each mark within a recomputation, the last event of that recomputation."""
-        marks = self.trace.marks
+        """For each mark within a recomputation, the last event before anything else is made.
+
+        Checkpointing ends a recomputation by an exception, which holds the variables of all that it leaves until it is
+        caught: what dies before the next birth was never kept.
+        """
+        marks, events = self.trace.marks, self.trace.events
         until: dict[int, int] = {}
-        end = len(self.trace.events) - 1
+        end = len(events)
         for number in reversed(range(len(marks))):
             if marks[number].phase == RECOMPUTE:
-                until[number] = end
-            else:
-                end = marks[number].position - 1
+                until[number] = end - 1
+                continue
+            end = marks[number].position
+            while end < len(events) and events[end].nbytes < 0:
+                end += 1
         return until
 
     def name_of(self, block: Block) -> Name:
@@ -132,9 +138,13 @@ class Attribution:
         return Category.TEMPORARIES
 
     def saved_activation_bytes(self) -> int:
-        """Return what autograd keeps at the end of the forward, unrounded; the batch is not among it."""
-        end = self._ends["forward"]
-        return sum(b.requested for b in self._blocks[0] if b.mark.phase == "forward" and b.alive_after(end))
+        """Return what autograd keeps at the end of the forward, unrounded; not the batch, nor the loss.
+
+        The loss is what the loss makes and the caller holds, when the backward is over.
+        """
+        begin, end = self._ends["forward"], self._ends["backward"]
+        kept = [b for b in self._blocks[0] if b.mark.phase == "forward" and b.alive_after(begin)]
+        return sum(b.requested for b in kept if not (b.mark.module == LOSS and b.alive_after(end)))
 
     def gradient_bytes(self) -> int:
         """Return what the gradients take when the backward is over, rounded."""
@@ -168,8 +178,8 @@ class Attribution:
         """Return the phase and the module of an event, in words."""
         mark = self.trace.mark_of(max(event, 0))
         phase = PHASE_NAMES.get(mark.phase, mark.phase)
-        if (mark.phase, mark.module) == ("backward", LOSS):
-            phase = "loss backward"
+        if mark.module == LOSS:
+            phase = {"forward": "loss", "backward": "loss backward"}.get(mark.phase, phase)
         return f"{phase}: {mark.module}" if mark.module else phase
 
     def _rounded(self, requested: int) -> int:

@@ -51,22 +51,22 @@ class ModuleMarks:
     def enter_phase(self, phase: str) -> None:
         """Say that a phase of the step begins."""
         self._phase, self._node = phase, ""
-        self._now()
+        self._now(stopped=True)
 
-    def _now(self) -> None:
+    def _now(self, *, stopped: bool = False) -> None:
+        """Tell of the module at work; `stopped`: an exception has just left the outermost one."""
         module = self._stack[-1] if self._stack else self._node
-        if self._phase == "backward" and self._stack:
-            self._tell(RECOMPUTE, module)
-        else:
-            self._tell(self._phase, module)
+        # Between the modules of a segment, too, gradients are enabled; in the backward's own formulas they are not.
+        recomputing = self._stack or (torch.is_grad_enabled() and not stopped)
+        self._tell(RECOMPUTE if self._phase == "backward" and recomputing else self._phase, module)
 
     def _push(self, path: str) -> None:
         self._stack.append(path)
         self._now()
 
-    def _pop(self) -> str:
+    def _pop(self, *, stopped: bool = False) -> str:
         path = self._stack.pop()
-        self._now()
+        self._now(stopped=stopped)
         return path
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
@@ -77,7 +77,8 @@ class ModuleMarks:
         self._push(path)
 
     def _leave(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        self._label(output, self._pop())
+        # Checkpointing ends its recomputation by an exception when it has all that it needs: there is no output then.
+        self._label(output, self._pop(stopped=output is None))
 
     def _as_module(self, loss_function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:

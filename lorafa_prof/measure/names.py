@@ -92,7 +92,7 @@ def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: s
             for tensor in tensors_in(value):
                 if tensor.device.type == device_type:
                     name = Name.of(paths.get(id(parameter), ""), tensor, Category.OPTIMIZER)
-                    names.setdefault(address_of(tensor), _renamed(name, f"{key} of {{}}"))
+                    names.setdefault(address_of(tensor), _renamed(name, str(key)))
     return names
 
 

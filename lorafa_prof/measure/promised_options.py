@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from lorafa_prof.measure import costs
 from lorafa_prof.measure.subject import Subject, short
@@ -79,7 +80,7 @@ def quantised_weights(subject: Subject) -> Promise | None:
     detail = f"asked for: {asked}; {len(wrong)} of {len(linears)} linear layers: {found}; first {short_name(wrong[0])}"
     cost = None
     if asked != "none":
-        cost = max(0, sum(_weight_bytes(linears[p].weight) - _bytes_in(asked, linears[p].weight) for p in wrong))
+        cost = max(0, sum(_weight_bytes(linears[p]) - _bytes_in(asked, linears[p]) for p in wrong))
     return Promise(name="quantised weights", kept=False, detail=detail, cost_bytes=cost)
 
 
@@ -90,7 +91,7 @@ def _base_linears(model: Any) -> dict[str, Any]:
     return {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and id(module) not in heads
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module) not in heads
         and not {"lora_A", "lora_B", "classifier", "score", *wide} & set(path.split("."))
     }  # fmt: skip
 
@@ -104,17 +105,17 @@ def _form(weight: Any) -> str:
     return "int8" if kind == "Int8Params" and weight.dtype == torch.int8 else "none"
 
 
-def _weight_bytes(weight: Any) -> int:
-    form = _form(weight)
-    return costs.nbytes(weight) if form == "none" else _bytes_in(form, weight)
+def _weight_bytes(linear: Any) -> int:
+    form = _form(linear.weight)
+    return costs.nbytes(linear.weight) if form == "none" else _bytes_in(form, linear)
 
 
-def _bytes_in(form: str, weight: Any) -> int:
-    """Bytes of a weight in a form: packed elements, a scale a row or a block, an offset for scales of scales."""
-    state = getattr(weight, "quant_state", None)
-    elements = int(weight.numel()) if state is None else int(state.shape.numel())
+def _bytes_in(form: str, linear: Any) -> int:
+    """Bytes of a weight in a form: packed elements, a scale an output or a block, an offset for scales of scales."""
+    state = getattr(linear.weight, "quant_state", None)
+    elements = int(linear.weight.numel()) if state is None else int(state.shape.numel())
     if form == "int8":
-        return elements + 4 * int(weight.shape[0])
+        return elements + 4 * int(linear.nf if isinstance(linear, Conv1D) else linear.out_features)
     blocks = -(-elements // _BLOCK)
     scales = blocks + 4 * -(-blocks // _NESTED_BLOCK) + 4 if form.endswith("-dq") else 4 * blocks
     return -(-elements // 2) + scales

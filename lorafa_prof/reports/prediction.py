@@ -12,7 +12,8 @@ from lorafa_prof.units import format_count, format_gib, gib
 
 Row = tuple[Cell | Scalar, ...]
 
-_PART_NAMES = {
+#: What people call the parts of the peak.
+PART_NAMES = {
     "weights_bytes": "base weights",
     "adapter_bytes": "adapters",
     "gradients_bytes": "gradients",
@@ -35,10 +36,10 @@ def method_name(name: str) -> str:
 
 def comparison_table(predictions: Sequence[Prediction]) -> Table:
     """Return one table with the methods as columns and the parts of the peak as rows, in GiB."""
-    rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in _PART_NAMES.items()]
+    rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in PART_NAMES.items()]
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
-    rows.append(_row("reached in", predictions, lambda p: _moment(p.memory.peak_moment)))
+    rows.append(_row("reached in", predictions, lambda p: moment_cell(p.memory.peak_moment)))
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
         rows.append(_row("  beyond allocated", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
@@ -109,12 +110,22 @@ def explain_table(prediction: Prediction, limit: int = 40) -> Table:
         ),
         rows=tuple(rows),
         sections=tuple(sections[1:]),
-        notes=(
-            f"b = {run.bs}, s = {run.seq}; * stands for the layer's number, xN for how many there are.",
-            "Each tensor is rounded up to 512 B.",
-        ),
+        notes=_explain_notes(prediction),
         keys=2,
     )
+
+
+def _explain_notes(prediction: Prediction) -> tuple[str, ...]:
+    """Return how the explanation is to be read: closed forms have formulas, a simulation has sizes and blocks."""
+    run = prediction.run
+    alike = "* stands for the layer's number, xN for how many there are."
+    if prediction.engine == "simulate":
+        return (
+            f"For batch {run.bs} x {run.seq} tokens; {alike}",
+            "Bytes are what one tensor asks for; GiB are the allocator's blocks, rounded up to 512 B or further.",
+            "What has no name of its own is named by the operator that made it, and the pass in which it did.",
+        )
+    return (f"b = {run.bs}, s = {run.seq}; {alike}", "Each tensor is rounded up to 512 B.")
 
 
 def _heading(category: Category) -> Cell:
@@ -176,7 +187,8 @@ def _size(nbytes: int | None, *, strong: bool = False, digits: int = 2) -> Cell:
     return Cell(text=format_gib(nbytes, digits), value=nbytes, tone="strong" if strong else "plain")
 
 
-def _moment(moment: str) -> Cell:
+def moment_cell(moment: str) -> Cell:
+    """Return the phase and module of a peak, the module by the last part of its name."""
     phase, _, module = moment.partition(": ")
     return Cell(text=phase if module in ("", "loss") else f"{phase} {module.rsplit('.', 1)[-1]}", value=moment)
 

@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 from torch.nn.modules import module as nn_module
 
-#: The loss counts as a module of its own, whichever way the model computes it.
-LOSS = "loss"
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Yield every tensor in nested tuples, lists and dicts (model outputs are dicts)."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-
-
-def short_name(name: str) -> str:
-    """Return a module path without the prefix that PEFT's wrappers add."""
-    return "" if name in ("base_model", "base_model.model") else name.removeprefix("base_model.model.")
-
-
-def _loss_functions() -> dict[str, Any]:
-    """The table that transformers (4.46 and newer) takes a model's loss from; older ones call a loss module."""
-    try:
-        from transformers.loss.loss_utils import LOSS_MAPPING
-    except ImportError:
-        return {}
-    table: dict[str, Any] = LOSS_MAPPING
-    return table
+from lorafa_prof.workload.naming import LOSS, loss_functions, short_name, tensors_in
 
 
 class ModulePaths:
@@ -50,8 +22,8 @@ class ModulePaths:
         self._handles: list[Any] = []
 
     def __enter__(self) -> ModulePaths:
-        wrapped = {name: self._as_module(function) for name, function in _loss_functions().items()}
-        self._loss_patch = mock.patch.dict(_loss_functions(), wrapped)
+        wrapped = {name: self._as_module(function) for name, function in loss_functions().items()}
+        self._loss_patch = mock.patch.dict(loss_functions(), wrapped)
         self._loss_patch.start()
         self._handles += [
             nn_module.register_module_forward_pre_hook(self._enter),
@@ -72,6 +44,17 @@ class ModulePaths:
             return self.stack[-1]
         node: Any = torch._C._current_autograd_node()
         return str(node.metadata.get("module", "")) if node is not None else ""
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether the backward pass is running a forward once more, as checkpointing does.
+
+        No formula of autograd runs inside a module, nor with gradients enabled. What runs with them and without a node
+        is the caller of backward.
+        """
+        if torch._C._current_autograd_node() is None:
+            return False
+        return bool(self.stack) or torch.is_grad_enabled()
 
     def _as_module(self, loss_function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:

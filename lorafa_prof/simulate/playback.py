@@ -91,7 +91,8 @@ def memory_snapshot(trace: Trace, settings: AllocatorSettings | None = None) -> 
 
 def _label(block: Block) -> Label:
     shape = f"[{', '.join(map(str, block.shape))}]"
+    op, module = (f"{block.op}: {block.name}", block.owner) if block.name else (block.op, block.module)
     return Label(
-        op=block.op, module=block.module, category=block.category.value, phase=block.phase, shape=shape,
+        op=op, module=module, category=block.category.value, phase=block.phase, shape=shape,
         dtype=block.dtype,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 
 from lorafa_prof.errors import LorafaProfError, UnsupportedError
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.modules import LOSS, ModulePaths, short_name
+from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
 
 
@@ -25,27 +25,29 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
-    is gone when the step is over, which is looked at; a model that keeps something is stepped a second time. The
-    optimizer always steps twice on the same gradients, since its first step alone makes the states.
+    is gone when the step is over, which is looked at. Otherwise a second step is recorded, and is what repeats if it
+    keeps nothing: bitsandbytes casts the biases of 4-bit layers in their first forward, once and for all. The optimizer
+    always steps twice on the same gradients, since its first step alone makes the states.
 
     Args:
         run: the configuration.
         platform: the device that is simulated.
         build: makes the workload for a device ("meta"); another than `Workload.build` can add to it what a run does
-            not say: a mask of padding, another framework's preparation of the model.
+            not say: that the batch is padded, another framework's preparation of the model.
 
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     with platform.kernels(), _explained(run):
         work = build(run, "meta")
-        padded = "attention_mask" in work.batch  # a mask that is all set would be left out
-        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=padded) as recorder:
+        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=work.padded) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)
             if not recording.again:
-                _steps(recorder, work)
+                _, again = _steps(recorder, work)
+                recording = _recording(recorder, work, first, again)
+            if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
 
@@ -55,7 +57,7 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
     return repeatable(
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
-            again=again, operators=tuple(map(str, recorder.operators)), parameters=_counted(work.model),
+            again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
         )
     )  # fmt: skip
 
@@ -66,15 +68,16 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     recorder.enter_phase("forward")
     loss = work.loss()
     recorder.settle([loss], Category.LOGITS)
+    recorder.name(loss, LOSS, LOSS)
+    _settle_replaced(recorder, work)
     recorder.settle_alive(["forward"], Category.ACTIVATIONS)
     recorder.enter_phase("backward")
     loss.backward()
-    recorder.settle([p.grad for p in work.model.parameters() if p.grad is not None], Category.GRADIENTS)
+    _settle_gradients(recorder, work)
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.optimizer.step()
-    states = [value for state in work.optimizer.state.values() for value in state.values()]
-    recorder.settle([s for s in states if isinstance(s, torch.Tensor)], Category.OPTIMIZER)
+    _settle_states(recorder, work)
     recorder.enter_phase("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)
     del loss
@@ -85,16 +88,49 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
 
 def _adopt(recorder: Recorder, work: Workload) -> None:
     """Count what is there before the first step, module by module as it is loaded, adapters after the base."""
-    adapters: list[tuple[str, torch.Tensor]] = []
-    weights: list[tuple[str, torch.Tensor]] = []
-    for path, module in work.model.named_modules():
+    for category, named in _held_by_modules(work.model).items():
+        recorder.adopt(named, category)
+    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+
+
+def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, torch.Tensor]]]:
+    """Return the parameters and buffers of the base and those of the adapters, by name."""
+    held: dict[Category, list[tuple[str, torch.Tensor]]] = {Category.WEIGHTS: [], Category.ADAPTERS: []}
+    for path, module in model.named_modules():
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         for name, tensor in [*own, *quantization_state(path, module)]:
-            is_adapter = "lora_" in name or "vera_" in name
-            (adapters if is_adapter else weights).append((short_name(name), tensor))
-    recorder.adopt(weights, Category.WEIGHTS)
-    recorder.adopt(adapters, Category.ADAPTERS)
-    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+            category = Category.ADAPTERS if is_adapter(name) else Category.WEIGHTS
+            held[category].append((short_name(name), tensor))
+    return held
+
+
+def _settle_replaced(recorder: Recorder, work: Workload) -> None:
+    """Count what the forward has put in a parameter's place as one: bitsandbytes casts a bias to its input's dtype."""
+    for category, named in _held_by_modules(work.model).items():
+        recorder.settle((tensor for _, tensor in named), category)
+
+
+def _settle_gradients(recorder: Recorder, work: Workload) -> None:
+    for path, parameter in work.model.named_parameters():
+        if parameter.grad is not None:
+            module, _, leaf = short_name(path).rpartition(".")
+            recorder.settle([parameter.grad], Category.GRADIENTS)
+            recorder.name(parameter.grad, module, f"gradient of {leaf}")
+
+
+def _settle_states(recorder: Recorder, work: Workload) -> None:
+    """Count the optimizer's states, each as its parameter's; tables that all of them share are nobody's."""
+    trained = {path: p for path, p in work.model.named_parameters() if p.requires_grad}
+    paths = {p: path for path, p in trained.items()}
+    states: dict[Any, dict[str, Any]] = work.optimizer.state
+    for key, state in states.items():
+        # PEFT's LoRA-FA goes by names: for a pair of adapters by what they have in common, and only B is trained
+        path = next(path for path in trained if path.startswith(key)) if isinstance(key, str) else paths[key]
+        module = short_name(path).rpartition(".")[0]
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                recorder.settle([value], Category.OPTIMIZER)
+                recorder.name(value, module, name)
 
 
 def _settle_logits(recorder: Recorder, work: Workload) -> None:
@@ -102,27 +138,13 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
     vocabulary = work.run.model.vocab_size
     head = next((short_name(n) for n, m in work.model.named_modules() if m is _output_head(work.model)), None)
     for raw in recorder.unsettled(Category.ACTIVATIONS):
-        wide = raw.shape[-1:] == (vocabulary,) and raw.module in ("", head)
-        if raw.module == LOSS or wide:
+        outermost = raw.module == "" or (head is not None and f"{raw.module}.".startswith(f"{head}."))
+        if raw.module == LOSS or (outermost and raw.shape[-1:] == (vocabulary,)):
             raw.category = Category.LOGITS
 
 
 def _output_head(model: Any) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-def _counted(model: torch.nn.Module) -> dict[str, int]:
-    parameters = list(model.parameters())
-    return {
-        "total": sum(_elements(p) for p in parameters),
-        "trainable": sum(_elements(p) for p in parameters if p.requires_grad),
-    }
-
-
-def _elements(parameter: Any) -> int:
-    """Elements of a parameter; of one that is quantised, those that it stands for."""
-    state = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if state is None else math.prod(state.shape))
 
 
 @contextlib.contextmanager

@@ -18,10 +18,11 @@ import torch
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.modules import ModulePaths, tensors_in
+from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Platform, answered
-from lorafa_prof.simulate.recording import Call, Segment
+from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.workload.naming import tensors_in
 
 _DTYPE_NAMES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "int64", torch.int32: "int32",
@@ -45,7 +46,7 @@ class _Life(weakref.ref[Any]):
 class RawBlock:
     """A block as the recorder notes it; its category is settled when the step is over."""
 
-    __slots__ = ("category", "dtype", "module", "nbytes", "op", "phase", "shape")
+    __slots__ = ("category", "dtype", "module", "name", "nbytes", "op", "owner", "phase", "shape")
 
     def __init__(
         self, what: tuple[int, tuple[int, ...], str, str], where: tuple[str, str], category: Category | None
@@ -53,6 +54,7 @@ class RawBlock:
         self.nbytes, self.shape, self.dtype, self.op = what
         self.module, self.phase = where
         self.category = category
+        self.name = self.owner = ""
 
 
 class Recorder(InPlaceAccumulation):
@@ -78,6 +80,7 @@ class Recorder(InPlaceAccumulation):
         self._events = self.segments[0].events
         self._raw: list[RawBlock] = []
         self._lives: dict[int, _Life] = {}
+        self._unsettled_recompute = False
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -92,7 +95,7 @@ class Recorder(InPlaceAccumulation):
         for name, tensor in named:
             if self._fresh(tensor):
                 module, _, leaf = name.rpartition(".")
-                self._events.append(self._see(tensor, leaf, module, category))
+                self._events.append(self._see(tensor, leaf, (module, self.phase), category))
 
     def settle(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Give the category of storages that are alive now."""
@@ -108,6 +111,14 @@ class Recorder(InPlaceAccumulation):
             if raw.category is None and raw.phase in phases:
                 raw.category = category
 
+    def name(self, tensor: torch.Tensor, owner: str, name: str) -> None:
+        """Say what a storage is that is alive now, and to which module it belongs: to none, where several share it."""
+        life = self._lives.get(tensor.untyped_storage()._cdata)
+        if life is not None:
+            raw = self._raw[life.block]
+            raw.owner = owner if raw.name == "" or raw.owner == owner else ""
+            raw.name = name
+
     def unsettled(self, but: Category) -> list[RawBlock]:
         """Return the blocks that have no category yet, or this one."""
         return [raw for raw in self._raw if raw.category is None or raw.category is but]
@@ -115,7 +126,9 @@ class Recorder(InPlaceAccumulation):
     def blocks(self) -> list[Block]:
         """Return all blocks; what has no category yet lived and died within a phase."""
         return [
-            Block(r.nbytes, r.shape, r.dtype, r.op, r.module, r.phase, r.category or Category.TEMPORARIES)
+            Block(
+                r.nbytes, r.shape, r.dtype, r.op, r.module, r.phase, r.category or Category.TEMPORARIES, r.name, r.owner
+            )
             for r in self._raw
         ]
 
@@ -144,15 +157,32 @@ class Recorder(InPlaceAccumulation):
         out = self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
         fresh = self._fresh(out)
         self.operators.append(func)
+        if not watched and not fresh:
+            return out
+        phase, op, module = self._phase_of_births(), operator_name(func), self.paths.current
         if watched:
-            op, module = operator_name(func), self.paths.current
             spec = CallSpec.of(func, args, kwargs, out)
-            born = tuple(self._see(tensor, op, module, None) for tensor in fresh)
-            self._events.append(Call(self.specs.setdefault(spec, len(self.specs)), born, op, module))
-        elif fresh:
-            op, module = operator_name(func), self.paths.current
-            self._events.extend(self._see(tensor, op, module, None) for tensor in fresh)
+            born = tuple(self._see(tensor, op, (module, phase), None) for tensor in fresh)
+            self._events.append(Call(self.specs.setdefault(spec, len(self.specs)), born, op, module, phase))
+        else:
+            self._events.extend(self._see(tensor, op, (module, phase), None) for tensor in fresh)
         return out
+
+    def _phase_of_births(self) -> str:
+        """Return the phase of what is born now, and settle what the last recomputation has left.
+
+        That is done at the first birth after it: checkpointing ends a recomputation by an exception, which holds the
+        variables of all that it leaves until it is caught.
+        """
+        if self.phase != "backward":
+            return self.phase
+        if self.paths.recomputing:
+            self._unsettled_recompute = True
+            return RECOMPUTE
+        if self._unsettled_recompute:
+            self._unsettled_recompute = False
+            self.settle_alive([RECOMPUTE], Category.ACTIVATIONS)
+        return self.phase
 
     def _fresh(self, out: Any) -> list[torch.Tensor]:
         """Return the tensors of `out` whose storage is a new one on the device; one of 0 bytes takes nothing there."""
@@ -164,15 +194,15 @@ class Recorder(InPlaceAccumulation):
         storage = tensor.untyped_storage()
         return storage._cdata not in self._lives and self.platform.holds(tensor) and storage.nbytes() > 0
 
-    def _see(self, tensor: torch.Tensor, op: str, module: str, category: Category | None) -> int:
-        """Note a storage that is new; return the number of its block."""
+    def _see(self, tensor: torch.Tensor, op: str, where: tuple[str, str], category: Category | None) -> int:
+        """Note a storage that is new, and the module and phase of its birth; return the number of its block."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._lives:  # twice among the outputs of one operator
             return self._lives[key].block
         number = len(self._raw)
         what = (storage.nbytes(), tuple(tensor.shape), dtype_name(tensor.dtype), op)
-        self._raw.append(RawBlock(what, (module, self.phase), category))
+        self._raw.append(RawBlock(what, where, category))
         life = _Life(storage, self._die)
         life.block, life.key = number, key
         self._lives[key] = life

@@ -23,7 +23,12 @@ class Call:
     """Blocks of its outputs."""
     op: str
     module: str
+    phase: str
+    """Of its blocks: that of its segment, or RECOMPUTE."""
 
+
+#: The phase of what checkpointing computes once more, within the segment of the backward.
+RECOMPUTE = "recompute"
 
 Event = int | Call
 """i: block i is born; ~i: block i dies; or a call, with which its outputs are born."""
@@ -132,7 +137,7 @@ class _Writer:
             for buffer in buffers:
                 if buffer.after_outputs is after_outputs:
                     self._free(alive, buffer.name)
-                    alive[self._born_inside(buffer, call, phase)] = buffer.freed_before
+                    alive[self._born_inside(buffer, call)] = buffer.freed_before
 
         bear(after_outputs=False)
         self._free(alive, OUTPUTS)
@@ -141,7 +146,7 @@ class _Writer:
             self._events.append(len(self._blocks))
             self._blocks.append(recording.blocks[block])
         for buffer in self._libraries.at(spec, phase):
-            self._born_inside(buffer, call, phase)
+            self._born_inside(buffer, call)
         bear(after_outputs=True)
         self._events.extend(~block for block in reversed(alive))  # as C++ destroys local variables
 
@@ -155,12 +160,12 @@ class _Writer:
             del alive[block]
             self._events.append(~block)
 
-    def _born_inside(self, buffer: Workspace, call: Call, phase: str) -> int:
+    def _born_inside(self, buffer: Workspace, call: Call) -> int:
         number = len(self._blocks)
         self._blocks.append(
             Block(
                 nbytes=buffer.nbytes, shape=(buffer.nbytes,), dtype="uint8", op=f"{call.op}: {buffer.name}",
-                module=call.module, phase=phase, category=Category.WORKSPACES,
+                module=call.module, phase=call.phase, category=Category.WORKSPACES,
             )
         )  # fmt: skip
         self._events.append(number)

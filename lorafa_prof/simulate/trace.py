@@ -21,8 +21,13 @@ class Block:
     module: str
     """Path of the module that was executing."""
     phase: str
-    """Phase of the step in which it was born; "load" for what was there before the first step."""
+    """Phase of the step in which it was born; "load" for what was there before the first step, "recompute" for what
+    checkpointing computed once more."""
     category: Category
+    name: str = ""
+    """What it is, where more is known than its operator: "exp_avg", "gradient of weight"."""
+    owner: str = ""
+    """Path of the module to which one with a name belongs, whichever module made it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,13 @@ def loss_functions() -> dict[str, Any]:
     return table
 
 
+#: What PEFT has in the names of parameters that it adds: adapters, and copies of modules that it trains.
+_OF_ADAPTERS = ("lora_", "vera_", "modules_to_save")
+
+
 def is_adapter(name: str) -> bool:
-    """Return whether a parameter or buffer of that name belongs to an adapter of PEFT."""
-    return "lora_" in name or "vera_" in name
+    """Return whether a parameter or buffer of that name is one that PEFT has added."""
+    return any(part in name for part in _OF_ADAPTERS)
 
 
 def counted_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
@@ -29,6 +29,8 @@ class Workload:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     batch: dict[str, torch.Tensor]
+    padded: bool = False
+    """Whether the batch has padding, that is, an attention mask of which not all is set."""
 
     @classmethod
     def build(cls, run: RunSpec, device: str) -> Workload:
@@ -75,7 +77,7 @@ def refuse_unbuilt(run: RunSpec) -> None:
 
     Raises:
         UnsupportedError: the option is known, but not built.
-        BadInputError: options that contradict each other.
+        ContradictionError: options that the method cannot take.
     """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
@@ -86,7 +88,7 @@ def refuse_unbuilt(run: RunSpec) -> None:
         if asked:
             raise UnsupportedError(f"the real step with {what} is not built; it is with {instead}")
     if run.method.name == "full" and run.resolved_quant != "none":
-        raise BadInputError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
+        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
 
 
 def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: None) -> None:

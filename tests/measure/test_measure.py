@@ -29,12 +29,11 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload, training_step
 from lorafa_prof.workload.naming import tensors_in
 from lorafa_prof.workload.quantized import quantization_tensors
+from lorafa_prof.workload.versions import release
 from tests.analytic.runs import run_of
 from tests.support.profiled import kernels_of_known_size, profile_step
 
 THREADS = 2
-#: A number that Python arithmetic wraps into a tensor; in a real step it is on the host, and left out.
-NUMBER = 16
 PEAK_FLOPS = 1e12
 FAMILIES = ("llama", "gpt2", "roberta", "t5")
 METHODS = ("full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "vera", "qlora", "qlora-fa")
@@ -46,8 +45,6 @@ def cases() -> list[Any]:
     made = []
     for family in FAMILIES:
         for method in METHODS:
-            if family == "gpt2" and method.startswith("q"):
-                continue  # no torch.nn.Linear to quantise
             marks = [] if (family, method) in QUICK else [pytest.mark.slow]
             if method.startswith("q") and importlib.util.find_spec("bitsandbytes") is None:
                 marks.append(pytest.mark.skip("no bitsandbytes"))
@@ -55,6 +52,8 @@ def cases() -> list[Any]:
     return made
 
 
+#: Older ones multiply matrices for the rotary angles too, and differ in the heads of RoBERTa and the attention of T5.
+of_release_5 = pytest.mark.skipif(release("transformers") < (5,), reason="the closed forms are of transformers 5")
 every_case = pytest.mark.parametrize(("family", "method"), cases())
 
 
@@ -123,12 +122,8 @@ class TestMemory:
 
     @every_case
     def test_every_part_is_the_simulation_s(self, family: str, method: str) -> None:
-        """Each byte at the peak has the same purpose in both; but for a number that bitsandbytes' Python makes."""
-        seen, expected = parts_of(measured(family, method)), simulated_parts(run_of(family, method))
-        if method.startswith("q"):
-            assert 0 <= expected["workspace_bytes"] - seen["workspace_bytes"] <= NUMBER
-            del seen["workspace_bytes"], expected["workspace_bytes"]
-        assert seen == expected
+        """Each byte at the peak has the same purpose in both."""
+        assert parts_of(measured(family, method)) == simulated_parts(run_of(family, method))
 
     @every_case
     def test_the_parts_add_up(self, family: str, method: str) -> None:
@@ -202,6 +197,7 @@ class TestThroughput:
             assert step.tokens == run.bs * run.seq
             assert step.step_s == step.forward_s + step.backward_s + step.optimizer_s
 
+    @of_release_5
     @every_case
     def test_operations_are_those_of_the_closed_forms(self, family: str, method: str) -> None:
         """Counted operator by operator here, by formula there."""
@@ -213,6 +209,7 @@ class TestThroughput:
         assert seen.model_flops == expected.model_flops
         assert seen.model_flops_6n == expected.model_flops_6n
 
+    @of_release_5
     def test_recomputation_is_executed_but_not_needed(self) -> None:
         """Checkpointing adds a forward of the layers to what runs; the model's FLOPs are those of the closed form.
 

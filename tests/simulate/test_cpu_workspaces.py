@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces
 from lorafa_prof.simulate.kernels.workspaces import OUTPUTS, DeviceTraits, KernelCall, Workspace
-from lorafa_prof.simulate.modules import tensors_in
+from lorafa_prof.workload.naming import tensors_in
 from lorafa_prof.workload.step import Workload, training_step
 from tests.support.configs import tiny_run
 from tests.support.profiled import OperatorCall, kernels_of_known_size, operator_calls

@@ -22,8 +22,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorafa_prof.simulate.modules import tensors_in
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.naming import tensors_in
 from lorafa_prof.workload.step import PHASES, Workload, training_step
 
 _PHASE = "phase: "

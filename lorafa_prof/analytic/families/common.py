@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.tape import ACTIVATIONS, LOGITS, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import ACTIVATIONS, INPUT, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ModelSpec, RunSpec
 
@@ -175,19 +175,23 @@ def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
     """With adapters and checkpointing, `enable_input_require_grads` makes the embedding's output a trained leaf."""
     if builder.full or builder.run.checkpointing == "none":
         return x
-    leaf = Parameter(builder.tape, "embedding output", x.shape, x.dtype, trained=True, kind="input")
+    leaf = Parameter(builder.tape, "embedding output", x.shape, x.dtype, trained=True, kind=INPUT)
     leaf.storage = x.storage
     return leaf
 
 
-def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor]:
-    """Return token ids and labels: a label a token, or a class a sequence."""
+def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token ids, labels (a label a token, or a class a sequence) and the attention mask, which is all set.
+
+    Nothing is made of such a mask.
+    """
     with tape.scope("batch"):
         labels = ("b",) if task == "seq-cls" else ("b", "s")
-        made = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
+        ids, targets = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
+        mask = tape.new("attention mask", ("b", "s"), "int64")
     for item in tape.items:
         item.category = ACTIVATIONS
-    return made
+    return ids, targets, mask
 
 
 def position_ids(tape: Tape) -> Tensor:
@@ -209,9 +213,3 @@ def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int, *, single: bool =
     loss = ops.cross_entropy(flat, shifted)
     del padded, shifted
     return loss
-
-
-def mark_logits(tape: Tape, since: int) -> None:
-    """Count every storage born since item `since` as logits and loss."""
-    for item in tape.items[since:]:
-        item.category = LOGITS

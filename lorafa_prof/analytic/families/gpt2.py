@@ -20,7 +20,6 @@ from lorafa_prof.analytic.families.common import (
     causal_mask,
     dropout,
     make_batch,
-    mark_logits,
     not_modelled,
     require_input_grad,
     run_layers,
@@ -112,7 +111,7 @@ class Block:
 class Gpt2:
     """The whole language model; the head is the table of tokens."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -143,16 +142,13 @@ class Gpt2:
         if self.spec.config.get("reorder_and_upcast_attn") and self.builder.run.attn == "eager":
             raise not_modelled(self.spec, "with reorder_and_upcast_attn")
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("transformer"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
-        since = len(tape.items)
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
-        mark_logits(tape, since)
-        return loss
+            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         builder, tape, run = self.builder, self.builder.tape, self.builder.run

@@ -19,7 +19,6 @@ from lorafa_prof.analytic.families.common import (
     causal_lm_loss,
     causal_mask,
     make_batch,
-    mark_logits,
     not_modelled,
     position_ids,
     require_input_grad,
@@ -235,16 +234,14 @@ class LlamaLike:
     def loss(self) -> Tensor:
         """Run the forward and return the loss."""
         builder, tape = self.builder, self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("model"):
             hidden = self._hidden(ids)
-        since = len(tape.items)
         logits = self._logits(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=builder.run.bs == 1)
         del hidden  # transformers holds the last hidden state until its forward returns
-        mark_logits(tape, since)
         return loss
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from lorafa_prof.analytic.families.common import (
     causal_lm_loss,
     causal_mask,
     make_batch,
-    mark_logits,
     not_modelled,
     position_ids,
     require_input_grad,
@@ -103,7 +102,7 @@ class DecoderLayer:
 class MixtureOfExperts:
     """The whole language model."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -144,16 +143,13 @@ class MixtureOfExperts:
         refuse_what_is_not_modelled(self.builder.run)
         tape, run = self.builder.tape, self.builder.run
         self.builder.assumptions.append("experts run as grouped matrix products (transformers' default), one GPU")
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("model"):
             hidden = self._hidden(ids)
-        since = len(tape.items)
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
-        mark_logits(tape, since)
-        return loss
+            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         tape = ids.tape

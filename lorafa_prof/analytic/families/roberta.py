@@ -19,7 +19,6 @@ from lorafa_prof.analytic.families.common import (
     attention_options,
     dropout,
     make_batch,
-    mark_logits,
     not_modelled,
     require_input_grad,
     run_layers,
@@ -192,7 +191,7 @@ def trained_head(builder: Builder) -> Head:
 class Roberta:
     """The whole classifier."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -213,16 +212,13 @@ class Roberta:
         """
         self._refuse_what_is_not_modelled()
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("roberta"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
-        since = len(tape.items)
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            loss = ops.cross_entropy(logits, labels)
-        mark_logits(tape, since)
-        return loss
+            return ops.cross_entropy(logits, labels)
 
     def _refuse_what_is_not_modelled(self) -> None:
         if self.spec.config.get("is_decoder"):

@@ -18,7 +18,6 @@ from lorafa_prof.analytic.families.common import (
     activation,
     causal_mask,
     make_batch,
-    mark_logits,
     not_modelled,
     require_input_grad,
     run_layers,
@@ -237,7 +236,7 @@ class Stack:
 class T5:
     """The whole model with its language-model head."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -258,18 +257,16 @@ class T5:
         refuse_what_is_not_modelled(self.builder.run)
         self.builder.assumptions.append("as many target tokens as source tokens")
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         encoded = self.encoder(ids, self.table)
         decoder_ids = tape.new("decoder input ids", ("b", "s"), "int64")
         decoded = x = self.decoder(decoder_ids, self.table, encoded)
-        since = len(tape.items)
         if self.spec.config.get("tie_word_embeddings") is not False:
             x = ops.scale(decoded, "scaled decoder output")
         logits = self.head(x)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = ops.cross_entropy(ops.view(logits, "b", "s", self.spec.vocab_size), labels)
-        mark_logits(tape, since)
         del encoded, decoded, x, logits  # they live as long as the loss is computed
         return loss
 

@@ -1,0 +1,237 @@
+"""`lorafa-prof measure`: real training steps, each configuration in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorafa_prof.cli.emit import SUFFIX_FORMATS, emit, output_options
+from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, rescue
+from lorafa_prof.cli.options import name_list, run_spec, sweep_options
+from lorafa_prof.cli.progress import Progress
+from lorafa_prof.errors import BadInputError, DeviceError, UnknownNameError
+from lorafa_prof.reports.measurement import measurement_table, outcome_line, records_table
+from lorafa_prof.results import Measurement, measurements_to_json
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.units import parse_bytes
+
+if TYPE_CHECKING:
+    from lorafa_prof.measure.isolate import Place
+    from lorafa_prof.measure.stop import Stop
+
+#: Ends of one configuration alone that are no result: exit code 4.
+_FAILURES = ("error", "killed", "timeout")
+
+
+@click.command()
+@sweep_options
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    default=("lora-fa",),
+    show_default="lora-fa",
+    metavar="M",
+    help="Method; may be repeated or a comma list.",
+)
+@click.option("--device", default="cuda", show_default=True, metavar="D", help="cuda, cuda:1, ... or cpu.")
+@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps that are timed.")
+@click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before these.")
+@click.option(
+    "--trace/--no-trace",
+    default=True,
+    show_default=True,
+    help="After the timed steps, record what each block of one step's memory is for.",
+)
+@click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
+@click.option(
+    "--gpu",
+    metavar="G",
+    help="Card whose peak FLOP/s MFU is of (alias or JSON file).  [default: the one that measures]",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End a configuration that takes longer.  [default: never]",
+)
+@click.option("--restart", is_flag=True, help="Measure again what FILE already has a result of.")
+@output_options
+def command(
+    methods: tuple[str, ...],
+    device: str,
+    steps: int,
+    warmup: int,
+    trace: bool,
+    cap: str | None,
+    gpu: str | None,
+    timeout_s: float | None,
+    restart: bool,
+    format: str | None,
+    output: str | None,
+    **run_options: Any,
+) -> None:
+    """Measure real training steps: memory by part and phase, step time, MFU.
+
+    --bs, --seq, --rank and --method take comma lists; every combination is measured in a process of its own, so that
+    one that runs out of memory or crashes is a result, and the next goes on. With -o, FILE holds all results as JSON
+    after each configuration; the same command goes on where it was interrupted.
+
+    \b
+    Examples:
+      lorafa-prof measure --model llama2-7b --bs 1,2,4 --method lora,lora-fa -o run.json
+      lorafa-prof measure --model ./my-model --device cpu --seq 128
+      lorafa-prof measure --model qwen3-8b --cap 24GiB --timeout 600 -o run.json
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    from lorafa_prof.measure.isolate import find_place
+    from lorafa_prof.measure.stop import Stop
+
+    options = {
+        "device": device, "steps": steps, "warmup": warmup, "trace": trace,
+        "cap_bytes": None if cap is None else parse_bytes(cap),
+    }  # fmt: skip
+    runs = _runs(name_list(methods), **run_options)
+    progress = Progress(len(runs))
+    file = MeasurementFile(output, progress.say) if output and _is_results_file(format, output) else None
+    with Stop() as stop:
+        place = find_place(options, stop)
+        if place is None:
+            raise KeyboardInterrupt
+        peaks = _peak_flops(gpu, place, progress)
+        sweep = _Sweep(
+            runs=runs, options=options, peak_flops=peaks, place=place, stop=stop, timeout_s=timeout_s, file=file,
+            restart=restart, progress=progress,
+        )  # fmt: skip
+        sweep.go()
+        if file is None and sweep.seen:
+            _emit(sweep.seen, format, output)
+    if stop.requested:
+        raise KeyboardInterrupt
+    if len(runs) == 1 and sweep.seen and sweep.seen[0].outcome in _FAILURES:
+        raise DeviceError(outcome_line(sweep.seen[0]))
+
+
+def _runs(methods: Sequence[str], *, model: str, bs: Any, seq: Any, rank: Any, **options: Any) -> list[RunSpec]:
+    """Return every combination; full fine-tuning has no rank, and is measured at the first alone.
+
+    Raises:
+        BadInputError: a value out of range, before anything is measured.
+    """
+    from lorafa_prof.catalog import load_model
+
+    spec = load_model(model)
+    return [
+        run_spec(spec, method, bs=one_bs, seq=one_seq, rank=one_rank, **options)
+        for method, one_bs, one_seq in itertools.product(methods, bs, seq)
+        for one_rank in (rank[:1] if method == "full" else rank)
+    ]
+
+
+def _is_results_file(format: str | None, output: str) -> bool:
+    """Return whether measurements are kept in a file that is read again: JSON, which -o means unless told otherwise."""
+    if Path(output).exists() and not Path(output).is_file():  # a pipe, a device
+        return False
+    return (format or SUFFIX_FORMATS.get(Path(output).suffix.lower(), "json")) == "json"
+
+
+def _peak_flops(gpu: str | None, place: Place, progress: Progress) -> Mapping[str, float | None]:
+    """Return the peaks of the card that was named, or of the one that is there; none where it is not known."""
+    from lorafa_prof.catalog import load_device
+
+    if gpu is not None:
+        return load_device(gpu).peak_flops
+    if place.environment.get("device_type") != "cuda":
+        return {}
+    try:
+        return load_device(str(place.environment.get("device"))).peak_flops
+    except UnknownNameError:
+        progress.say(f"no MFU: the peak of {place.environment.get('device')} is not known; name a card with --gpu")
+        return {}
+
+
+def _emit(seen: Sequence[Measurement], format: str | None, output: str | None) -> None:
+    try:
+        emit(
+            tables=lambda: [measurement_table(seen)],
+            records=lambda: records_table(seen),
+            document=lambda: measurements_to_json(seen),
+            format=format or (None if output is None or Path(output).suffix else "json"),
+            output=output,
+        )
+    except BadInputError as error:
+        raise BadInputError(f"{error}; the measurements are {rescue(measurements_to_json(seen))}") from error
+
+
+@dataclass(kw_only=True)
+class _Sweep:
+    """Measures one configuration after the other."""
+
+    runs: Sequence[RunSpec]
+    options: Mapping[str, Any]
+    peak_flops: Mapping[str, float | None]
+    place: Place
+    stop: Stop
+    timeout_s: float | None
+    file: MeasurementFile | None
+    restart: bool
+    progress: Progress
+    seen: list[Measurement] = field(default_factory=list)
+    """What has been measured, or was there already."""
+
+    def go(self) -> None:
+        """Measure until all is done or the end is requested.
+
+        Raises:
+            LorafaProfError: what the only configuration is refused for.
+            BadInputError: the results file cannot be written.
+        """
+        for run in self.runs:
+            if self.stop.requested:
+                return
+            if not self._have(run):
+                self._measure(run)
+
+    def _have(self, run: RunSpec) -> bool:
+        """Return whether the results file has the answer."""
+        if self.file is None or self.restart:
+            return False
+        entry = self.file.find(self._setup(run))
+        if entry is None:
+            return False
+        self.seen.append(Measurement.from_json(entry))
+        self.progress.skip(_describe(run), f"kept from {self.file.path} ({entry['outcome']}); --restart measures anew")
+        return True
+
+    def _measure(self, run: RunSpec) -> None:
+        from lorafa_prof.measure.isolate import measure_isolated
+
+        self.progress.begin(_describe(run))
+        ended = measure_isolated(
+            run, self._options(run), self.place, self.stop, timeout_s=self.timeout_s, on_stage=self.progress.stage
+        )
+        if ended.refusal is not None and len(self.runs) == 1:
+            raise ended.refusal
+        self.progress.end(outcome_line(ended.measurement))
+        if ended.measurement.outcome == "interrupted" and not ended.began:
+            return
+        self.seen.append(ended.measurement)
+        if self.file is not None:
+            self.file.record(ended.measurement, self._setup(run))
+
+    def _options(self, run: RunSpec) -> dict[str, Any]:
+        return {**self.options, "peak_flops": self.peak_flops.get("bf16" if run.amp else run.dtype)}
+
+    def _setup(self, run: RunSpec) -> Setup:
+        environment = {**self.place.environment, "options": self._options(run)}
+        return Setup(Measurement(outcome="ok", run=run, versions=self.place.versions, environment=environment))
+
+
+def _describe(run: RunSpec) -> str:
+    rank = "" if run.method.name == "full" else f", rank {run.method.rank}"
+    return f"{run.method.name}, batch {run.bs} x {run.seq}{rank}"
