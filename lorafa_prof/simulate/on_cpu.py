@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Memory, Prediction, Throughput
 from lorafa_prof.simulate.cpu_platform import Cpu
@@ -31,13 +30,10 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
         threads: what `torch.get_num_threads()` says where it runs; buffers inside kernels depend on it.
 
     Raises:
-        UnsupportedError: what no real step is built for, what meta tensors cannot run, or weights that are quantised:
-            what bitsandbytes allocates on the CPU is not modelled.
+        UnsupportedError: what no real step is built for, or what meta tensors cannot run.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
-    if run.resolved_quant != "none":
-        raise UnsupportedError(f"a step with {run.resolved_quant} weights is not simulated for the CPU, only for CUDA")
     platform = Cpu(threads)
     with _without_onednn():
         recording = record(run, platform)
@@ -47,7 +43,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
     return Prediction(
         engine="simulate",
         run=run,
-        versions={"engine": "simulate", **installed_versions()},
+        versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
         memory=_memory(trace, levels, ledger),
         throughput=Throughput(),
         parameters=recording.parameters,
