@@ -93,9 +93,12 @@ def enable_checkpointing(model: Any, run: RunSpec) -> None:
         model.enable_input_require_grads()
 
 
-def batch(run: RunSpec, device: str) -> dict[str, torch.Tensor]:
-    """Return a full batch without padding, and without an attention mask: transformers drops one that is all ones."""
-    generator = torch.Generator().manual_seed(1)
+def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
+    """Return a full batch without padding, and without an attention mask: transformers drops one that is all ones.
+
+    Of several processes each takes another `part` of the data.
+    """
+    generator = torch.Generator().manual_seed(1 + part)
     ids = torch.randint(5, run.model.vocab_size, (run.bs, run.seq), generator=generator) if device != "meta" else None
     ids = torch.empty(run.bs, run.seq, dtype=torch.long, device="meta") if ids is None else ids.to(device)
     if run.model.task == "seq-cls":
