@@ -58,7 +58,7 @@ class Lookout:
 
 @contextlib.contextmanager
 def watching(work_is_sharded: bool, lookout: Lookout) -> Iterator[None]:
-    """While entered, FSDP2's buffers are seen. Where FSDP2 keeps them is its own affair: what is not found is nameless."""
+    """While entered, FSDP2's buffers are seen, where they are kept as in the releases that are known."""
     if not work_is_sharded:
         yield
         return

@@ -95,6 +95,7 @@ def _fully_shard(model: Any, device: str) -> None:
     one dtype.
     """
     try:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
     except ImportError:
         raise UnsupportedError(
@@ -103,7 +104,7 @@ def _fully_shard(model: Any, device: str) -> None:
     blocks = list(transformer_blocks(model))
     if not blocks:
         raise UnsupportedError(f"no transformer blocks are found in a {type(model).__name__}; --shard ddp needs none")
-    mesh = torch.distributed.init_device_mesh(device.partition(":")[0], (torch.distributed.get_world_size(),))
+    mesh = init_device_mesh(device.partition(":")[0], (torch.distributed.get_world_size(),))
     for part in (*blocks, model):
         fully_shard(part, mesh=mesh)
 
