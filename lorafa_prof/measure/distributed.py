@@ -9,6 +9,7 @@ with exit code 0, whatever has happened to them, for torchrun ends all others wh
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -44,6 +45,9 @@ ANSWER_S = 60.0
 _LOOK_S = 0.3
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+#: Of the groups that this process has been in, one after the other.
+_NUMBERS = itertools.count()
 
 Cause = str
 """Why all ranks come to their end: "stop", "timeout", or the number of the first that failed."""
@@ -130,13 +134,15 @@ class _Member:
 
         A group in which something has failed is left as it is: to take it apart would wait for those that are gone.
         """
-        timeout = timedelta(seconds=COLLECTIVE_S)
+        timeout, number = timedelta(seconds=COLLECTIVE_S), next(_NUMBERS)
         store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
         backend = "gloo" if device == "cpu" else "nccl"
-        dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout)
+        dist.init_process_group(
+            backend, store=PrefixStore(f"group {number}", store), rank=rank, world_size=size, timeout=timeout
+        )
         # A connection of its own: in another thread's wait the first one would be taken.
         own = TCPStore(self.address, self.port, is_master=False, timeout=timedelta(seconds=ANSWER_S))
-        mailbox = _Mailbox(PrefixStore(f"lorafa-prof/{self.attempt}", own))
+        mailbox = _Mailbox(PrefixStore(f"lorafa-prof/{self.attempt}/{number}", own))
         yield mailbox
         if mailbox.failure() is None:
             dist.destroy_process_group()
