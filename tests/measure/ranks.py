@@ -1,7 +1,7 @@
-"""What each process of a group does for the tests: `python -m tests.measure.ranks DEED FILE`; rank 0 writes FILE.
+"""Pairs of processes for the tests: `python -m tests.measure.ranks FOLDER` does all of `DEEDS`, two ranks for each.
 
-Deeds: "measure" all of `RUNS`; "train" `SHARDS` and keep what training is judged by; "fail-R", "full-R", "die-R": in
-the second timed step rank R raises, runs out of memory, or is killed.
+One interpreter imports the libraries, and its children are the ranks, with an environment as torchrun makes it. In
+FOLDER are then DEED.json, which rank 0 writes, what each rank prints, DEED-R.out and DEED-R.err, and ended.json.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
-from typing import Any
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
 from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore
 
+from lorafa_prof.cli import main as cli
 from lorafa_prof.measure import distributed, harness
 from lorafa_prof.results import measurements_to_json
 from lorafa_prof.specs import RunSpec
@@ -94,14 +99,70 @@ def _failing(deed: str) -> Any:
     return None if seen is None else measurements_to_json(seen)
 
 
-def main(deed: str, path: str) -> None:
-    """Do it."""
-    torch.set_num_threads(1)
+def _command(folder: Path) -> int:
+    model = folder / f"model-{os.environ['RANK']}"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(RUNS["ddp lora"].model.config), "utf-8")
+    run = ["--model", str(model), "--method", "lora", "--rank", "4", "--seq", "16", "--gpus", "2", "--shard", "ddp"]
+    short = ["--device", "cpu", "--steps", "1", "--warmup", "1"]
+    return cli(["measure", *run, *short, "-o", str(folder / "command.json")])
+
+
+#: "train" keeps what training is judged by. In the second timed step rank R raises, runs out of memory or is killed.
+DEEDS = ("measure", "train", "command", "fail-0", "full-1", "die-1")
+
+
+def _do(deed: str, folder: Path) -> int:
+    if deed == "command":
+        return _command(folder)
     answer = {"measure": _measured, "train": _trained}.get(deed, lambda: _failing(deed))()
     if os.environ["RANK"] == "0":
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(answer, file)
+        (folder / f"{deed}.json").write_text(json.dumps(answer), "utf-8")
+    return 0
+
+
+def _rank(deed: str, rank: int, port: int, folder: Path) -> NoReturn:
+    """Be a rank, in a process of its own."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    code = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{deed}-{rank}.{name}", os.O_CREAT | os.O_WRONLY), number)
+        code = _do(deed, folder)
+    except BaseException:  # noqa: BLE001 - the child must not go on as its parent
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(folder: Path) -> None:
+    """Do all deeds side by side."""
+    torch.set_num_threads(1)
+    ports = {deed: _free_port() for deed in DEEDS}
+    children = {}
+    for deed, port in ports.items():
+        for rank in range(2):
+            child = os.fork()
+            if not child:
+                _rank(deed, rank, port, folder)
+            children[f"{deed}-{rank}"] = child
+    # torchrun's agent holds the store through which ranks find each other; its threads would not survive a fork.
+    stores = [TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) for port in ports.values()]
+    codes = {name: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for name, child in children.items()}
+    del stores
+    (folder / "ended.json").write_text(json.dumps(codes), "utf-8")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))

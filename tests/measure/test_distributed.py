@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from lorafa_prof.cli import main
 from lorafa_prof.errors import BadInputError, UnsupportedError
@@ -26,59 +26,38 @@ from lorafa_prof.workload import Workload
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.parallel import Group, refuse_in_group
 from lorafa_prof.workload.step import build_model
-from tests.measure.ranks import RUNS, STEPS, run_of, whole
+from tests.measure.ranks import DEEDS, RUNS, STEPS, run_of, whole
 
 ROOT = Path(__file__).resolve().parents[2]
-DEEDS = ("measure", "train", "full-1", "fail-0", "die-1")
-
-
-class Pair:
-    """Two processes started as torchrun would start them, this process being its agent."""
-
-    def __init__(self, arguments: list[str], **environment: str) -> None:
-        # The agent holds the store through which the ranks find each other.
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        common = {
-            **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": "2",
-            "TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment,
-        }  # fmt: skip
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, *arguments], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for rank in range(2)
-        ]  # fmt: skip
-
-    def wait(self) -> list[tuple[int, str, str]]:
-        """Return exit code, stdout and stderr of both."""
-        ended = []
-        for process in self.processes:
-            out, err = process.communicate(timeout=200)
-            ended.append((process.returncode, out, err))
-        return ended
-
-    def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.communicate()
+#: Seconds; without other load it takes ten.
+LONGEST = 280
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What rank 0 wrote after each deed; they run side by side, as the interpreters' start is what takes time."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the ranks of all deeds have left their answers."""
     folder = tmp_path_factory.mktemp("ranks")
-    pairs = {deed: Pair(["-m", "tests.measure.ranks", deed, str(folder / deed)]) for deed in DEEDS}
-    try:
-        answers = {}
-        for deed, pair in pairs.items():
-            codes = [code for code, _, _ in (results := pair.wait())]
-            assert codes == [0, -9 if deed == "die-1" else 0], results
-            answers[deed] = json.loads((folder / deed).read_text())
-        yield answers
-    finally:
-        for pair in pairs.values():
-            pair.kill()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.measure.ranks", str(folder)]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True) as process:
+        try:
+            assert process.wait(LONGEST) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder: Path) -> dict[str, Any]:
+    """What rank 0 wrote after each deed."""
+    codes = json.loads((folder / "ended.json").read_text())
+    assert {name: code for name, code in codes.items() if code} == {"die-1-1": -9}, _errors(folder)
+    return {deed: json.loads((folder / f"{deed}.json").read_text()) for deed in DEEDS}
+
+
+def _errors(folder: Path) -> str:
+    return "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in sorted(folder.glob("*.err")))
 
 
 @pytest.fixture
@@ -94,7 +73,9 @@ def test_one_file_has_all_ranks_and_parts_that_sum_to_the_peak_of_each(
     assert [(m.rank, m.world_size, m.outcome) for m in seen[name]] == [(0, 2, "ok"), (1, 2, "ok")]
     for m in seen[name]:
         assert m.run == RUNS[name]
-        assert m.ledger is not None and m.memory is not None and len(m.steps) == 2
+        assert m.ledger is not None
+        assert m.memory is not None
+        assert len(m.steps) == 2
         assert m.ledger.total() == m.memory.peak_allocated_bytes == sum(i.nbytes for i in m.ledger.items)
         assert m.throughput.model_flops == seen[name][0].throughput.model_flops
 
@@ -132,7 +113,8 @@ def test_what_ranks_communicate_in_is_named(seen: dict[str, list[Measurement]]) 
     """DDP keeps every gradient once more, in buckets; FSDP2 has the gathered weights of the root and of one block."""
     for name in ("ddp full", "ddp lora"):
         for m in seen[name]:
-            assert m.ledger is not None and m.memory is not None
+            assert m.ledger is not None
+            assert m.memory is not None
             buckets = sum(i.nbytes for i in m.ledger.items if i.tensor == "DDP bucket")
             assert buckets == m.parameters["trainable"] * 4 == m.memory.workspace_bytes
     for m in seen["fsdp full"]:
@@ -192,13 +174,15 @@ def test_a_rank_that_runs_out_of_memory_is_on_record_and_holds_nobody_up(ended: 
 
 def test_a_fault_of_the_rank_that_writes_is_on_record(ended: dict[str, Any]) -> None:
     first, second = (Measurement.from_json(m) for m in ended["fail-0"]["measurements"])
-    assert first.outcome == "error" and "RuntimeError: a fault" in str(first.error)
+    assert first.outcome == "error"
+    assert "RuntimeError: a fault" in str(first.error)
     assert (second.rank, second.outcome, second.error) == (1, "error", "stopped: rank 0 has failed")
 
 
 def test_a_rank_that_is_killed_is_missed(ended: dict[str, Any]) -> None:
     first, second = (Measurement.from_json(m) for m in ended["die-1"]["measurements"])
-    assert first.outcome == "error" and first.parameters is not None
+    assert first.outcome == "error"
+    assert first.parameters is not None
     assert (second.rank, second.world_size, second.outcome) == (1, 2, "killed")
 
 
@@ -231,26 +215,15 @@ def test_buckets_are_found_among_nameless_blocks_by_their_size() -> None:
     assert found_by_size([bucket], {}, {4096: BaseBlock(512, 512)}) == {}
 
 
-def test_the_command_under_torchrun_speaks_with_one_voice(tmp_path: Path) -> None:
+def test_the_command_under_torchrun_speaks_with_one_voice(ended: dict[str, Any], folder: Path) -> None:
     """Rank 0 writes the file and tells how it went; the other one is silent."""
-    (tmp_path / "config.json").write_text(json.dumps(RUNS["ddp lora"].model.config))
-    arguments = [
-        "-m", "lorafa_prof", "measure", "--model", str(tmp_path), "--device", "cpu", "--seq", "16", "--steps", "1",
-        "--warmup", "1", "--method", "lora", "--rank", "4", "--gpus", "2", "--shard", "ddp", "-o",
-        str(tmp_path / "run.json"),
-    ]  # fmt: skip
-    pair = Pair(arguments)
-    try:
-        (code, out, err), (other_code, other_out, other_err) = pair.wait()
-    finally:
-        pair.kill()
-    assert (code, out, other_code, other_out) == (0, "", 0, ""), (err, other_err)
-    assert "rank 0: ok" in err and "rank 1: ok" in err and "lorafa-prof:" not in other_err
-    ranks = json.loads((tmp_path / "run.json").read_text())["measurements"]
-    assert [(m["rank"], m["outcome"], m["environment"]["options"]["steps"]) for m in ranks] == [
-        (0, "ok", 1),
-        (1, "ok", 1),
-    ]
+    assert (folder / "command-0.out").read_text() == (folder / "command-1.out").read_text() == ""
+    said = (folder / "command-0.err").read_text()
+    assert "rank 0: ok" in said
+    assert "rank 1: ok" in said
+    assert "lorafa-prof:" not in (folder / "command-1.err").read_text()
+    ranks = [(m["rank"], m["outcome"], m["environment"]["options"]["steps"]) for m in ended["command"]["measurements"]]
+    assert ranks == [(0, "ok", 1), (1, "ok", 1)]
 
 
 def test_under_torchrun_one_configuration_is_measured_and_one_rank_complains(
