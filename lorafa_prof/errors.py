@@ -20,6 +20,10 @@ class BadInputError(LorafaProfError):
     """An option, a file or a configuration that cannot be used as given."""
 
 
+class ContradictionError(BadInputError):
+    """Options that the method they are given for cannot take, as another could."""
+
+
 class UnsupportedError(LorafaProfError):
     """A well-formed request that this engine does not model; the text names the way out."""
 

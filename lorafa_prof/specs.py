@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from lorafa_prof.errors import BadInputError, UnknownNameError
+from lorafa_prof.errors import BadInputError, ContradictionError, UnknownNameError
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 AdapterDtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -290,7 +290,7 @@ class RunSpec:
         require_int("gpus", self.gpus, 1, 2**20)
         require_choice("k-bit preparation", self.prepare_kbit, KbitPreparation)
         if self.prepare_kbit != "none" and self.resolved_quant == "none":
-            raise BadInputError("the k-bit preparation is for quantised weights: add --quant, or a q-method")
+            raise ContradictionError("the k-bit preparation is for quantised weights: add --quant, or a q-method")
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:
             raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")

@@ -192,7 +192,9 @@ class Linear:
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
         self.weight = tied_to if tied_to is not None else self._weight(builder)
-        self.bias = builder.parameter("bias", (out_features,)) if bias else None
+        # bitsandbytes casts the bias of a 4-bit layer once and for all, in its first forward
+        dtype = ops.COMPUTE_DTYPE if self.quantized else None
+        self.bias = builder.parameter("bias", (out_features,), dtype=dtype) if bias else None
         self.adapter: AdapterForward | None = None
 
     def _weight(self, builder: Builder) -> Parameter:
@@ -200,7 +202,7 @@ class Linear:
         if not self.quantized:
             return builder.parameter("weight", shape)
         hold_nf4(builder, self.in_features * self.out_features, double=builder.run.resolved_quant == "nf4-dq")
-        # What the products see: the dequantised weight, of which nothing is held between them.
+        # The weight as it was loaded. Nothing of it is held; what is dequantised has its shape, in backward its dtype.
         dtype = builder.run.dtype
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
 

@@ -9,7 +9,7 @@ from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.specs import DeviceSpec, RunSpec
@@ -28,6 +28,7 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
 
     Raises:
         UnsupportedError: what this engine does not model; the text names the way out.
+        ContradictionError: options that the method cannot take.
     """
     _refuse_unmodelled(run)
     plans = Plans(run)
@@ -61,11 +62,11 @@ def _refuse_unmodelled(run: RunSpec) -> None:
     )
     freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")
     if run.resolved_optimizer == "lorafa" and run.method.name not in freezing:
-        raise BadInputError(
+        raise ContradictionError(
             f"the lorafa optimizer freezes A: it goes with {', '.join(freezing)}, not {run.method.name}"
         )
     if run.method.name == "full" and run.resolved_quant != "none":
-        raise BadInputError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
+        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")

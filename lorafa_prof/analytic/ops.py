@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from lorafa_prof.analytic.sizes import Shape, elements
 from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
 
+#: What 4-bit weights are multiplied in (bnb_4bit_compute_dtype).
+COMPUTE_DTYPE = "bf16"
+
 _RANK = {"bool": 0, "uint8": 0, "int64": 1, "bf16": 2, "fp16": 2, "fp32": 3}
 
 
@@ -337,24 +340,26 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
 def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
     """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
 
-    The (frozen) bias is added within the product.
+    Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
+    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
     """
     del bias
     tape = x.tape
     source = x.dtype
-    x = cast(x, weight.dtype, "compute input")
+    x = cast(x, COMPUTE_DTYPE, "compute input")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     flops = matmul_flops(x.shape[:-1], m, k)
     tape.count_flops("linear", flops)
-    dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-    out = tape.new("linear output", (*x.shape[:-1], k), x.dtype)
+    dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
+    out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
     del dense
     if tape.needs_grad(x):
-        shape, dtype = x.shape, x.dtype
+        shape = x.shape
 
         def backward(g: Grads) -> list[Tensor | None]:
             dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-            grad = tape.new("gradient of linear input", shape, dtype)
+            dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
+            grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
             del dense
             tape.count_flops("linear", flops, backward=True)
             return [grad]

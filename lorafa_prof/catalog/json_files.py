@@ -39,16 +39,21 @@ def one_line(text: str, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def read_json_object(path: str) -> dict[str, Any]:
+def read_json_object(path: str, *, largest: int = LARGEST_FILE, what: str = "a configuration") -> dict[str, Any]:
     """Return the JSON object in the file at `path`.
 
+    Args:
+        path: the file.
+        largest: bytes of the largest file that is read.
+        what: what the file should hold, for messages.
+
     Raises:
-        BadInputError: not a readable regular file of at most `LARGEST_FILE` bytes, not UTF-8, a byte order
+        BadInputError: not a readable regular file of at most `largest` bytes, not UTF-8, a byte order
             mark, not JSON, not an object, a key given twice, a number that is not finite or too long, or
             nested too deeply.
     """
     where = one_line(path)
-    text = _decode(where, _read(where, path))
+    text = _decode(where, _read(where, path, largest, what))
 
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -67,12 +72,12 @@ def read_json_object(path: str) -> dict[str, Any]:
             parse_constant=_Unusable,
         )
     except RecursionError:
-        raise BadInputError(f"{where}: nested too deeply to be a configuration") from None
+        raise BadInputError(f"{where}: nested too deeply to be {what}") from None
     except ValueError as error:
         raise BadInputError(f"{where}: not valid JSON: {one_line(str(error))}") from None
     if not isinstance(parsed, dict):
         raise BadInputError(f"{where}: must hold a JSON object, not {kind_of(parsed)}")
-    _check_values(where, parsed)
+    _check_values(where, parsed, what)
     return parsed
 
 
@@ -94,22 +99,22 @@ _KINDS: tuple[tuple[tuple[type, ...], str], ...] = (
 )
 
 
-def _read(where: str, path: str) -> bytes:
+def _read(where: str, path: str, largest: int, what: str) -> bytes:
     try:
         # Looked at before it is opened: a FIFO waits for a writer, and a device may never end.
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):
             raise BadInputError(f"{where}: not a regular file")
-        if info.st_size > LARGEST_FILE:
-            raise BadInputError(f"{where}: {info.st_size} bytes is too large for a configuration")
+        if info.st_size > largest:
+            raise BadInputError(f"{where}: {info.st_size} bytes is too large for {what}")
         with open(path, "rb") as file:
-            data = file.read(LARGEST_FILE + 1)  # files under /proc claim no size at all
+            data = file.read(largest + 1)  # files under /proc claim no size at all
     except OSError as error:
         raise BadInputError(f"{where}: {error.strerror or 'cannot be read'}") from None
     except ValueError:  # a NUL in the path
         raise BadInputError(f"{where}: not a usable path") from None
-    if len(data) > LARGEST_FILE:
-        raise BadInputError(f"{where}: too large for a configuration")
+    if len(data) > largest:
+        raise BadInputError(f"{where}: too large for {what}")
     return data
 
 
@@ -132,7 +137,7 @@ def _parse_float(text: str) -> float | _Unusable:
     return value if math.isfinite(value) else _Unusable(f"{one_line(text, 40)}, which is not finite")
 
 
-def _check_values(where: str, parsed: dict[str, Any]) -> None:
+def _check_values(where: str, parsed: dict[str, Any], what: str) -> None:
     """Walk without recursion over everything in `parsed`, carrying the outermost key for the message."""
     waiting: list[tuple[str, int, Any]] = [(key, 1, value) for key, value in parsed.items()]
     while waiting:
@@ -142,6 +147,6 @@ def _check_values(where: str, parsed: dict[str, Any]) -> None:
         if not isinstance(value, (dict, list)):
             continue
         if depth >= DEEPEST_NESTING:
-            raise BadInputError(f"{where}: {one_line(key, 60)} is nested too deeply to be a configuration")
+            raise BadInputError(f"{where}: {one_line(key, 60)} is nested too deeply to be {what}")
         inner = value.values() if isinstance(value, dict) else value
         waiting.extend((key, depth + 1, each) for each in inner)

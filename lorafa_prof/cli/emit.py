@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -106,9 +107,24 @@ def write_stdout(text: str) -> None:
         return
     if os.linesep == "\r\n":  # such a stream makes \r\n of every \n by itself
         text = text.replace("\r\n", "\n")
-    try:
+    with _stdout_errors():
         stream.write(_encodable(text, stream))
         stream.flush()
+
+
+def write_stdout_bytes(data: bytes) -> None:
+    """Write `data` to stdout; else as `write_stdout`."""
+    if sys.stdout is None:
+        return
+    with _stdout_errors():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _stdout_errors() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
 
@@ -127,6 +128,12 @@ def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout:
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:
-    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together."""
+    """Return the allocator's settings that --alloc-conf and --expandable-segments ask for together.
+
+    Raises:
+        BadInputError: one says the opposite of the other.
+    """
+    if expandable_segments and "expandable_segments:False" in re.sub(r"\s", "", conf or ""):
+        raise BadInputError("--expandable-segments and expandable_segments:False in --alloc-conf contradict each other")
     parts = [conf or "", "expandable_segments:True" if expandable_segments else ""]
     return ",".join(filter(None, parts)) or None

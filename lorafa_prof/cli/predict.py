@@ -9,7 +9,7 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.options import allocator_conf, name_list, run_options, run_spec
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import BadInputError, ContradictionError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
-#: What leaves one of the default methods out: the engine does not model it, or its library is not installed.
-_REFUSALS = (UnsupportedError, MissingComponentError)
-_Refusal = UnsupportedError | MissingComponentError
+#: What leaves one of the default methods out: the engine does not model it, its library is not installed, or other
+#: options exclude it.
+_REFUSALS = (UnsupportedError, MissingComponentError, ContradictionError)
+_Refusal = UnsupportedError | MissingComponentError | ContradictionError
+
+
+def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return value if value == "-" else check_output(ctx, param, value)
 
 
 @click.command()
@@ -42,15 +47,18 @@ _Refusal = UnsupportedError | MissingComponentError
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
-@click.option("--expandable-segments", is_flag=True, help="The allocator setting; it changes reserved memory only.")
+@click.option(
+    "--expandable-segments", is_flag=True,
+    help="The allocator setting; it changes reserved memory only (engine simulate).",
+)  # fmt: skip
 @click.option(
     "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
 )
 @click.option(
     "--snapshot",
     metavar="FILE",
-    callback=check_output,
-    help="Also write a memory snapshot for PyTorch's memory_viz page (engine simulate, one method).",
+    callback=_check_snapshot,
+    help="Also write a memory snapshot for PyTorch's memory_viz page (engine simulate, one method); - is stdout.",
 )
 @output_options
 @click.pass_context
@@ -78,8 +86,10 @@ def command(
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    if engine == "analytic" and (snapshot or alloc_conf):
-        raise BadInputError("--snapshot and --alloc-conf are for --engine simulate")
+    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
+        raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
+    if snapshot == "-" and output is None:
+        raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     from lorafa_prof.catalog import load_device, load_model
@@ -111,7 +121,10 @@ def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> 
 
 
 def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
-    """Return the default methods' predictions; those that cannot be had are left out, and said to be."""
+    """Return the default methods' predictions; those that cannot be had are left out, and said to be.
+
+    Where none can be had that is the error; one that excludes a single method would be no help.
+    """
 
     def attempt(name: str) -> Prediction | _Refusal:
         try:
@@ -122,7 +135,7 @@ def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
     answers = {name: attempt(name) for name in DEFAULT_METHODS}
     refusals = {name: answer for name, answer in answers.items() if isinstance(answer, _REFUSALS)}
     if len(refusals) == len(answers):
-        raise refusals[DEFAULT_METHODS[0]]
+        raise min(refusals.values(), key=lambda refusal: isinstance(refusal, ContradictionError))
     for name, refusal in refusals.items():
         click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
     return [answer for answer in answers.values() if not isinstance(answer, _REFUSALS)]

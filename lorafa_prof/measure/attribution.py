@@ -157,11 +157,11 @@ class Attribution:
     def saved_activation_bytes(self) -> int:
         """Return what autograd keeps at the end of the forward, unrounded; not the batch, nor the loss.
 
-        The loss is what stays when the backward is over.
+        The loss is what the loss makes and the caller holds, when the backward is over.
         """
         begin, end = self._ends["forward"], self._ends["backward"]
-        made = (b for b in self._blocks[0] if b.mark.phase == "forward")
-        return sum(block.requested for block in made if block.alive_after(begin) and not block.alive_after(end))
+        kept = [b for b in self._blocks[0] if b.mark.phase == "forward" and b.alive_after(begin)]
+        return sum(b.requested for b in kept if not (b.mark.module == LOSS and b.alive_after(end)))
 
     def gradient_bytes(self) -> int:
         """Return what the gradients take when the backward is over, rounded."""

@@ -231,10 +231,11 @@ def _readings(events: list[Event], marks: list[Mark], base: int) -> list[Reading
     readings = []
     live = base
     for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        peak = live
-        for event in events[mark.position : None if following is None else following.position]:
-            live += event.nbytes
-            peak = max(peak, live)
+        between = events[mark.position : None if following is None else following.position]
+        levels = list(itertools.accumulate((event.nbytes for event in between), initial=live))
+        live = levels[-1]
+        made = [level for level, event in zip(levels[1:], between, strict=True) if event.nbytes > 0]
+        peak = max(made, default=levels[0])
         readings.append(Reading(Levels(peak, peak), Levels(live, live)))
     return readings
 

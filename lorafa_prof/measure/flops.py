@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -79,15 +80,20 @@ def _beyond_torch() -> dict[Any, Any]:
     return formulas
 
 
-def count_work(work: Workload) -> Work:
-    """Run forward and backward once more, and return the operations and tokens of a step."""
+def count_work(work: Workload, beside: contextlib.AbstractContextManager[Any] | None = None) -> Work:
+    """Run forward and backward once more, and return the operations and tokens of a step.
+
+    Args:
+        work: whose step it is.
+        beside: stands around it, to see more of the same step.
+    """
     beyond = _beyond_torch()
     executed = FlopCounterMode(display=False, custom_mapping=beyond)
     needed = FlopCounterMode(
         display=False, custom_mapping={**beyond, **dict.fromkeys(_BACKWARDS, _attention_backward_needed)}
     )
     again = _Share(needed)
-    with executed, needed, ModuleMarks(work.model, again.tell) as marks:
+    with beside or contextlib.nullcontext(), executed, needed, ModuleMarks(work.model, again.tell) as marks:
         loss = work.loss()
         marks.enter_phase("backward")
         loss.backward()

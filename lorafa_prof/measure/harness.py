@@ -23,8 +23,10 @@ from lorafa_prof.measure.communication import (
 )
 from lorafa_prof.measure.devices import Clock, Device, open_device
 from lorafa_prof.measure.flops import count_work
+from lorafa_prof.measure.look import Look
 from lorafa_prof.measure.marks import ModuleMarks
 from lorafa_prof.measure.names import Name, Names, address_of, names_of_gradients, names_of_model, names_of_states
+from lorafa_prof.measure.promises import check_promises, checked_twice
 from lorafa_prof.measure.timing import spread, throughput
 from lorafa_prof.measure.trace import Levels, StepTrace, Tell
 from lorafa_prof.results import PART_FIELDS, Measurement, Memory, StepTime
@@ -93,6 +95,7 @@ def measure(
     report(seen)
     for _ in range(max(1, options.warmup)):
         training_step(work)
+    seen = replace(seen, promises=check_promises(work.model, work.optimizer, run, forward=work.loss))
     report(seen)
     if group is not None:
         torch.distributed.barrier()
@@ -101,11 +104,12 @@ def measure(
         seen = replace(seen, steps=tuple(steps), spread=spread(steps))
         report(seen)
     seen = replace(seen, memory=_untraced_memory(device))
+    trace = None
     if options.trace:
         trace, attribution = traced_step(work, device)
         seen = _with_trace(seen, trace, attribution, device)
         report(seen)
-    seen = _judged(_with_rates(seen, work, options), device)
+    seen = _judged(_looked_at(seen, work, options, trace), device)
     report(seen)
     return seen
 
@@ -176,6 +180,7 @@ def _settled(work: Workload, device: Device) -> contextlib.AbstractContextManage
 def _names_before(work: Workload, device: Device) -> Names:
     names = names_of_model(work.model, device.type)
     names |= names_of_states(work.model, work.optimizer, device.type)
+    names |= names_of_gradients(work.model)  # those that nobody clears, of what is trained without an optimizer
     for key, tensor in work.batch.items():
         names[address_of(tensor)] = Name.of(f"batch.{key}", tensor, Category.ACTIVATIONS)
     return names
@@ -235,8 +240,12 @@ def _with_trace(seen: Measurement, trace: StepTrace, attribution: Attribution, d
     )  # fmt: skip
 
 
-def _with_rates(seen: Measurement, work: Workload, options: Options) -> Measurement:
-    return replace(seen, throughput=throughput(seen.steps, count_work(work), options.peak_flops))
+def _looked_at(seen: Measurement, work: Workload, options: Options, trace: StepTrace | None) -> Measurement:
+    """Take a last step under modes that see every operator: it tells how much is computed, and by which kernels."""
+    look = Look()
+    rates = throughput(seen.steps, count_work(work, look), options.peak_flops)
+    found = check_promises(work.model, work.optimizer, work.run, forward=work.loss, trace=trace, look=look)
+    return replace(seen, throughput=rates, promises=checked_twice(seen.promises, found))
 
 
 def _judged(seen: Measurement, device: Device) -> Measurement:

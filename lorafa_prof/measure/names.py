@@ -85,7 +85,7 @@ def _tensors_of_state(state: Any) -> list[tuple[str, torch.Tensor]]:
 def names_of_gradients(model: Any) -> Names:
     """Return the names of the gradients that are there; FSDP2 keeps those of a block in one storage."""
     names: Names = {}
-    for path, p in model.named_parameters():
+    for path, p in [*model.named_parameters(), *model.named_buffers()]:
         if p.grad is not None:
             name = _renamed(Name.of(path, p.grad, Category.GRADIENTS), "gradient of {}")
             before = names.get(address_of(p.grad))

@@ -148,11 +148,20 @@ class StepTrace:
             yield current
 
     def phases(self) -> tuple[PhaseMemory, ...]:
-        """Return the most of each memory in each phase, in the order in which the phases first come."""
-        groups: dict[str, list[Reading]] = {}
-        for mark, reading in zip(self.marks, self.readings, strict=True):
-            groups.setdefault(phase_name(mark), []).append(reading)
-        return tuple(_phase(name, readings) for name, readings in groups.items())
+        """Return the most of each memory in each phase, in the order in which the phases first come.
+
+        A stretch in which nothing is made does not count, where its phase has others: it only sees what another phase
+        has left, as the forward does when it comes back from the loss.
+        """
+        groups: dict[str, list[tuple[Reading, bool]]] = {}
+        for number, (mark, reading) in enumerate(zip(self.marks, self.readings, strict=True)):
+            groups.setdefault(phase_name(mark), []).append((reading, self._makes(number)))
+        return tuple(_phase(name, found) for name, found in groups.items() if name != "end")
+
+    def _makes(self, number: int) -> bool:
+        """Return whether anything is made between a mark and the next."""
+        end = self.marks[number + 1].position if number + 1 < len(self.marks) else len(self.events)
+        return any(event.nbytes > 0 for event in self.events[self.marks[number].position : end])
 
 
 def phase_name(mark: Mark) -> str:
@@ -164,8 +173,9 @@ def _step_phase(phase: str) -> str:
     return "backward" if phase == RECOMPUTE else phase
 
 
-def _phase(name: str, readings: Sequence[Reading]) -> PhaseMemory:
-    end = readings[-1].end
+def _phase(name: str, found: Sequence[tuple[Reading, bool]]) -> PhaseMemory:
+    readings = [reading for reading, makes in found if makes] or [reading for reading, _ in found]
+    end = found[-1][0].end
     return PhaseMemory(
         phase=name,
         peak_requested_bytes=max(reading.peak.requested for reading in readings),

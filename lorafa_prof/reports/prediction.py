@@ -12,6 +12,7 @@ from lorafa_prof.units import format_count, format_gib, gib
 
 Row = tuple[Cell | Scalar, ...]
 
+#: What people call the parts of the peak.
 PART_NAMES = {
     "weights_bytes": "base weights",
     "adapter_bytes": "adapters",

@@ -3,6 +3,18 @@
 A figure that an engine does not produce is None (null), never 0. Bytes and FLOPs are integers, times seconds.
 """
 
+from lorafa_prof.results.comparison import (
+    Comparison,
+    ItemDifference,
+    Row,
+    Section,
+    Side,
+    Unit,
+    Verdict,
+    VersionDifference,
+    comparisons_to_json,
+)
+from lorafa_prof.results.documents import Result, results_in
 from lorafa_prof.results.figures import PART_FIELDS, SCHEMA, Memory, Throughput
 from lorafa_prof.results.measurement import (
     Measurement,
@@ -20,19 +32,30 @@ from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
 __all__ = [
     "PART_FIELDS",
     "SCHEMA",
+    "Comparison",
     "Fit",
+    "ItemDifference",
     "Measurement",
     "Memory",
     "Outcome",
     "PhaseMemory",
     "Prediction",
     "Promise",
+    "Result",
+    "Row",
+    "Section",
+    "Side",
     "Spread",
     "StepTime",
     "Stretch",
     "Throughput",
+    "Unit",
+    "Verdict",
+    "VersionDifference",
+    "comparisons_to_json",
     "measurements_to_json",
     "predictions_to_json",
+    "results_in",
     "run_from_json",
     "run_to_json",
 ]

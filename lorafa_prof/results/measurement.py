@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
-from lorafa_prof.results.plain import ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import build, ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
 from lorafa_prof.specs import RunSpec, require_choice
 
 Outcome = Literal["ok", "oom", "error", "killed", "timeout", "interrupted"]
@@ -172,20 +172,20 @@ class Measurement:
             )
         try:
             ledger, run, memory, spread = (data.get(name) for name in ("ledger", "run", "memory", "spread"))
-            lists: Any = {name: tuple(kind(**item) for item in data[name]) for name, kind in _LISTS.items()}
-            same: Any = {name: data[name] for name in _SAME}
-            return cls(
-                **lists, **same,
-                command=tuple(data["command"]),
-                run=None if run is None else run_from_json(run),
-                memory=None if memory is None else Memory(**memory),
-                spread=None if spread is None else Spread(**spread),
-                throughput=Throughput(**data["throughput"]),
-                assumptions=tuple(data["assumptions"]),
-                unmodelled=tuple(data["unmodelled"]),
-                ledger=None if ledger is None else ledger_from_json(ledger),
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
+            fields: dict[str, Any] = {
+                name: tuple(build(kind, item) for item in data[name]) for name, kind in _LISTS.items()
+            }
+            fields |= {name: data[name] for name in _SAME}
+            fields |= {name: tuple(data[name]) for name in ("command", "assumptions", "unmodelled")}
+            fields |= {
+                "run": None if run is None else run_from_json(run),
+                "memory": None if memory is None else build(Memory, memory),
+                "spread": None if spread is None else build(Spread, spread),
+                "throughput": build(Throughput, data["throughput"]),
+                "ledger": None if ledger is None else ledger_from_json(ledger),
+            }
+            return build(cls, fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(f"not a measurement: {type(error).__name__}: {error}") from error
 
 

@@ -3,11 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lorafa_prof.ledger import Ledger, MemoryItem
 from lorafa_prof.specs import MethodSpec, MlaSpec, ModelSpec, MoeSpec, RunSpec
+
+T = TypeVar("T")
+
+
+def build(kind: type[T], data: Any) -> T:
+    """Return the dataclass `kind` with the fields in `data`, each of the type that it is annotated with.
+
+    Raises:
+        TypeError: not an object, a field that is missing or not known, a value of another type.
+        BadInputError: a value that the class itself refuses.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{kind.__name__} must be an object, not {type(data).__name__}")
+    kind_of_fields: Any = kind  # mypy does not take a type[T] for hashable
+    hints = _type_hints(kind_of_fields)
+    for name, value in data.items():
+        if name in hints and not _is_of(value, hints[name]):
+            shown = value[:40] if isinstance(value, str) else type(value).__name__
+            raise TypeError(f"{kind.__name__}.{name} cannot be {shown!r}")
+    return kind(**data)
+
+
+@functools.cache
+def _type_hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Return whether a value is of an annotated type: plain ones, and lists, mappings and unions of them."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is None:
+        if hint is Any or isinstance(value, bool):
+            return hint in (Any, bool)
+        return isinstance(value, (int, float) if hint is float else hint)
+    if origin in (Union, types.UnionType):
+        return any(_is_of(value, each) for each in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(each, inner[0]) for each in value)
+    return isinstance(value, Mapping) and all(_is_of(each, inner[1]) for each in value.values())  # Mapping[str, X]
 
 
 def run_to_json(run: RunSpec) -> dict[str, Any]:
@@ -26,12 +69,12 @@ def run_from_json(data: Mapping[str, Any]) -> RunSpec:
     model = dict(data["model"])
     for name, kind in (("moe", MoeSpec), ("mla", MlaSpec)):
         if model.get(name) is not None:
-            model[name] = kind(**model[name])
+            model[name] = build(kind, model[name])
     model["layer_types"] = tuple(model["layer_types"])
     method = dict(data["method"])
     method["targets"] = tuple(method["targets"])
     rest = {key: value for key, value in data.items() if key not in ("model", "method")}
-    return RunSpec(model=ModelSpec(**model), method=MethodSpec(**method), **rest)
+    return build(RunSpec, {"model": build(ModelSpec, model), "method": build(MethodSpec, method), **rest})
 
 
 def plain(value: Any) -> Any:

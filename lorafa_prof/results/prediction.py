@@ -10,7 +10,7 @@ from typing import Any
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
-from lorafa_prof.results.plain import ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import build, ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
 from lorafa_prof.specs import RunSpec
 
 
@@ -80,19 +80,20 @@ class Prediction:
             raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
         try:
             ledger = data.get("ledger")
-            return cls(
-                engine=data["engine"],
-                run=run_from_json(data["run"]),
-                versions=dict(data["versions"]),
-                memory=Memory(**data["memory"]),
-                throughput=Throughput(**data["throughput"]),
-                parameters=dict(data["parameters"]),
-                fit=tuple(Fit(**fit) for fit in data["fit"]),
-                assumptions=tuple(data["assumptions"]),
-                unmodelled=tuple(data["unmodelled"]),
-                ledger=None if ledger is None else ledger_from_json(ledger),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            fields = {
+                "engine": data["engine"],
+                "run": run_from_json(data["run"]),
+                "versions": data["versions"],
+                "memory": build(Memory, data["memory"]),
+                "throughput": build(Throughput, data["throughput"]),
+                "parameters": data["parameters"],
+                "fit": tuple(build(Fit, fit) for fit in data["fit"]),
+                "assumptions": tuple(data["assumptions"]),
+                "unmodelled": tuple(data["unmodelled"]),
+                "ledger": None if ledger is None else ledger_from_json(ledger),
+            }
+            return build(cls, fields)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(f"not a prediction: {type(error).__name__}: {error}") from error
 
 

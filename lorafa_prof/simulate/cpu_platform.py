@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.kernels.autocast import autocast_on_meta
+from lorafa_prof.simulate.kernels.autocast import CpuAutocast, autocast_on_meta, current
 from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces, registered_operators
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, Workspace
 
@@ -29,6 +29,9 @@ def scaled_dot_product_attention(
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """What `F.scaled_dot_product_attention` runs on the CPU: its flash kernel, which knows no dropout."""
+    autocast = current()
+    if autocast is not None:
+        query, key, value = map(autocast.to_16_bit, (query, key, value))
     learnt = attn_mask is not None and attn_mask.requires_grad  # as T5's position bias is
     if learnt or dropout_p or query.dim() != 4 or query.shape[-1] != value.shape[-1]:
         options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
@@ -64,7 +67,8 @@ class Cpu:
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
-        with mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention), autocast_on_meta():
+        attention = mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention)
+        with attention, autocast_on_meta(CpuAutocast):
             yield
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -89,7 +93,13 @@ class Cpu:
 
     def workspaces(self, call: CallSpec) -> Sequence[Workspace]:
         """See `Platform.workspaces`."""
-        return cpu_workspaces(call.kernel_call(str(call.func), DeviceTraits(None, None)), self.threads)
+        name = str(call.func)
+        found = cpu_workspaces(call.kernel_call(name, DeviceTraits(None, None)), self.threads)
+        if name.endswith(
+            ".Tensor"
+        ):  # Python makes a tensor of a number before it calls: host memory, whatever the device
+            return [workspace for workspace in found if workspace.name != "number"]
+        return found
 
     def new_process(self) -> NoLibraries:
         """See `Platform.new_process`."""

@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Category, Ledger, MemoryItem
+from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
+from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
-from lorafa_prof.simulate.recording import RECOMPUTE, Recording
+from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.thresholds import Thresholds
-from lorafa_prof.simulate.trace import Block, Trace
+from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.units import allocated
-from lorafa_prof.workload.naming import LOSS
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -58,7 +58,8 @@ def simulate(
     platform = Cuda(device_traits(device), versions["torch"])
     recording = record(run, platform)
     settings = AllocatorSettings() if settings is None else settings
-    simulation = Simulation(recording, platform, settings, max(LEAST_STEPS, recording.steps), versions, device)
+    steps = LEAST_STEPS if recording.again else recording.steps
+    simulation = Simulation(recording, platform, settings, steps, versions, device)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
@@ -113,12 +114,8 @@ class Simulation:
     @cached_property
     def ledger(self) -> Ledger:
         """What is alive at the peak of allocated memory."""
-        blocks, position = self.trace.blocks, self.replayed.allocated.position
-        sizes = blocks_alive_at(self.trace, position, self.settings)
-        groups: dict[Kind, list[int]] = {}
-        for number, size in sizes.items():
-            groups.setdefault(_kind(blocks[number]), []).append(size)
-        return Ledger(moment(blocks[self.trace.events[position]]), tuple(_item(*group) for group in groups.items()))
+        position = self.replayed.allocated.position
+        return ledger_at(self.trace, position, blocks_alive_at(self.trace, position, self.settings))
 
     def memory(self) -> Memory:
         """Return the parts of the peak, and the peaks of all four memories."""
@@ -132,8 +129,8 @@ class Simulation:
             context_bytes=context,
             peak_device_bytes=None if context is None else peaks.reserved.size + context,
             peak_moment=self.ledger.moment,
-            saved_activations_bytes=self._saved_bytes(),
-            trained_gradients_bytes=self._gradient_bytes(),
+            saved_activations_bytes=saved_bytes(self.trace),
+            trained_gradients_bytes=gradient_bytes(self.trace, allocated),
             moments=self._moments(),
         )
 
@@ -141,8 +138,8 @@ class Simulation:
         """Return the run as a memory snapshot for PyTorch's viewer."""
         return memory_snapshot(self.trace, self.settings)
 
-    def prediction(self, devices: Sequence[DeviceSpec] = ()) -> Prediction:
-        """Return the prediction, held against `devices`."""
+    def prediction(self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = True) -> Prediction:
+        """Return the prediction, held against `devices`; without the largest batch, which takes more recordings."""
         return Prediction(
             engine="simulate",
             run=self.recording.run,
@@ -150,31 +147,17 @@ class Simulation:
             memory=self.memory(),
             throughput=Throughput(),
             parameters=self.recording.parameters,
-            fit=tuple(self._on(device)._fit(device) for device in devices),
+            fit=tuple(self._on(device)._fit(device, largest_batch) for device in devices),
             assumptions=self._assumptions(devices),
             unmodelled=self._unmodelled(devices),
             ledger=self.ledger,
         )
 
-    def _saved_bytes(self) -> int:
-        """Bytes that autograd keeps at the end of the last forward, unrounded; not the batch, nor the loss."""
-        kept = (Category.ACTIVATIONS, Category.LOGITS)
-        alive = self._alive_before("backward")
-        return sum(b.nbytes for b in alive if b.phase == "forward" and b.category in kept and b.name != LOSS)
-
-    def _gradient_bytes(self) -> int:
-        alive = self._alive_before("optimizer")
-        return sum(allocated(block.nbytes) for block in alive if block.category is Category.GRADIENTS)
-
-    def _alive_before(self, phase: str) -> list[Block]:
-        """What is alive when a phase of the last step begins."""
-        return [self.trace.blocks[number] for number in self.trace.alive_at(self.trace.position(phase) - 1)]
-
     def _moments(self) -> dict[str, int]:
         """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
         highest: dict[str, int] = {}
         for entry in timeline(self.trace, self.settings, since=self.trace.position("forward", 0)):
-            name = LOSS if entry.module == LOSS else _PHASES.get(entry.phase, entry.phase)
+            name = phase_name(entry.phase, entry.module)
             highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
         return highest
 
@@ -184,7 +167,7 @@ class Simulation:
             return self
         return simulate(self.recording.run, device, settings=self.settings)
 
-    def _fit(self, device: DeviceSpec) -> Fit:
+    def _fit(self, device: DeviceSpec, largest_batch: bool) -> Fit:
         outside = device.context_bytes or 0
         tried = self.replay_on(device.total_bytes, outside)
         reserved = self.replayed.reserved.size if tried.oom else tried.reserved.size
@@ -194,7 +177,7 @@ class Simulation:
             context_bytes=device.context_bytes,
             fits=tried.oom is None,
             headroom_bytes=device.total_bytes - outside - reserved,
-            max_bs=self.thresholds.largest_batch(device.total_bytes, outside),
+            max_bs=self.thresholds.largest_batch(device.total_bytes, outside) if largest_batch else None,
             oom=tried.oom.message() if tried.oom else None,
         )
 
@@ -247,33 +230,3 @@ def _inside_kernels(recording: Recording) -> list[str]:
 _UNMEASURED = (
     "differences of a real card: buffers inside kernels follow PyTorch's source, no recorded card confirms them yet"
 )
-
-_PHASES = {"optimizer": "optimizer step"}
-
-
-def moment(block: Block) -> str:
-    """Return where in the step a block was born, in words: "recompute: model.layers.0.mlp"."""
-    phase = _PHASES.get(block.phase, block.phase)
-    if block.module == LOSS:
-        phase = {"forward": "loss", "backward": "loss backward"}.get(block.phase, phase)
-    return f"{phase}: {block.module}" if block.module else phase
-
-
-Kind = tuple[str, str, Category, tuple[int, ...], str, int]
-
-
-def _kind(block: Block) -> Kind:
-    """Return what blocks of alike layers have in common; * stands for the layer's number."""
-    path = block.owner if block.name else block.module
-    module = ".".join("*" if part.isdigit() else part for part in path.split("."))
-    made = f"{block.op}, {block.phase}" if block.phase in ("backward", RECOMPUTE, "optimizer") else block.op
-    name = block.name or made
-    return module, name, block.category, block.shape, block.dtype, block.nbytes
-
-
-def _item(kind: Kind, sizes: list[int]) -> MemoryItem:
-    module, name, category, shape, dtype, nbytes = kind
-    return MemoryItem(
-        module=module, tensor=name, category=category, shape=f"({', '.join(map(str, shape))})", dtype=dtype,
-        formula=str(nbytes), count=len(sizes), nbytes=sum(sizes),
-    )  # fmt: skip

@@ -25,27 +25,29 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
-    is gone when the step is over, which is looked at; a model that keeps something is stepped a second time. The
-    optimizer always steps twice on the same gradients, since its first step alone makes the states.
+    is gone when the step is over, which is looked at. Otherwise a second step is recorded, and is what repeats if it
+    keeps nothing: bitsandbytes casts the biases of 4-bit layers in their first forward, once and for all. The optimizer
+    always steps twice on the same gradients, since its first step alone makes the states.
 
     Args:
         run: the configuration.
         platform: the device that is simulated.
         build: makes the workload for a device ("meta"); another than `Workload.build` can add to it what a run does
-            not say: a mask of padding, another framework's preparation of the model.
+            not say: that the batch is padded, another framework's preparation of the model.
 
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     with platform.kernels(), _explained(run):
         work = build(run, "meta")
-        padded = "attention_mask" in work.batch  # a mask that is all set would be left out
-        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=padded) as recorder:
+        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=work.padded) as recorder:
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)
             if not recording.again:
-                _steps(recorder, work)
+                _, again = _steps(recorder, work)
+                recording = _recording(recorder, work, first, again)
+            if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
 

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.workload.models import DTYPES
+from lorafa_prof.workload.versions import installed_versions, release
 
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "seq-cls": "SEQ_CLS", "seq2seq-lm": "SEQ_2_SEQ_LM"}
 
@@ -41,7 +42,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
     """Return the model wrapped with the adapters of the run's method.
 
     Raises:
-        UnsupportedError: a method that this version builds no adapters for, or targets that PEFT finds nowhere.
+        UnsupportedError: a method that this version builds no adapters for, targets that PEFT finds nowhere, or
+            quantised weights that the installed PEFT does not adapt.
         BadInputError: adapters in a 16-bit dtype that is not the base's, which PEFT does not make.
     """
     keep_16_bit = run.resolved_adapter_dtype != "fp32"
@@ -50,6 +52,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
             f"PEFT makes adapters in the dtype of the base weights or in fp32: not {run.resolved_adapter_dtype} "
             f"over {run.dtype}"
         )
+    if run.resolved_quant != "none":
+        _refuse_unmatched_releases(run)
     with _quiet():
         wrapped = _wrapped(model, run, autocast_adapter_dtype=not keep_16_bit)
     for name, parameter in wrapped.named_parameters():
@@ -58,6 +62,26 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
     if next(wrapped.parameters()).is_meta:
         _cast_meta_adapters(wrapped, DTYPES[run.resolved_adapter_dtype])
     return wrapped
+
+
+def _refuse_unmatched_releases(run: RunSpec) -> None:
+    """Refuse what PEFT before 0.14 cannot do.
+
+    It has no VeRA for packed weights, which it takes for plain ones, and asks int8 layers for a setting that
+    bitsandbytes 0.45 dropped.
+    """
+    if release("peft") >= (0, 14):
+        return
+    versions = installed_versions(quantized=True)
+    if run.method.name == "vera":
+        raise UnsupportedError(
+            f"PEFT {versions['peft']} has no VeRA over quantised weights; 0.14 has it: pip install --upgrade peft"
+        )
+    if run.resolved_quant == "int8" and release("bitsandbytes") >= (0, 45):
+        raise UnsupportedError(
+            f"PEFT {versions['peft']} adapts int8 weights of bitsandbytes up to 0.44; with the installed one, "
+            f"{versions['bitsandbytes']}, goes PEFT 0.14 or later: pip install --upgrade peft"
+        )
 
 
 def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.Module:

@@ -71,10 +71,11 @@ def _attention(run: RunSpec, hf_config: Any) -> str:
 
 
 def _make_windows_idle(config: dict[str, Any], run: RunSpec) -> None:
-    # Flash attention looks back through a window without a mask. For sdpa transformers makes one, of (seq, seq), as
-    # soon as the window is no longer than the sequence, even where nothing lies outside of it: at equal length.
+    # Flash attention takes a window as a number, and keeps what it keeps without one. For sdpa, which stands for it
+    # here, transformers makes a mask of (seq, seq) as soon as the window is no longer than the sequence, and another
+    # kernel runs. What a window leaves out changes no size.
     window = config.get("sliding_window")
-    if window is not None and window == run.seq:
+    if window is not None and window <= run.seq:
         config["sliding_window"] = run.seq + 1
 
 
@@ -94,13 +95,18 @@ def enable_checkpointing(model: Any, run: RunSpec) -> None:
 
 
 def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
-    """Return a full batch without padding, and without an attention mask: transformers drops one that is all ones.
+    """Return a full batch without padding: ids, labels, and a mask of ones, as transformers' collators make it.
 
+    The model looks whether all of the mask is set, and goes on without. It is not the same to leave it out:
+    transformers 4.53 to 4.57 take such a batch for a packed one, make a mask of it, and sdpa runs another kernel.
     Of several processes each takes another `part` of the data.
     """
     generator = torch.Generator().manual_seed(1 + part)
     ids = torch.randint(5, run.model.vocab_size, (run.bs, run.seq), generator=generator) if device != "meta" else None
     ids = torch.empty(run.bs, run.seq, dtype=torch.long, device="meta") if ids is None else ids.to(device)
+    mask = torch.ones(run.bs, run.seq, dtype=torch.long, device=device)
     if run.model.task == "seq-cls":
-        return {"input_ids": ids, "labels": torch.zeros(run.bs, dtype=torch.long, device=device)}
-    return {"input_ids": ids, "labels": ids.clone()}
+        labels = torch.zeros(run.bs, dtype=torch.long, device=device)
+    else:
+        labels = ids.clone()
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}

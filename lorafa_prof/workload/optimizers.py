@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import ContradictionError, MissingComponentError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 
 _RATE = 1e-4
@@ -50,7 +50,7 @@ def _adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
 
 def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
     if run.method.name not in _FREEZING:
-        raise BadInputError(
+        raise ContradictionError(
             f"the lorafa optimizer freezes A: it goes with {', '.join(_FREEZING)}, not {run.method.name}"
         )
     try:

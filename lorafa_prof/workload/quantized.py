@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import RunSpec
@@ -19,18 +20,21 @@ NESTED_BLOCK = 256
 #: Columns of the input with a value beyond this are multiplied in 16 bits (transformers' llm_int8_threshold).
 INT8_THRESHOLD = 6.0
 
-Replace = Callable[[torch.nn.Linear, RunSpec], torch.nn.Module]
+#: What transformers replaces: the first type exactly, and GPT-2's, whose weight lies the other way: (in, out).
+Quantizable = torch.nn.Linear | Conv1D
+Replace = Callable[[Quantizable, RunSpec], torch.nn.Module]
 
 
 def quantize(model: Any, run: RunSpec) -> Any:
     """Replace the linear layers that transformers would quantise, all but the output head; return the model.
 
-    T5's `wo` is left too, which transformers lists among `_keep_in_fp32_modules`. Everything else keeps its dtype,
-    unless the run asks for PEFT's `prepare_model_for_kbit_training`, which casts it to fp32. Matrix products run in
-    bf16.
+    GPT-2's Conv1D is among them: transformers quantises its transposed weight (out, in), and the layer that takes its
+    place is bitsandbytes' linear one, to which PEFT's `fan_in_fan_out` does not apply. T5's `wo` is left too, which
+    transformers lists among `_keep_in_fp32_modules`. Everything else keeps its dtype, unless the run asks for PEFT's
+    `prepare_model_for_kbit_training`, which casts it to fp32. Matrix products run in bf16.
 
     Raises:
-        UnsupportedError: nothing to quantise, as in GPT-2, whose layers are no `torch.nn.Linear`.
+        UnsupportedError: no layer to quantise.
         MissingComponentError: bitsandbytes is not installed.
     """
     heads = [head for head in (model.get_output_embeddings(), getattr(model, "classifier", None)) if head]
@@ -38,15 +42,15 @@ def quantize(model: Any, run: RunSpec) -> Any:
     skipped = {id(module) for part in (*heads, *wide) for module in part.modules()}
     replace: Replace = _int8 if run.resolved_quant == "int8" else _nf4
     found = [
-        (parent, name, linear)
+        (parent, name, layer)
         for parent in model.modules()
-        for name, linear in parent.named_children()
-        if type(linear) is torch.nn.Linear and id(linear) not in skipped
+        for name, layer in parent.named_children()
+        if (type(layer) is torch.nn.Linear or isinstance(layer, Conv1D)) and id(layer) not in skipped
     ]
     if not found:
         raise UnsupportedError(f"{run.model.name} has no linear layers that bitsandbytes can quantise")
-    for parent, name, linear in found:
-        setattr(parent, name, replace(linear, run))
+    for parent, name, layer in found:
+        setattr(parent, name, replace(layer, run))
     setattr(model, "is_loaded_in_8bit" if run.resolved_quant == "int8" else "is_loaded_in_4bit", True)
     return model if run.prepare_kbit == "none" else _prepared(model, run)
 
@@ -93,48 +97,55 @@ def _bitsandbytes() -> Any:
     return module
 
 
-def _nf4(linear: torch.nn.Linear, run: RunSpec) -> torch.nn.Module:
-    bnb, device, double_quant = _bitsandbytes(), linear.weight.device, run.resolved_quant == "nf4-dq"
+def _nf4(layer: Quantizable, run: RunSpec) -> torch.nn.Module:
+    bnb, matrix, double_quant = _bitsandbytes(), _matrix(layer), run.resolved_quant == "nf4-dq"
+    out_features, in_features = matrix.shape
     with torch.device("meta"):
         quantized = bnb.nn.Linear4bit(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, quant_type="nf4",
-            compute_dtype=torch.bfloat16, compress_statistics=double_quant,
+            in_features, out_features, bias=layer.bias is not None, quant_type="nf4", compute_dtype=torch.bfloat16,
+            compress_statistics=double_quant,
         )  # fmt: skip
     options: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": double_quant, "blocksize": BLOCK}
-    if device.type == "meta":
-        packed = torch.empty((linear.weight.numel() + 1) // 2, 1, dtype=torch.uint8, device=device)
-        state = _meta_state(linear.weight, double_quant)
+    if matrix.is_meta:
+        packed = torch.empty((matrix.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
+        state = _meta_state(matrix, double_quant)
         quantized.weight = bnb.nn.Params4bit(
             packed, requires_grad=False, quant_state=state, bnb_quantized=True, module=quantized, **options
         )
         quantized.quant_state = state
     else:
-        weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=quantized, **options)
-        quantized.weight = weight.to(device)  # the move quantises
-    return _with_bias(quantized, linear)
+        weight = bnb.nn.Params4bit(matrix, requires_grad=False, module=quantized, **options)
+        quantized.weight = weight.to(matrix.device)  # the move quantises
+    return _with_bias(quantized, layer)
 
 
-def _int8(linear: torch.nn.Linear, run: RunSpec) -> torch.nn.Module:
-    bnb, device = _bitsandbytes(), linear.weight.device
+def _int8(layer: Quantizable, run: RunSpec) -> torch.nn.Module:
+    bnb, matrix = _bitsandbytes(), _matrix(layer)
+    out_features, in_features = matrix.shape
     with torch.device("meta"):
         quantized = bnb.nn.Linear8bitLt(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, has_fp16_weights=False,
-            threshold=INT8_THRESHOLD,
-        )  # fmt: skip
-    if device.type == "meta":
+            in_features, out_features, bias=layer.bias is not None, has_fp16_weights=False, threshold=INT8_THRESHOLD
+        )
+    if matrix.is_meta:
         # one byte a weight and one fp32 scale a row; the layer hands both to its state in its first forward
-        packed = torch.empty(linear.weight.shape, dtype=torch.int8, device=device)
-        scales = torch.empty(linear.out_features, dtype=torch.float32, device=device)
+        packed = torch.empty(matrix.shape, dtype=torch.int8, device="meta")
+        scales = torch.empty(out_features, dtype=torch.float32, device="meta")
         quantized.weight = bnb.nn.Int8Params(packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=scales)
     else:
-        weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-        quantized.weight = weight.to(device)
-    return _with_bias(quantized, linear)
+        weight = bnb.nn.Int8Params(matrix, requires_grad=False, has_fp16_weights=False)
+        quantized.weight = weight.to(matrix.device)
+    return _with_bias(quantized, layer)
 
 
-def _with_bias(quantized: Any, linear: torch.nn.Linear) -> torch.nn.Module:
-    if linear.bias is not None:
-        quantized.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
+def _matrix(layer: Quantizable) -> torch.Tensor:
+    """Return a layer's weight as bitsandbytes takes it: (out, in)."""
+    weight = layer.weight.detach()
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def _with_bias(quantized: Any, layer: Quantizable) -> torch.nn.Module:
+    if layer.bias is not None:
+        quantized.bias = torch.nn.Parameter(layer.bias.data, requires_grad=False)
     module: torch.nn.Module = quantized
     return module
 

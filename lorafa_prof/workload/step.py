@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
@@ -30,6 +30,8 @@ class Workload:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     batch: dict[str, torch.Tensor]
+    padded: bool = False
+    """Whether the batch has padding, that is, an attention mask of which not all is set."""
     wrapper: torch.nn.Module | None = None
     """What is called in place of the model where several processes share the work."""
 
@@ -54,7 +56,7 @@ class Workload:
         wrapper = distribute(model, run, device)
         # after sharding, which puts other parameters into the model
         optimizer = make_optimizer(model, run)
-        return cls(run, device, model, optimizer, batch(run, device, part=group.rank), wrapper)
+        return cls(run, device, model, optimizer, batch(run, device, part=group.rank), wrapper=wrapper)
 
     @property
     def entry(self) -> torch.nn.Module:
@@ -94,7 +96,7 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
 
     Raises:
         UnsupportedError: the option is known, but not built.
-        BadInputError: options that contradict each other.
+        ContradictionError: options that the method cannot take.
     """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
@@ -105,7 +107,7 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
         if asked:
             raise UnsupportedError(f"the real step with {what} is not built; it is with {instead}")
     if run.method.name == "full" and run.resolved_quant != "none":
-        raise BadInputError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
+        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     if group is not None:
         refuse_in_group(run, group)
 

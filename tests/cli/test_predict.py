@@ -152,6 +152,29 @@ def test_default_methods_that_a_model_rules_out_are_named(capsys: pytest.Capture
     assert "qlora" not in refused(capsys, *t5, "--method", "lora,qlora").split(":")[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        (("--quant", "nf4"), ["full"]),
+        (("--optimizer", "lorafa"), ["full", "lora", "qlora", "vera"]),
+    ],
+)
+def test_default_methods_that_options_exclude_are_named(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], left_out: list[str]
+) -> None:
+    """A method that nobody asked for does not stand in the way of those that can take the options."""
+    assert main([*LLAMA, *options, "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    named = [p["run"]["method"]["name"] for p in json.loads(out)["predictions"]]
+    assert named == [name for name in ("full", "lora", "lora-fa", "qlora", "vera") if name not in left_out]
+    assert [line.split()[1] for line in err.splitlines()] == left_out
+
+
+def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error is the one that is not about a single method."""
+    assert "does not model int8 weights" in refused(capsys, *LLAMA, "--quant", "int8")
+
+
 # -- what it refuses ---------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,12 @@ def test_a_smaller_card(capsys: pytest.CaptureFixture[str], snapshot: str) -> No
     assert found["oom"].startswith("CUDA out of memory. Tried to allocate 12.00 MiB.")
 
 
+def test_settings_that_contradict_each_other(capsys: pytest.CaptureFixture[str], snapshot: str) -> None:
+    """The flag and the text that says the opposite: one clear line, exit code 2."""
+    assert main(["replay", snapshot, "--expandable-segments", "--alloc-conf", "expandable_segments:False"]) == 2
+    assert "contradict" in capsys.readouterr().err
+
+
 def test_a_compressed_trace(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The same as JSON; blocks from before the recording are told, and the segments then cannot be compared."""
     file = tmp_path / "trace.json.gz"

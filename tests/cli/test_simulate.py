@@ -77,6 +77,42 @@ def test_allocator_settings_change_reserved_memory_alone(capsys: pytest.CaptureF
     assert any("expandable_segments=True" in line for line in expandable["assumptions"])
 
 
+def test_settings_are_told_as_they_were_written(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+    """A list of divisions stays the list, and does not become one for each of the sixteen intervals."""
+    conf = "roundup_power2_divisions:[256:1, 512:2,>:4],max_split_size_mb:128"
+    [data] = predicted(capsys, llama, "--method", "lora", "--alloc-conf", conf)
+    said = "allocator settings max_split_size_mb=128, roundup_power2_divisions=[256:1,512:2,>:4]"
+    assert said in data["assumptions"]
+
+
+def test_a_snapshot_on_stdout(llama: str, tmp_path: Path) -> None:
+    """Nothing but the snapshot goes there, the prediction into its file."""
+    args = command(llama, "--method", "lora", "--snapshot", "-", "-o", str(tmp_path / "run.json"))
+    done = subprocess.run([sys.executable, "-m", "lorafa_prof", *args], capture_output=True, check=False, timeout=300)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert set(pickle.loads(done.stdout)) >= {"segments", "device_traces", "allocator_settings"}
+    assert len(json.loads((tmp_path / "run.json").read_text())["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [
+        (("--quant", "nf4"), ["full"]),
+        (("--optimizer", "lorafa"), ["full", "lora", "qlora", "vera"]),
+        (("--prepare-kbit", "peft"), ["full", "lora", "lora-fa", "vera"]),
+    ],
+)
+def test_default_methods_that_options_exclude(
+    capsys: pytest.CaptureFixture[str], llama: str, options: tuple[str, ...], left_out: list[str]
+) -> None:
+    """As with closed forms: left out with a note, and the others answered."""
+    assert main([*command(llama), *options, "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    named = [p["run"]["method"]["name"] for p in json.loads(out)["predictions"]]
+    assert named == [name for name in ("full", "lora", "lora-fa", "qlora", "vera") if name not in left_out]
+    assert [line.split()[1] for line in err.splitlines()] == left_out
+
+
 def test_a_snapshot_is_written_and_replayed(capsys: pytest.CaptureFixture[str], llama: str, tmp_path: Path) -> None:
     """What PyTorch's viewer opens, our own replay reads: the same peaks, the same segments."""
     file = tmp_path / "run.pickle"
@@ -149,6 +185,9 @@ def test_recomputation_is_a_phase(capsys: pytest.CaptureFixture[str], llama: str
         (("--method", "lora", "--gpu", "a100-80gb", "--gpu", "mi300x"), "CUDA's kernels"),
         (("--snapshot", "/nowhere/x.pickle"), "does not exist"),
         (("--snapshot", "x.pickle"), "one method"),
+        (("--method", "lora", "--snapshot", "-"), "-o FILE"),
+        (("--method", "lora", "--snapshot", "-", "-o", "-"), "-o FILE"),
+        (("--expandable-segments", "--alloc-conf", "expandable_segments: False"), "contradict"),
         (("--method", "adalora"), "adalora"),
         (("--method", "lora", "--optimizer", "adafactor"), "adafactor"),
         (("--method", "lora", "--optimizer", "lorafa"), "lora-fa"),
@@ -166,9 +205,12 @@ def test_refusals(capsys: pytest.CaptureFixture[str], llama: str, args: tuple[st
     assert said in refused(capsys, *command(llama, *args))
 
 
-def test_options_of_the_other_engine(capsys: pytest.CaptureFixture[str], llama: str) -> None:
+@pytest.mark.parametrize(
+    "option", [("--snapshot", "x.pickle"), ("--alloc-conf", "max_split_size_mb:64"), ("--expandable-segments",)]
+)
+def test_options_of_the_other_engine(capsys: pytest.CaptureFixture[str], llama: str, option: tuple[str, ...]) -> None:
     """A snapshot and allocator settings are of the replay: closed forms have none."""
-    args = ["predict", "--model", llama, "--snapshot", "x.pickle"]
+    args = ["predict", "--model", llama, *option]
     assert "--engine simulate" in refused(capsys, *args)
 
 

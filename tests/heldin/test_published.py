@@ -113,8 +113,7 @@ class Benchmark(Workload):
     def build(cls, run: RunSpec, device: str) -> Benchmark:
         work = Workload.build(run, device)
         fields = {field.name: getattr(work, field.name) for field in dataclasses.fields(work)}
-        mask = torch.ones(run.bs, run.seq, dtype=torch.long, device=device)
-        return cls(**{**fields, "batch": {**work.batch, "attention_mask": mask}})
+        return cls(**{**fields, "padded": True})
 
     def loss(self) -> torch.Tensor:
         outputs = self.model(**self.batch, num_items_in_batch=self.run.bs * self.run.seq)

@@ -13,8 +13,9 @@ import pytest
 from lorafa_prof.analytic import predict
 from lorafa_prof.catalog import load_model
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.engine import moment, predict as simulate
+from lorafa_prof.simulate.engine import predict as simulate
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.ledgers import moment
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.specs import MethodSpec, RunSpec
@@ -88,6 +89,36 @@ def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     assert simulated(run)[0] == closed_form(run)
 
 
+def quantised_cases() -> list[Any]:
+    """Layers of all kinds: GPT-2's, which are transposed before they are quantised, with biases and without."""
+    made = []
+    for i, family in enumerate(("gpt2", "gpt_bigcode", "llama-bias", "qwen3")):
+        for j, (method, quant) in enumerate(
+            (("qlora", "nf4"), ("qlora-fa", "nf4-dq"), ("lora-fb", "nf4"), ("vera", "nf4-dq"))
+        ):
+            for k, (name, options) in enumerate({**OPTIONS, "fp16": {"dtype": "fp16"}}.items()):
+                quick = (family == "gpt2" and (j + k) % 3 == 0) or (i + j + k) % 5 == 0
+                marks = () if quick else pytest.mark.slow
+                made.append(pytest.param(family, method, quant, options, id=f"{family}-{method}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "method", "quant", "options"), quantised_cases())
+def test_quantised_weights(family: str, method: str, quant: Any, options: dict[str, Any]) -> None:
+    """Packed weights, their scales and tables, products in bf16 whatever the dtype, biases that become bf16."""
+    changes = {"vocab_size": 6000}
+    run = run_of(family, method, quant=quant, layers=5, changes=changes, optimizer="adamw", **options)
+    assert simulated(run)[0] == closed_form(run)
+
+
+@pytest.mark.parametrize("family", ["mistral-window", "gemma3_text-window"])
+@pytest.mark.parametrize("options", [{}, {"checkpointing": "full"}], ids=["plain", "checkpointing"])
+def test_windows_of_flash_attention(family: str, options: dict[str, Any]) -> None:
+    """A window that is shorter than the sequence costs flash attention nothing: no mask, no other kernel."""
+    run = run_of(family, "lora", attn="flash", layers=5, changes={"vocab_size": 6000}, **options)
+    assert simulated(run)[0] == closed_form(run)
+
+
 def test_autocast_of_repeated_heads() -> None:
     """With a mask, and one key/value head for all: autocast copies the head once a query head, though it is a view."""
     changes = {"vocab_size": 6000, "num_key_value_heads": 1}
@@ -99,6 +130,7 @@ def test_autocast_of_repeated_heads() -> None:
     ("model", "method", "options"),
     [
         ("llama2-7b", "lora-fa", {"bs": 8, "seq": 1024}),
+        ("gpt2", "lora", {"bs": 4, "seq": 512, "quant": "nf4-dq"}),
         ("llama3-8b", "qlora", {"bs": 2, "seq": 2048, "checkpointing": "full"}),
         pytest.param("mistral-7b", "lora", {"bs": 4, "seq": 4096, "checkpointing": "full"}, marks=pytest.mark.slow),
         pytest.param("qwen3-8b", "vera", {"bs": 3, "seq": 512}, marks=pytest.mark.slow),

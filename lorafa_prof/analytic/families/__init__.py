@@ -18,7 +18,7 @@ KNOWN = (*LLAMA_LIKE, *MIXTURES_OF_EXPERTS, *GPT2_LIKE, *ROBERTA_LIKE, "t5")
 class Model(Protocol):
     """A built model."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
     """Token ids and labels, alive through the step."""
 
     def loss(self) -> Tensor:

@@ -180,14 +180,18 @@ def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
     return leaf
 
 
-def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor]:
-    """Return token ids and labels: a label a token, or a class a sequence."""
+def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token ids, labels (a label a token, or a class a sequence) and the attention mask, which is all set.
+
+    Nothing is made of such a mask.
+    """
     with tape.scope("batch"):
         labels = ("b",) if task == "seq-cls" else ("b", "s")
-        made = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
+        ids, targets = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
+        mask = tape.new("attention mask", ("b", "s"), "int64")
     for item in tape.items:
         item.category = ACTIVATIONS
-    return made
+    return ids, targets, mask
 
 
 def position_ids(tape: Tape) -> Tensor:

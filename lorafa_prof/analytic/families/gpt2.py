@@ -111,7 +111,7 @@ class Block:
 class Gpt2:
     """The whole language model; the head is the table of tokens."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -142,7 +142,7 @@ class Gpt2:
         if self.spec.config.get("reorder_and_upcast_attn") and self.builder.run.attn == "eager":
             raise not_modelled(self.spec, "with reorder_and_upcast_attn")
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("transformer"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
         logits = self.head(hidden)

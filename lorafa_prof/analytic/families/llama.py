@@ -234,7 +234,7 @@ class LlamaLike:
     def loss(self) -> Tensor:
         """Run the forward and return the loss."""
         builder, tape = self.builder, self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self._logits(hidden)

@@ -102,7 +102,7 @@ class DecoderLayer:
 class MixtureOfExperts:
     """The whole language model."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -143,7 +143,7 @@ class MixtureOfExperts:
         refuse_what_is_not_modelled(self.builder.run)
         tape, run = self.builder.tape, self.builder.run
         self.builder.assumptions.append("experts run as grouped matrix products (transformers' default), one GPU")
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self.head(hidden)

@@ -191,7 +191,7 @@ def trained_head(builder: Builder) -> Head:
 class Roberta:
     """The whole classifier."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -212,7 +212,7 @@ class Roberta:
         """
         self._refuse_what_is_not_modelled()
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         with tape.scope("roberta"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
         logits = self.head(hidden)

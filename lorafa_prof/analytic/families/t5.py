@@ -236,7 +236,7 @@ class Stack:
 class T5:
     """The whole model with its language-model head."""
 
-    batch: tuple[Tensor, Tensor]
+    batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
@@ -257,7 +257,7 @@ class T5:
         refuse_what_is_not_modelled(self.builder.run)
         self.builder.assumptions.append("as many target tokens as source tokens")
         tape = self.builder.tape
-        self.batch = ids, labels = make_batch(tape, self.spec.task)
+        self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
         encoded = self.encoder(ids, self.table)
         decoder_ids = tape.new("decoder input ids", ("b", "s"), "int64")
         decoded = x = self.decoder(decoder_ids, self.table, encoded)

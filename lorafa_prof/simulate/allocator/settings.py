@@ -8,8 +8,8 @@ PYTORCH_CUDA_ALLOC_CONF is still read, and wins where both are set.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.units import MIB
@@ -48,6 +48,9 @@ class AllocatorSettings:
     """Size (MiB) of the segments for requests of more than 1 and less than 10 MiB, and of the pages of expandable
     segments in the large pool. A constant of 20 in older releases (2.4 among them)."""
 
+    written: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """The values of settings that were read from a text, as they stood there."""
+
     def __post_init__(self) -> None:
         """Check what PyTorch checks.
 
@@ -81,8 +84,9 @@ class AllocatorSettings:
                 raise BadInputError(f"{name} must be at least {large} (large_segment_size_mb), not {value}")
 
     def describe(self) -> str:
-        """Return in words what differs from PyTorch's defaults."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        """Return in words what differs from PyTorch's defaults, each value as it was written."""
+        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.compare)
+        changed = {name: self.written.get(name, value) for name, value, default in values if value != default}
         return ", ".join(f"{name}={value}" for name, value in changed.items()) or "as they are by default"
 
     @property
@@ -120,16 +124,18 @@ class AllocatorSettings:
             BadInputError: a value that PyTorch refuses, or text that is no list of settings.
         """
         values: dict[str, object] = {}
+        written: dict[str, str] = {}
         for key, value in _pairs(text):
             if key in _READERS:
                 values[key] = _READERS[key](key, value)
+                written[key] = value
             elif key in _NOT_COUNTED:
                 _NOT_COUNTED[key](key, value)
             else:
                 raise UnknownNameError("allocator setting", key, [*_READERS, *_NOT_COUNTED])
         if values.get("garbage_collection_threshold") == 0.0:
             raise BadInputError("garbage_collection_threshold must be between 0 and 1, both excluded; leave it out")
-        return cls(**values)  # type: ignore[arg-type]  # each reader returns its field's type
+        return cls(**values, written=written)  # type: ignore[arg-type]  # each reader returns its field's type
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

@@ -1,15 +1,16 @@
-"""CUDA's bf16 autocast for meta tensors, which `torch.autocast` refuses.
+"""bf16 autocast for meta tensors, which `torch.autocast` refuses.
 
-The lists are those of ATen/autocast_mode.h for CUDA, as far as the models here use them. The CPU's autocast cannot
-stand in: it leaves softmax, layer norm and pow in 16 bits.
+The lists are those of ATen/autocast_mode.h, as far as the models here use them: CUDA's, and the CPU's, which leaves
+softmax, layer norm and pow as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Set
+from typing import Any, ClassVar
 from unittest import mock
 
 import torch
@@ -33,20 +34,25 @@ RESULT_IN_FP32 = {"softmax", "log_softmax", "sum", "prod", "cumsum", "cumprod"}
 class CudaAutocast(TorchFunctionMode):
     """Casts the arguments of functions as autocast does, once a weight: casts of trained fp32 weights are kept."""
 
+    device_type: ClassVar[str] = "cuda"
+    to_16_bit_names: ClassVar[Set[str]] = TO_16_BIT
+    to_fp32_names: ClassVar[Set[str]] = TO_FP32
+    result_in_fp32_names: ClassVar[Set[str]] = RESULT_IN_FP32
+
     def __init__(self) -> None:
         super().__init__()
         self.suspended = False
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> CudaAutocast:
-        self._before = torch.is_autocast_enabled("cuda")
-        torch.set_autocast_enabled("cuda", True)  # PEFT asks for it
+        self._before = torch.is_autocast_enabled(self.device_type)
+        torch.set_autocast_enabled(self.device_type, True)  # PEFT asks for CUDA's
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
-        torch.set_autocast_enabled("cuda", self._before)
+        torch.set_autocast_enabled(self.device_type, self._before)
         self._casts.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -56,11 +62,11 @@ class CudaAutocast(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.cross_entropy:
             return self._cross_entropy(*args, **kwargs)
-        if name in TO_16_BIT:
+        if name in self.to_16_bit_names:
             args, kwargs = self._cast((args, kwargs), torch.bfloat16)
-        elif name in TO_FP32:
+        elif name in self.to_fp32_names:
             args, kwargs = self._cast((args, kwargs), torch.float32)
-        elif name in RESULT_IN_FP32 and args[0].is_floating_point() and not _has_dtype(args, kwargs):
+        elif name in self.result_in_fp32_names and args[0].is_floating_point() and not _has_dtype(args, kwargs):
             kwargs = {**kwargs, "dtype": torch.float32}
         return func(*args, **kwargs)
 
@@ -93,6 +99,19 @@ class CudaAutocast(TorchFunctionMode):
         return F.nll_loss(logs.float(), target, **{k: v for k, v in options.items() if k != "label_smoothing"})
 
 
+class CpuAutocast(CudaAutocast):
+    """The CPU's lists: little besides products is cast."""
+
+    device_type: ClassVar[str] = "cpu"
+    to_16_bit_names: ClassVar[Set[str]] = TO_16_BIT - {"mv", "einsum"} | {"scaled_dot_product_attention"}
+    to_fp32_names: ClassVar[Set[str]] = {"nll_loss", "mse_loss", "l1_loss", "kl_div", "prod"}
+    result_in_fp32_names: ClassVar[Set[str]] = frozenset()
+
+    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Tensor:
+        with _suspended():  # it is on the list as a whole, and autocast is off inside
+            return F.cross_entropy(self._cast_tensor(input, torch.float32), target, **options)
+
+
 def _has_dtype(args: Any, kwargs: Any) -> bool:
     return kwargs.get("dtype") is not None or any(isinstance(arg, torch.dtype) for arg in args)
 
@@ -115,11 +134,13 @@ def _suspended() -> Iterator[None]:
             mode.suspended = False
 
 
-def autocast_for_meta(device_type: str, *args: Any, **options: Any) -> contextlib.AbstractContextManager[Any]:
+def autocast_for_meta(
+    kind: type[CudaAutocast], device_type: str, *args: Any, **options: Any
+) -> contextlib.AbstractContextManager[Any]:
     """In place of `torch.autocast`, so that code may switch it off around tensors that are on meta."""
     if device_type != "meta":
         return _TORCH_AUTOCAST(device_type, *args, **options)
-    return CudaAutocast() if options.get("enabled", True) else _suspended()
+    return kind() if options.get("enabled", True) else _suspended()
 
 
 def autocast_options(device_type: str = "cuda") -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -139,28 +160,32 @@ def autocast_is_available(device_type: str) -> bool:
 
 
 @contextlib.contextmanager
-def autocast_on_meta() -> Iterator[None]:
-    """Let autocast be entered, left and asked for with meta tensors, as libraries do for their device."""
+def autocast_on_meta(kind: type[CudaAutocast] = CudaAutocast) -> Iterator[None]:
+    """Let autocast be entered, left and asked for with meta tensors, as libraries do for their device.
+
+    Args:
+        kind: the lists of which device.
+    """
     with contextlib.ExitStack() as stack:
+        for name in ("torch.autocast", "torch.amp.autocast"):
+            stack.enter_context(mock.patch(name, functools.partial(autocast_for_meta, kind)))
         for name, replacement in _REPLACED.items():
             stack.enter_context(mock.patch(name, replacement))
         # PEFT's LoRA-FA optimizer runs one product under the bf16 autocast of the device that it finds; older ones have
         # no such optimizer
         if importlib.util.find_spec("peft.optimizers.lorafa") is not None:
-            stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", _in_optimizer))
+            stack.enter_context(mock.patch("peft.optimizers.lorafa.autocast", functools.partial(_in_optimizer, kind)))
         yield
 
 
 _REPLACED: dict[str, Any] = {
-    "torch.autocast": autocast_for_meta,
-    "torch.amp.autocast": autocast_for_meta,
     "torch.amp.is_autocast_available": autocast_is_available,
     "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
 }
 
 
-def _in_optimizer(**_: Any) -> CudaAutocast:
-    return CudaAutocast()
+def _in_optimizer(kind: type[CudaAutocast], **_: Any) -> CudaAutocast:
+    return kind()
 
 
 _TORCH_AUTOCAST = torch.autocast

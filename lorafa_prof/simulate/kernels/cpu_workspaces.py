@@ -329,3 +329,17 @@ def _matmul(call: KernelCall, threads: int) -> list[Workspace]:
         for name, matrix in (("left", left), ("right", right))
         if not _blas_takes(matrix)
     ]
+
+
+# -- bitsandbytes 0.50 (backends/default/ops.py) ---------------------------------------------------------------------
+
+
+@_formula("bitsandbytes.gemm_4bit.default")
+def _gemm_4bit(call: KernelCall, threads: int) -> list[Workspace]:
+    """The weight [N, K], dequantised, before it the scales where these are quantised too."""
+    inputs, shape, scales = call.args[0], call.args[2], call.argument(7, "absmax_8bit")
+    if inputs.numel() * shape[0] > ONEDNN_SMALLEST:
+        _refuse_onednn("matrix products", inputs.dtype)
+    names = () if scales is None else (("absmax_dq", "B_dq"), ("absmax", None))
+    buffers = [Workspace(name, scales.numel() * 4, False, freed_before=end) for name, end in names]
+    return [*buffers, Workspace("B_dq", shape[0] * shape[1] * inputs.itemsize, False)]

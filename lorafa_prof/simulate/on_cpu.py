@@ -1,0 +1,119 @@
+"""The prediction for a step on the CPU: what `measure --device cpu` observes.
+
+The CPU's allocator neither rounds nor caches: allocated bytes are those requested, nothing is reserved. The first step
+makes the optimizer's states; the second, which is predicted, is any step of the steady state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from lorafa_prof.ledger import Ledger
+from lorafa_prof.results import Memory, Prediction, Throughput
+from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.trace import Trace
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.versions import installed_versions
+
+
+def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
+    """Simulate a step of `run` on the CPU, with PyTorch's own kernels in so many threads.
+
+    Args:
+        run: the configuration.
+        threads: what `torch.get_num_threads()` says where it runs; buffers inside kernels depend on it.
+
+    Raises:
+        UnsupportedError: what no real step is built for, or what meta tensors cannot run.
+        BadInputError: options that contradict each other.
+        MissingComponentError: a library is not installed.
+    """
+    platform = Cpu(threads)
+    with _without_onednn():
+        recording = record(run, platform)
+        trace = recording.trace(2, platform)
+    levels = _levels(trace)
+    ledger = _ledger(trace, levels)
+    return Prediction(
+        engine="simulate",
+        run=run,
+        versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
+        memory=_memory(trace, levels, ledger),
+        throughput=Throughput(),
+        parameters=recording.parameters,
+        assumptions=(
+            "the second step, on the CPU; gradients are set to None after each",
+            "every sequence is full, nothing is padded; labels are a tensor of their own",
+            "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
+            f"optimizer {run.resolved_optimizer}",
+            f"PyTorch's own kernels, without oneDNN, in {threads} threads",
+        ),
+        unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU"),
+        ledger=ledger,
+    )
+
+
+_ON_ANY_HOST = (
+    "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
+    "checkpointing keeps"
+)
+
+
+@contextlib.contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Take PyTorch's own kernels for the simulated CPU: oneDNN's scratch memory depends on the processor.
+
+    Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors lack.
+    """
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
+def _levels(trace: Trace) -> list[int]:
+    """Return the bytes in use after each event."""
+    sizes = trace.sizes
+    return list(itertools.accumulate(sizes[event] if event >= 0 else -sizes[~event] for event in trace.events))
+
+
+def _ledger(trace: Trace, levels: Sequence[int]) -> Ledger:
+    """Return what is alive at the first moment of the last step in which most is."""
+    position = max(range(trace.position("forward"), len(levels)), key=levels.__getitem__)
+    return ledger_at(trace, position, {number: trace.blocks[number].nbytes for number in trace.alive_at(position)})
+
+
+def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
+    peak = ledger.total()
+    return Memory(
+        **Memory.parts_from(ledger),
+        peak_requested_bytes=peak,
+        peak_allocated_bytes=peak,
+        peak_reserved_bytes=None,
+        context_bytes=None,
+        peak_device_bytes=None,
+        peak_moment=ledger.moment,
+        saved_activations_bytes=saved_bytes(trace),
+        trained_gradients_bytes=gradient_bytes(trace, lambda nbytes: nbytes),
+        moments=_moments(trace, levels),
+    )
+
+
+def _moments(trace: Trace, levels: Sequence[int]) -> dict[str, int]:
+    """Return the most that is in use in each phase of the last step, what is there when it begins included."""
+    first = trace.position("forward")
+    highest = {phase_name(phase, ""): levels[at - 1] for at, phase in trace.marks if at >= first and phase != "end"}
+    for event, level in zip(trace.events[first:], levels[first:], strict=True):
+        block = trace.blocks[event if event >= 0 else ~event]
+        if event >= 0:
+            name = phase_name(block.phase, block.module)
+            highest[name] = max(highest.get(name, 0), level)
+    return highest

@@ -1,0 +1,270 @@
+"""The measuring core on the CPU, held to three things that share nothing with it.
+
+- PyTorch's profiler over the same step (tests/support/profiled.py), and storages counted by hand for what was there
+  before it: the peak, to the byte;
+- the simulated CPU, which makes its bytes on meta tensors: every part of the peak, to the byte;
+- the closed forms: FLOPs, exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lorafa_prof.analytic.engine import predict
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.measure.devices import open_device
+from lorafa_prof.measure.harness import Options, measure
+from lorafa_prof.measure.timing import Work, spread, throughput
+from lorafa_prof.results import PART_FIELDS, Measurement, StepTime
+from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.record import record
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload, training_step
+from lorafa_prof.workload.naming import tensors_in
+from lorafa_prof.workload.quantized import quantization_tensors
+from tests.analytic.runs import run_of
+from tests.support.profiled import kernels_of_known_size, profile_step
+
+THREADS = 2
+#: A number that Python arithmetic wraps into a tensor; in a real step it is on the host, and left out.
+NUMBER = 16
+PEAK_FLOPS = 1e12
+FAMILIES = ("llama", "gpt2", "roberta", "t5")
+METHODS = ("full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "vera", "qlora", "qlora-fa")
+QUICK = (("llama", "lora-fa"), ("gpt2", "full"), ("roberta", "lora-fb"), ("t5", "lora-qv"))
+
+
+def cases() -> list[Any]:
+    """Each family with every method; a few of them always, the rest where there is time."""
+    made = []
+    for family in FAMILIES:
+        for method in METHODS:
+            if family == "gpt2" and method.startswith("q"):
+                continue  # no torch.nn.Linear to quantise
+            marks = [] if (family, method) in QUICK else [pytest.mark.slow]
+            if method.startswith("q") and importlib.util.find_spec("bitsandbytes") is None:
+                marks.append(pytest.mark.skip("no bitsandbytes"))
+            made.append(pytest.param(family, method, id=f"{family}-{method}", marks=marks))
+    return made
+
+
+every_case = pytest.mark.parametrize(("family", "method"), cases())
+
+
+@pytest.fixture(autouse=True)
+def _kernels() -> Iterator[None]:
+    with kernels_of_known_size(THREADS):
+        yield
+
+
+@functools.cache
+def measured(family: str, method: str, checkpointing: str = "none") -> Measurement:
+    """Once for all tests that look at it."""
+    run = run_of(family, method, checkpointing=checkpointing)
+    return measure(run, Options(device="cpu", steps=2, warmup=1, peak_flops=PEAK_FLOPS))
+
+
+def parts_of(done: Measurement) -> dict[str, int]:
+    return {name: getattr(done.memory, name) for name in PART_FIELDS}
+
+
+def bytes_before_a_step(run: RunSpec) -> int:
+    """Storages of model, quantisation, optimizer and batch after a first step, each counted once."""
+    work = Workload.build(run, "cpu")
+    training_step(work)
+    states = [dict(state) for state in work.optimizer.state.values()]
+    found = [
+        *work.model.parameters(), *work.model.buffers(), *quantization_tensors(work.model), *tensors_in(states),
+        *work.batch.values(),
+    ]  # fmt: skip
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+
+
+def simulated_parts(run: RunSpec) -> dict[str, int]:
+    """What is alive at the peak of the second step on the simulated CPU, by part."""
+    platform = Cpu(THREADS)
+    trace = record(run, platform).trace(2, platform)
+    live = most = 0
+    alive: set[int] = set()
+    at_peak: set[int] = set()
+    for index, event in enumerate(trace.events):
+        if event >= 0:
+            alive.add(event)
+            live += trace.blocks[event].nbytes
+        else:
+            alive.remove(~event)
+            live -= trace.blocks[~event].nbytes
+        if index >= trace.position("forward") and live > most:
+            most, at_peak = live, set(alive)
+    return {
+        name: sum(trace.blocks[block].nbytes for block in at_peak if trace.blocks[block].category is category)
+        for name, category in PART_FIELDS.items()
+    }
+
+
+class TestMemory:
+    """The peak and its parts."""
+
+    @every_case
+    def test_the_peak_is_the_profiler_s(self, family: str, method: str) -> None:
+        """What was there before the step, and the most that the allocator reports beyond it in another run of it."""
+        done = measured(family, method)
+        step = profile_step(run_of(family, method)).by_operators
+        assert done.memory is not None
+        assert done.memory.peak_allocated_bytes == bytes_before_a_step(run_of(family, method)) + step.peak.live
+        assert done.memory.peak_requested_bytes == done.memory.peak_allocated_bytes  # rounds nothing
+
+    @every_case
+    def test_every_part_is_the_simulation_s(self, family: str, method: str) -> None:
+        """Each byte at the peak has the same purpose in both; but for a number that bitsandbytes' Python makes."""
+        seen, expected = parts_of(measured(family, method)), simulated_parts(run_of(family, method))
+        if method.startswith("q"):
+            assert 0 <= expected["workspace_bytes"] - seen["workspace_bytes"] <= NUMBER
+            del seen["workspace_bytes"], expected["workspace_bytes"]
+        assert seen == expected
+
+    @every_case
+    def test_the_parts_add_up(self, family: str, method: str) -> None:
+        """Ledger, parts, phases and timeline tell of one peak."""
+        done = measured(family, method)
+        assert done.memory is not None
+        assert done.ledger is not None
+        peak = done.memory.peak_allocated_bytes
+        assert done.ledger.total() == sum(parts_of(done).values()) == peak
+        assert max(phase.peak_allocated_bytes or 0 for phase in done.phases) == peak
+        assert max(stretch.peak_allocated_bytes for stretch in done.timeline) == peak
+        assert done.memory.moments == {phase.phase: phase.peak_allocated_bytes for phase in done.phases}
+        assert all(item.nbytes > 0 and item.count > 0 for item in done.ledger.items)
+        assert done.ledger.moment == done.memory.peak_moment
+
+    @pytest.mark.parametrize("checkpointing", ["none", "full"])
+    def test_the_phases_come_in_the_order_of_a_step(self, checkpointing: str) -> None:
+        """With a recomputation where there is one, and nothing is left behind."""
+        done = measured("llama", "lora-fa", checkpointing)
+        names = [phase.phase for phase in done.phases]
+        again = ["recompute"] if checkpointing == "full" else []
+        assert names == ["forward", "loss", "backward", *again, "optimizer step", "zero_grad", "end"]
+        by_name = {phase.phase: phase for phase in done.phases}
+        assert by_name["end"].end_allocated_bytes == bytes_before_a_step(
+            run_of("llama", "lora-fa", checkpointing=checkpointing)
+        )
+
+    def test_gradients_are_those_of_what_is_trained(self) -> None:
+        """Of each B as many bytes as it has, whether or not they are there at the peak."""
+        run = run_of("llama", "lora-fa")
+        done = measured("llama", "lora-fa")
+        model = Workload.build(run, "cpu").model
+        assert done.memory is not None
+        assert done.memory.trained_gradients_bytes == sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        assert done.parameters == {
+            "total": sum(p.numel() for p in model.parameters()),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+
+    def test_a_cap_is_a_verdict(self) -> None:
+        """One byte below the peak is out of memory; the peak itself is not."""
+        memory = measured("llama", "lora-fa").memory
+        assert memory is not None
+        peak = memory.peak_allocated_bytes
+        assert peak is not None
+        run = run_of("llama", "lora-fa")
+        ended = {
+            cap: measure(run, Options(device="cpu", steps=0, warmup=1, cap_bytes=cap)).outcome
+            for cap in (peak - 1, peak)
+        }
+        assert ended == {peak - 1: "oom", peak: "ok"}
+
+
+class TestThroughput:
+    """Time and arithmetic."""
+
+    @every_case
+    def test_rates_follow_from_the_median_step(self, family: str, method: str) -> None:
+        """Tokens over the median time; MFU is the model's FLOPs over time and peak, HFU all that ran."""
+        done = measured(family, method)
+        rates = done.throughput
+        run = run_of(family, method)
+        median = statistics.median(step.step_s for step in done.steps)
+        assert len(done.steps) == 2
+        assert rates.step_s == median
+        assert rates.tokens_per_s == run.bs * run.seq / median
+        assert rates.mfu == rates.model_flops / median / PEAK_FLOPS
+        assert rates.hfu == rates.executed_flops / median / PEAK_FLOPS
+        assert rates.mfu_6n == rates.model_flops_6n / median / PEAK_FLOPS
+        for step in done.steps:
+            assert step.tokens == run.bs * run.seq
+            assert step.step_s == step.forward_s + step.backward_s + step.optimizer_s
+
+    @every_case
+    def test_operations_are_those_of_the_closed_forms(self, family: str, method: str) -> None:
+        """Counted operator by operator here, by formula there."""
+        seen, expected = measured(family, method).throughput, predict(run_of(family, method)).throughput
+        assert seen.model_flops == expected.model_flops
+        assert seen.model_flops_6n == expected.model_flops_6n
+
+    def test_recomputation_is_executed_but_not_needed(self) -> None:
+        """Checkpointing adds a forward of the layers to what runs; the model's FLOPs are those of the closed form.
+
+        They are more than without it: PEFT's users make the embeddings want gradients for it, so that the first layer
+        computes those of its input.
+        """
+        plain, again = measured("llama", "lora-fa").throughput, measured("llama", "lora-fa", "full").throughput
+        assert again.model_flops == predict(run_of("llama", "lora-fa", checkpointing="full")).throughput.model_flops
+        assert again.executed_flops - again.model_flops > plain.executed_flops - plain.model_flops
+
+    def test_by_hand(self) -> None:
+        """Four steps of 1, 2, 3 and 10 s: median 2.5 s. 600 tokens: 240 a second. 5e12 FLOPs on 1e13 FLOP/s: 0.2."""
+        steps = [StepTime(step_s=seconds) for seconds in (3.0, 1.0, 10.0, 2.0)]
+        work = Work(tokens=600, model_flops=5 * 10**12, executed_flops=10**13, model_flops_6n=None)
+        rates = throughput(steps, work, 1e13)
+        assert (rates.step_s, rates.tokens_per_s, rates.mfu, rates.hfu, rates.mfu_6n) == (2.5, 240.0, 0.2, 0.4, None)
+        found = spread(steps)
+        assert found is not None
+        assert (found.least_s, found.quarter_s, found.median_s) == (1.0, 1.75, 2.5)
+        assert (found.three_quarters_s, found.most_s) == (4.75, 10.0)
+
+    def test_nothing_is_made_up(self) -> None:
+        """No steps, no rate; one step, no spread; no peak, no MFU."""
+        work = Work(tokens=600, model_flops=100, executed_flops=None, model_flops_6n=None)
+        assert spread([]) is None
+        none = throughput([], work, 1e13)
+        assert (none.step_s, none.tokens_per_s, none.mfu, none.model_flops) == (None, None, None, 100)
+        one = throughput([StepTime(step_s=2.0)], work, None)
+        assert (one.tokens_per_s, one.mfu, one.hfu) == (300.0, None, None)
+
+
+class TestStages:
+    """What is told on the way, and what the options do."""
+
+    def test_a_measurement_grows(self) -> None:
+        """Each report has what the one before had: an interrupted run leaves what it knew."""
+        reports: list[Measurement] = []
+        run = run_of("llama", "lora")
+        done = measure(run, Options(device="cpu", steps=2, warmup=1), reports.append)
+        assert [len(report.steps) for report in reports] == sorted(len(report.steps) for report in reports)
+        assert reports[0].parameters is None
+        assert reports[1].parameters is not None
+        assert reports[-1] == done
+        assert done.run == run
+        assert {"torch", "transformers", "peft", "python"} <= set(done.versions)
+        assert done.environment["threads"] == torch.get_num_threads() == THREADS
+        assert Measurement.from_json(done.to_json()) == done
+
+    def test_without_a_trace_there_is_time_alone(self) -> None:
+        """The CPU's allocator keeps no account of its own."""
+        done = measure(run_of("llama", "lora"), Options(device="cpu", steps=1, warmup=1, trace=False))
+        assert (done.memory, done.ledger, done.phases, done.timeline) == (None, None, (), ())
+        assert done.throughput.tokens_per_s is not None
+
+    @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "", "mps"])
+    def test_an_unknown_device_is_named(self, name: str) -> None:
+        """With those there are."""
+        with pytest.raises(BadInputError, match="cuda, cuda:1 and cpu are"):
+            open_device(name)

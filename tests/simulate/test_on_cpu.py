@@ -1,0 +1,87 @@
+"""The prediction for the CPU against a real step there, as PyTorch's profiler hears it from the allocator itself."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.results import PART_FIELDS, Prediction
+from lorafa_prof.simulate.on_cpu import predict_on_cpu
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload, training_step
+from tests.analytic.runs import run_of
+from tests.support.profiled import kernels_of_known_size, profile_step
+
+THREADS = 2
+CASES = [
+    (family, method)
+    for family in ("llama", "gpt2", "roberta", "t5")
+    for method in ("full", "lora", "lora-fa", "lora-fb", "vera")
+]
+
+
+def cpu_run(family: str, method: str, **options: Any) -> RunSpec:
+    """T5's bias of positions has another kernel with sdpa (see test_real_cpu_step)."""
+    return run_of(family, method, **({"attn": "eager"} if family == "t5" else {}), **options)
+
+
+@functools.cache
+def predicted(family: str, method: str) -> Prediction:
+    return predict_on_cpu(cpu_run(family, method), THREADS)
+
+
+def bytes_before_the_second_step(run: RunSpec) -> int:
+    """The storages of the real model, batch and optimizer's states after one real step, each once."""
+    work = Workload.build(run, "cpu")
+    training_step(work)
+    states = [value for state in work.optimizer.state.values() for value in state.values()]
+    tensors = [*work.model.parameters(), *work.model.buffers(), *work.batch.values(), *states]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_the_peak_is_the_profiler_s(family: str, method: str) -> None:
+    """To the byte: what was there before the step, counted tensor by tensor, and what the allocator reports beyond."""
+    run = cpu_run(family, method)
+    with kernels_of_known_size(THREADS):
+        step = profile_step(run).by_operators
+    memory = predicted(family, method).memory
+    assert memory.peak_allocated_bytes == bytes_before_the_second_step(run) + step.peak.live
+
+
+@pytest.mark.parametrize(("family", "method"), CASES)
+def test_the_parts_are_the_peak(family: str, method: str) -> None:
+    """The parts add up, nothing is rounded or reserved, and the largest moment is the peak."""
+    memory = predicted(family, method).memory
+    assert sum(getattr(memory, field) for field in PART_FIELDS) == memory.peak_allocated_bytes
+    assert memory.peak_requested_bytes == memory.peak_allocated_bytes
+    assert memory.peak_reserved_bytes is None
+    assert memory.peak_device_bytes is None
+    assert max(memory.moments.values()) == memory.peak_allocated_bytes
+    assert set(memory.moments) == {"forward", "loss", "backward", "optimizer step", "zero_grad"}
+
+
+def test_gradients_are_there_at_the_step() -> None:
+    """An fp32 gradient for each value of the adapters."""
+    found = predicted("llama", "lora")
+    assert found.memory.trained_gradients_bytes == 4 * found.parameters["trainable"]
+    assert found.memory.peak_moment.startswith(("forward", "loss", "backward", "optimizer"))
+
+
+def test_threads_count() -> None:
+    """Flash attention on the CPU has a block of scores for each thread: with enough of them they are the peak."""
+    run = cpu_run("llama", "lora")
+    one, many = (predict_on_cpu(run, threads).memory for threads in (1, 64))
+    assert (many.peak_allocated_bytes or 0) > (one.peak_allocated_bytes or 0)
+    assert (many.workspace_bytes or 0) > (one.workspace_bytes or 0)
+
+
+def test_quantised_weights_are_refused() -> None:
+    """bitsandbytes has kernels of its own on the CPU, whose buffers nobody has modelled here."""
+    with pytest.raises(UnsupportedError, match="only for CUDA"):
+        predict_on_cpu(cpu_run("llama", "qlora"), THREADS)
