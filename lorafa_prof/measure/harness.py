@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -90,7 +91,8 @@ def measure(
         world_size=1 if group is None else group.world_size,
     )  # fmt: skip
     report(seen)
-    work = Workload.build(run, device.torch_name, group)
+    build = Workload.build if group is None else functools.partial(Workload.build, group=group)
+    work = build(run, device.torch_name)
     seen = replace(seen, parameters=counted_parameters(work.model))
     report(seen)
     for _ in range(max(1, options.warmup)):

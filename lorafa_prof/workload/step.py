@@ -101,7 +101,11 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.loss == "fused", "the fused loss", "--loss hf"),
-        (group is None and (run.shard not in ("none", "ddp") or run.gpus > 1), "several GPUs", "--gpus 1"),
+        (
+            group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
+            "several GPUs",
+            "--gpus 1 (measure takes several under torchrun)",
+        ),
     )
     for asked, what, instead in refused:
         if asked:
