@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.profiler import record_function
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.names import Name, Names, address_of
@@ -158,10 +159,8 @@ def found_by_size(buckets: Iterable[Name], names: Names, base: Mapping[int, Base
 
 
 #: Collectives that DDP and FSDP2 call, by the names that they have had.
-_COLLECTIVES = (
-    "all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single",
-    "_broadcast_coalesced",
-)  # fmt: skip
+_COLLECTIVES = ("all_gather_into_tensor", "all_gather_single", "reduce_scatter_tensor", "reduce_scatter_single")
+_BROADCAST = "_broadcast_coalesced"
 #: Seconds within which gloo's thread has let go of what it worked on.
 _LET_GO_S = 1.0
 _PAUSE_S = 0.002
@@ -172,9 +171,14 @@ def settling_collectives() -> Iterator[None]:
     """While entered, a collective on the CPU returns when gloo's thread has let go of the tensors.
 
     That thread holds them a moment longer than the call lasts. What it is the last to hold would be freed at a moment
-    that differs from run to run, and that the profiler is not told of.
+    that differs from run to run, and that the profiler is not told of. DDP's broadcast of buffers hands it a copy that
+    nobody else holds: it counts as gloo's own.
     """
     with contextlib.ExitStack() as patches:
+        broadcast = getattr(torch.distributed, _BROADCAST)
+        patches.enter_context(
+            mock.patch.object(torch.distributed, _BROADCAST, record_function(f"gloo:{_BROADCAST}")(broadcast))
+        )
         for name in _COLLECTIVES:
             if hasattr(torch.distributed, name):
                 settled = _settled(getattr(torch.distributed, name))

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,11 +92,14 @@ def _failing(deed: str) -> Any:
         if next(calls) == OPTIONS.warmup + 1 and os.environ["RANK"] == rank:
             if kind == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "hang":
+                time.sleep(200)
             raise torch.OutOfMemoryError("CUDA out of memory") if kind == "full" else RuntimeError("a fault")
         training_step(*args)
 
     with mock.patch.object(harness, "training_step", step):
-        seen = distributed.measure_in_group(RUNS["ddp lora"], OPTIONS)
+        timeout = 2.0 if kind == "hang" else None
+        seen = distributed.measure_in_group(RUNS["ddp lora"], OPTIONS, timeout_s=timeout)
     return None if seen is None else measurements_to_json(seen)
 
 
@@ -108,8 +112,9 @@ def _command(folder: Path) -> int:
     return cli(["measure", *run, *short, "-o", str(folder / "command.json")])
 
 
-#: "train" keeps what training is judged by. In the second timed step rank R raises, runs out of memory or is killed.
-DEEDS = ("measure", "train", "command", "fail-0", "full-1", "die-1")
+#: "train" keeps what training is judged by. In the second timed step rank R raises, runs out of memory, is killed,
+#: or waits until time is over.
+DEEDS = ("measure", "train", "command", "fail-0", "full-1", "die-1", "hang-1")
 
 
 def _do(deed: str, folder: Path) -> int:

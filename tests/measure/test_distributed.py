@@ -186,6 +186,13 @@ def test_a_rank_that_is_killed_is_missed(ended: dict[str, Any]) -> None:
     assert (second.rank, second.world_size, second.outcome) == (1, 2, "killed")
 
 
+def test_when_time_is_over_all_ranks_end(ended: dict[str, Any]) -> None:
+    """Rank 0 waits in a collective, rank 1 does not come; both keep what was observed."""
+    first, second = (Measurement.from_json(m) for m in ended["hang-1"]["measurements"])
+    assert first.outcome == second.outcome == "timeout"
+    assert first.error == "not done within the time that was given"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
