@@ -19,7 +19,7 @@ import torch
 
 from lorafa_prof.analytic.engine import predict
 from lorafa_prof.compare import compare
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.measure.devices import open_device
 from lorafa_prof.measure.harness import Options, measure
 from lorafa_prof.measure.timing import Work, spread, throughput
@@ -181,7 +181,11 @@ class TestThroughput:
     @every_case
     def test_operations_are_those_of_the_closed_forms(self, family: str, method: str) -> None:
         """Counted operator by operator here, by formula there."""
-        seen, expected = measured(family, method).throughput, predict(run_of(family, method)).throughput
+        try:
+            expected = predict(run_of(family, method)).throughput
+        except UnsupportedError as error:
+            pytest.skip(f"no closed form: {error}")
+        seen = measured(family, method).throughput
         assert seen.model_flops == expected.model_flops
         assert seen.model_flops_6n == expected.model_flops_6n
 
