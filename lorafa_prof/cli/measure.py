@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from lorafa_prof.cli.emit import SUFFIX_FORMATS, emit, output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, rescue
 from lorafa_prof.cli.options import name_list, run_spec, sweep_options
 from lorafa_prof.cli.progress import Progress
-from lorafa_prof.errors import BadInputError, DeviceError, UnknownNameError
+from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
 from lorafa_prof.reports.measurement import measurement_table, outcome_line, records_table
 from lorafa_prof.results import Measurement, measurements_to_json
 from lorafa_prof.specs import RunSpec
@@ -98,6 +99,10 @@ def command(
     }  # fmt: skip
     runs = _runs(name_list(methods), **run_options)
     progress = Progress(len(runs))
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        ranks = _Ranks(runs=runs, options=options, gpu=gpu, timeout_s=timeout_s, progress=progress)
+        ranks.go(format, output)
+        return
     file = MeasurementFile(output, progress.say) if output and _is_results_file(format, output) else None
     with Stop() as stop:
         place = find_place(options, stop)
@@ -230,6 +235,85 @@ class _Sweep:
     def _setup(self, run: RunSpec) -> Setup:
         environment = {**self.place.environment, "options": self._options(run)}
         return Setup(Measurement(outcome="ok", run=run, versions=self.place.versions, environment=environment))
+
+
+@dataclass(kw_only=True)
+class _Ranks:
+    """Measures one configuration in the processes that torchrun has started, of which this is one; rank 0 speaks."""
+
+    runs: Sequence[RunSpec]
+    options: Mapping[str, Any]
+    gpu: str | None
+    timeout_s: float | None
+    progress: Progress
+
+    def go(self, format: str | None, output: str | None) -> None:
+        """Measure, and on rank 0 keep the measurements of all ranks in the results file, or print them.
+
+        Raises:
+            LorafaProfError: on rank 0, what cannot be measured; a rank that failed.
+            KeyboardInterrupt: on rank 0, when it was interrupted.
+        """
+        try:
+            self._go(format, output)
+        except LorafaProfError:
+            if os.environ["RANK"] == "0":
+                raise
+
+    def _go(self, format: str | None, output: str | None) -> None:
+        if len(self.runs) != 1:
+            raise BadInputError(f"under torchrun one configuration is measured at a time, not {len(self.runs)}")
+        is_first, file = os.environ["RANK"] == "0", None
+        if is_first and output and _is_results_file(format, output):
+            file = MeasurementFile(output, self.progress.say)
+        seen = self._measured(is_first)
+        if seen is None:
+            return
+        if file is None:
+            _emit(seen, format, output)
+        else:
+            for m in seen:
+                file.record(m, Setup(m))
+        outcomes = {m.outcome for m in seen}
+        if "interrupted" in outcomes:
+            raise KeyboardInterrupt
+        # What was only stopped has failed because of another.
+        failed = sorted(
+            (m for m in seen if m.outcome in _FAILURES), key=lambda m: (m.error or "").startswith("stopped")
+        )
+        if failed and "oom" not in outcomes:
+            raise DeviceError(f"rank {failed[0].rank}: {outcome_line(failed[0])}")
+
+    def _measured(self, is_first: bool) -> list[Measurement] | None:
+        from lorafa_prof.measure.child import Harness
+
+        Harness()  # says which package is missing
+        from lorafa_prof.measure.distributed import measure_in_group
+        from lorafa_prof.measure.endings import stage_of
+        from lorafa_prof.measure.harness import Options
+
+        if is_first:
+            self.progress.begin(f"{_describe(self.runs[0])}, {os.environ['WORLD_SIZE']} processes")
+        tell = self.progress.stage if is_first else lambda text: None
+        seen = measure_in_group(
+            self.runs[0], Options(**self.options), lambda m: tell(stage_of(m, self.options)), timeout_s=self.timeout_s
+        )
+        if seen is None:
+            return None
+        for m in seen:
+            self.progress.end(f"rank {m.rank}: {outcome_line(m)}")
+        return [self._rated(m) for m in seen]
+
+    def _rated(self, m: Measurement) -> Measurement:
+        """Return the measurement with MFU, and with the options as the ones of other measurements have them."""
+        from lorafa_prof.measure.isolate import Place
+        from lorafa_prof.measure.timing import with_peak
+
+        run = self.runs[0]
+        peaks = _peak_flops(self.gpu, Place(environment=m.environment), self.progress)
+        peak = peaks.get("bf16" if run.amp else run.dtype)
+        environment = {**m.environment, "options": {**self.options, "peak_flops": peak}}
+        return replace(m, throughput=with_peak(m.throughput, peak), environment=environment)
 
 
 def _describe(run: RunSpec) -> str:

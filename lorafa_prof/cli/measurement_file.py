@@ -43,6 +43,7 @@ class Setup:
         mine, other = self._wanted["environment"], entry["environment"]
         return (
             self._wanted["run"] == entry["run"]
+            and all(self._wanted[key] == entry[key] for key in ("rank", "world_size"))
             and not entry["command"]
             and mine.get("options") == other.get("options")
             and all(mine.get(key) == other.get(key) for key in _PLACE)

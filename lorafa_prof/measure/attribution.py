@@ -5,7 +5,8 @@ A block's category follows from facts that need no model of the step:
     weights, adapters, batch    their storages' addresses, before the step
     optimizer                   the addresses of the optimizer's states, before and after it steps
     gradients                   the addresses of the parameters' gradients when the backward is over
-    workspaces                  there before the step and no tensor of the run; come and gone within one operator
+    workspaces                  there before the step and no tensor of the run; come and gone within one operator;
+                                buffers in which several processes communicate, as they were seen
     logits                      made by the loss, or as large as the logits and made by the head or around it
     activations                 made in the forward and still there at its end; made again in a recomputation
     temporaries                 the rest
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
+from lorafa_prof.measure.communication import Sighting
 from lorafa_prof.measure.names import Name, Names
 from lorafa_prof.measure.trace import PHASE_NAMES, RECOMPUTE, Mark, StepTrace
 from lorafa_prof.workload.naming import LOSS
@@ -86,6 +88,18 @@ class Attribution:
     """Path of the module that makes the logits."""
     granule: int
     """The device's allocator rounds up to a multiple of this."""
+    sightings: Sequence[Sighting] = ()
+    """Buffers of communication, when they were there."""
+
+    @cached_property
+    def _seen(self) -> dict[int, list[tuple[int, Name]]]:
+        """By address, what was seen there, and the last event before that."""
+        seen: dict[int, list[tuple[int, Name]]] = {}
+        for sighting in self.sightings:
+            event = self.trace.marks[sighting.mark].position - 1
+            for address, name in sighting.names.items():
+                seen.setdefault(address, []).append((event, name))
+        return seen
 
     @cached_property
     def _blocks(self) -> tuple[list[Block], dict[int, int]]:
@@ -120,6 +134,9 @@ class Attribution:
         for names, end in ((self.gradients, "backward"), (self.states, "optimizer")):
             name = names.get(block.address)
             if name is not None and block.alive_after(self._ends[end]):
+                return name
+        for event, name in self._seen.get(block.address, ()):
+            if block.alive_after(event):
                 return name
         category, mark = self._category(block), block.mark
         tensor = block.operator + ("" if mark.phase == "forward" else f", {mark.phase}")

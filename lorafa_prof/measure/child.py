@@ -15,21 +15,17 @@ import platform
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 from lorafa_prof.errors import LorafaProfError, MissingComponentError
+from lorafa_prof.measure.endings import outcome_of, said, stage_of
 from lorafa_prof.measure.frames import write_frame
 from lorafa_prof.results import Measurement, run_from_json
 from lorafa_prof.results.plain import plain
 from lorafa_prof.specs import RunSpec
 
-#: What PyTorch and the CUDA libraries say when memory is full, where the exception's class does not.
-_FULL = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
-#: Lines and characters that are kept of a traceback, from its end.
-_LINES, _CHARACTERS = 24, 4000
 _EXTRA = ("torch", "transformers", "peft")
 
 
@@ -135,7 +131,7 @@ def _answer(request: Mapping[str, Any], worker: Callable[[], Worker], frames: Bi
         write_frame(frames, "refused", {"text": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome
-        write_frame(frames, "failed", {"outcome": "oom" if _is_out_of_memory(error) else "error", "text": _said(error)})
+        write_frame(frames, "failed", {"outcome": outcome_of(error), "text": said(error)})
         return 1
     return 0
 
@@ -146,7 +142,7 @@ def _reporter(options: Mapping[str, Any], frames: BinaryIO) -> Callable[[Measure
 
     def report(seen: Measurement) -> None:
         before = told[-1] if told else None
-        write_frame(frames, "stage", _stage(seen, options))
+        write_frame(frames, "stage", stage_of(seen, options))
         if before is not None and before == replace(seen, steps=seen.steps[: len(before.steps)], spread=before.spread):
             further = seen.steps[len(before.steps) :]
             write_frame(frames, "steps", plain({"steps": further, "spread": seen.spread}))
@@ -155,34 +151,6 @@ def _reporter(options: Mapping[str, Any], frames: BinaryIO) -> Callable[[Measure
         told[:] = [seen]
 
     return report
-
-
-def _stage(seen: Measurement, options: Mapping[str, Any]) -> str:
-    """Return how far a measurement has come, in words."""
-    if seen.ledger is not None or seen.phases:
-        return "traced step"
-    if seen.steps:
-        return f"step {len(seen.steps)} of {options.get('steps', len(seen.steps))}"
-    return "start" if seen.parameters is None else "model built"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception, or the one that it was raised from, says that memory is full."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    if isinstance(error, (RuntimeError, OSError)) and any(sign in text for sign in _FULL):
-        return True
-    return error.__cause__ is not None and _is_out_of_memory(error.__cause__)
-
-
-def _said(error: BaseException) -> str:
-    """Return the exception's class and text, and for one that is no matter of memory where it was raised."""
-    text = f"{type(error).__name__}: {error}"[:_CHARACTERS].rstrip()
-    if _is_out_of_memory(error):
-        return text
-    lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-_LINES:]
-    return text + "\n" + "\n".join(lines)[-_CHARACTERS:]
 
 
 if __name__ == "__main__":

@@ -84,7 +84,8 @@ def extra_activations(
 
     Under checkpointing only one checkpointed module's activations are alive at a time, while it is computed again; that
     of the module for which they are largest is returned. For it alone checkpointing is lifted, so that its forward
-    keeps what its recomputation keeps. None where the flag is not the module's own (before transformers 4.53).
+    keeps what its recomputation keeps. None where the flag is not the module's own (before transformers 4.53), and
+    where a forward fails, by dtypes that do not go together or for want of memory: that must not end a measurement.
     """
 
     def extra() -> int:
@@ -92,16 +93,20 @@ def extra_activations(
         with restored():
             return now - activation_bytes(model, forward)
 
-    if not checkpointing_flags(model):
-        return extra()
-    costs = []
-    for module in _different(_checkpointed(model)):
-        module.gradient_checkpointing = False
-        try:
-            costs.append(extra())
-        finally:
-            module.gradient_checkpointing = True
-    return max(costs, default=None)
+    try:
+        if not checkpointing_flags(model):
+            return extra()
+        return max((_without_checkpointing(module, extra) for module in _different(_checkpointed(model))), default=None)
+    except RuntimeError:
+        return None
+
+
+def _without_checkpointing(module: Any, look: Callable[[], int]) -> int:
+    module.gradient_checkpointing = False
+    try:
+        return look()
+    finally:
+        module.gradient_checkpointing = True
 
 
 def checkpointing_flags(model: torch.nn.Module) -> list[Any]:

@@ -153,7 +153,7 @@ class _Found:
 def _has_kernel(name: str) -> bool:
     """Return whether an operator has a kernel of its own; `linear` and `matmul` are made of others before autograd."""
     if not name.startswith("aten::"):
-        return "::" in name and not name.startswith("autograd::")
+        return "::" in name and not name.startswith(("autograd::", "FSDP::"))  # FSDP2 names stretches of a step so
     overloads = getattr(torch.ops.aten, name.removeprefix("aten::")).overloads()
     names = [name if overload == "default" else f"{name}.{overload}" for overload in overloads]
     dispatched = filter(torch._C._dispatch_has_kernel, names)  # TorchScript has overloads of its own
@@ -183,14 +183,22 @@ def _traced(found: list[_Found], storages: Mapping[int, int]) -> StepTrace:
     events: list[Event] = []
     marks: list[Mark] = []
     inside, outside = set(storages), set[int]()
+    live = dict(storages)
     for item in found:
         if item.event.tag != torch._C._profiler._EventType.Allocation:
             phase, _, module = item.event.name.removeprefix(_MARK).partition(_SEPARATOR)
             marks.append(Mark(len(events), phase, module))
             continue
         report = item.event.extra_fields
+        if report.alloc_size > 0 and report.ptr in live:
+            # freed in a thread that the profiler does not hear, as that of gloo is between two collectives
+            events.append(Event(-live.pop(report.ptr), report.ptr))
         if _on_a_device_too(report, item.around, inside, outside):
             events.append(Event(report.alloc_size, report.ptr, item.operator, item.call))
+            if report.alloc_size > 0:
+                live[report.ptr] = report.alloc_size
+            else:
+                live.pop(report.ptr, None)
     base = {address: BaseBlock(nbytes, nbytes) for address, nbytes in storages.items()}
     return StepTrace(base, events, marks, _readings(events, marks, sum(storages.values())))
 
@@ -200,12 +208,16 @@ def _on_a_device_too(report: Any, around: tuple[str, ...], inside: set[int], out
 
     What PyTorch allocates outside of any operator stays on the host: numbers that Python arithmetic wraps into tensors
     (8 bytes each), and the states of the random number generator that checkpointing keeps (5056 bytes a segment).
+    Gloo copies what it gathers and reduces, in operators of its own; NCCL does not.
     What is freed and was neither there before nor allocated since was born under an earlier profile.
     """
     if report.alloc_size > 0:
         by_operator = any("::" in name and not name.startswith("autograd::") for name in around)
-        (inside if by_operator else outside).add(report.ptr)
-        return by_operator
+        by_gloo = any(name.startswith(("gloo:", "c10d::")) for name in around)
+        kept = by_operator and not by_gloo
+        (inside if kept else outside).add(report.ptr)
+        (outside if kept else inside).discard(report.ptr)
+        return kept
     if report.ptr in outside:
         outside.remove(report.ptr)
         return False

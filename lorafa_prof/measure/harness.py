@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.attribution import Attribution
+from lorafa_prof.measure.communication import (
+    Lookout,
+    Sighting,
+    buckets_of,
+    found_by_size,
+    settling_collectives,
+    watching,
+    without_address,
+)
 from lorafa_prof.measure.devices import Clock, Device, open_device
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.measure.look import Look
@@ -21,6 +34,7 @@ from lorafa_prof.results import PART_FIELDS, Measurement, Memory, StepTime
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.naming import counted_parameters, short_name
+from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
 from lorafa_prof.workload.versions import installed_versions
 
@@ -44,13 +58,19 @@ class Options:
     """Dense peak of the device in the run's dtype, FLOP/s; without it there is no MFU."""
 
 
-def measure(run: RunSpec, options: Options, report: Report = lambda measurement: None) -> Measurement:
+def measure(
+    run: RunSpec,
+    options: Options,
+    report: Report = lambda measurement: None,
+    group: Group | None = None,
+) -> Measurement:
     """Take real training steps of `run` and return what was observed.
 
     Args:
         run: the configuration.
         options: how to measure.
         report: is told the measurement as far as it has come, after each stage and each timed step.
+        group: the processes that take the step together; torch.distributed is initialised for them.
 
     Raises:
         UnsupportedError: what no real step is built for.
@@ -67,15 +87,20 @@ def measure(run: RunSpec, options: Options, report: Report = lambda measurement:
         },
         environment={**device.environment(), "steps": options.steps, "warmup": options.warmup},
         assumptions=_assumptions(run, device, options),
+        rank=0 if group is None else group.rank,
+        world_size=1 if group is None else group.world_size,
     )  # fmt: skip
     report(seen)
-    work = Workload.build(run, device.torch_name)
+    build = Workload.build if group is None else functools.partial(Workload.build, group=group)
+    work = build(run, device.torch_name)
     seen = replace(seen, parameters=counted_parameters(work.model))
     report(seen)
     for _ in range(max(1, options.warmup)):
         training_step(work)
     seen = replace(seen, promises=check_promises(work.model, work.optimizer, run, forward=work.loss))
     report(seen)
+    if group is not None:
+        torch.distributed.barrier()
     device.restart_peaks()
     for steps in _timed(work, device, options.steps):
         seen = replace(seen, steps=tuple(steps), spread=spread(steps))
@@ -121,11 +146,16 @@ def _step_time(clock: Clock, run: RunSpec) -> StepTime:
 def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]:
     """Take one step under the device's tracer; return what the allocator did, and what its blocks are for."""
     before = _names_before(work, device)
+    buckets = buckets_of(work.wrapper)
+    if device.type == "cpu":
+        before |= without_address(buckets)
     gradients: Names = {}
     states: Names = {}
+    sightings: list[Sighting] = []
 
     def step(tell: Tell) -> None:
-        with ModuleMarks(work.model, tell) as marks:
+        lookout = Lookout(tell)
+        with watching(work.run.shard == "fsdp", lookout), ModuleMarks(work.entry, lookout.tell) as marks:
 
             def enter(phase: str) -> None:
                 if phase == "optimizer":
@@ -135,11 +165,18 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
                 marks.enter_phase(phase)
 
             training_step(work, enter)
+        sightings.extend(lookout.sightings)
 
-    with device.tracing_kernels():
+    with device.tracing_kernels(), _settled(work, device):
         trace = device.trace(step, {address: name.nbytes for address, name in before.items()})
+    before |= found_by_size(buckets, before, trace.base)
     head, sizes = _logits(work)
-    return trace, Attribution(trace, before, gradients, states, sizes, head, device.granule)
+    return trace, Attribution(trace, before, gradients, states, sizes, head, device.granule, sightings)
+
+
+def _settled(work: Workload, device: Device) -> contextlib.AbstractContextManager[None]:
+    in_gloo = work.wrapper is not None and device.type == "cpu"
+    return settling_collectives() if in_gloo else contextlib.nullcontext()
 
 
 def _names_before(work: Workload, device: Device) -> Names:
@@ -231,6 +268,8 @@ def _assumptions(run: RunSpec, device: Device, options: Options) -> tuple[str, .
         f"optimizer {run.resolved_optimizer}; gradients are set to None after each step",
         f"{max(1, options.warmup)} steps before the first that counts; the traced step is not among those timed",
     ]
+    if run.shard != "none":
+        lines.append(f"one of {run.gpus} processes with {run.shard}, each with a batch of its own; defaults of torch's")
     if device.type == "cpu":
         lines.append(
             "the traced step runs PyTorch's own kernels, without oneDNN; host memory that would not be on a device "

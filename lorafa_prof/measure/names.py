@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,16 +29,23 @@ class Name:
     def of(cls, path: str, tensor: torch.Tensor, category: Category) -> Name:
         """Name a tensor by its path: module.tensor."""
         module, _, leaf = short_name(path).rpartition(".")
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return cls(category, module, leaf, tuple(tensor.shape), dtype, tensor.untyped_storage().nbytes())
+        here = shard_of(tensor)
+        dtype = str(here.dtype).removeprefix("torch.")
+        return cls(category, module, leaf, tuple(here.shape), dtype, here.untyped_storage().nbytes())
 
 
 Names = dict[int, Name]
 
 
+def shard_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a sharded tensor (a DTensor) that this process has; of any other the tensor itself."""
+    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
+
+
 def address_of(tensor: torch.Tensor) -> int:
     """Return where a tensor's storage begins."""
-    return tensor.untyped_storage().data_ptr()
+    return shard_of(tensor).untyped_storage().data_ptr()
 
 
 def names_of_model(model: Any, device_type: str) -> Names:
@@ -75,12 +83,22 @@ def _tensors_of_state(state: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def names_of_gradients(model: Any) -> Names:
-    """Return the names of the gradients that are there."""
-    return {
-        address_of(p.grad): _renamed(Name.of(path, p.grad, Category.GRADIENTS), "gradient of {}")
-        for path, p in [*model.named_parameters(), *model.named_buffers()]
-        if p.grad is not None
-    }
+    """Return the names of the gradients that are there; FSDP2 keeps those of a block in one storage."""
+    names: Names = {}
+    for path, p in [*model.named_parameters(), *model.named_buffers()]:
+        if p.grad is not None:
+            name = _renamed(Name.of(path, p.grad, Category.GRADIENTS), "gradient of {}")
+            before = names.get(address_of(p.grad))
+            names[address_of(p.grad)] = name if before is None else _together(before, name)
+    return names
+
+
+def _together(one: Name, other: Name) -> Name:
+    """Return the name of a storage that holds both."""
+    parts = zip(one.module.split("."), other.module.split("."), strict=False)
+    shared = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], parts)]
+    shape = (one.nbytes // torch.empty((), dtype=getattr(torch, one.dtype)).itemsize,)
+    return replace(one, module=".".join(shared), tensor="gradients", shape=shape)
 
 
 def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: str) -> Names:

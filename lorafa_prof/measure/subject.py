@@ -66,6 +66,8 @@ class Subject:
 
     def _is_adapter(self, path: str) -> bool:
         tuner = getattr(getattr(self.model, "base_model", None), "prefix", None)  # what the tuner's names begin with
+        if ".modules_to_save." in path:  # a copy of a module of the base, in the base's dtype
+            return False
         return is_adapter(path) or (isinstance(tuner, str) and bool(tuner) and f".{tuner}" in path)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafa_prof.results import Spread, StepTime, Throughput
 
@@ -38,17 +38,22 @@ def throughput(steps: Sequence[StepTime], work: Work, peak_flops: float | None) 
     """
     times = spread(steps)
     seconds = None if times is None else times.median_s
-
-    def used(flops: int | None) -> float | None:
-        return None if flops is None or not seconds or not peak_flops else flops / seconds / peak_flops
-
-    return Throughput(
+    rates = Throughput(
         step_s=seconds,
         tokens_per_s=work.tokens / seconds if seconds else None,
         model_flops=work.model_flops,
         executed_flops=work.executed_flops,
         model_flops_6n=work.model_flops_6n,
-        mfu=used(work.model_flops),
-        mfu_6n=used(work.model_flops_6n),
-        hfu=used(work.executed_flops),
+    )
+    return with_peak(rates, peak_flops)
+
+
+def with_peak(rates: Throughput, peak_flops: float | None) -> Throughput:
+    """Return the rates with the share of the device's peak that they are; without one where it is not known."""
+
+    def used(flops: int | None) -> float | None:
+        return None if flops is None or not rates.step_s or not peak_flops else flops / rates.step_s / peak_flops
+
+    return replace(
+        rates, mfu=used(rates.model_flops), mfu_6n=used(rates.model_flops_6n), hfu=used(rates.executed_flops)
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Memory, Prediction, Throughput
 from lorafa_prof.simulate.cpu_platform import Cpu
@@ -30,10 +31,13 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
         threads: what `torch.get_num_threads()` says where it runs; buffers inside kernels depend on it.
 
     Raises:
-        UnsupportedError: what no real step is built for, or what meta tensors cannot run.
+        UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
+            bitsandbytes allocates for them on the CPU is not modelled.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
+    if run.resolved_quant == "int8":
+        raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
     platform = Cpu(threads)
     with _without_onednn():
         recording = record(run, platform)

@@ -94,13 +94,14 @@ def enable_checkpointing(model: Any, run: RunSpec) -> None:
         model.enable_input_require_grads()
 
 
-def batch(run: RunSpec, device: str) -> dict[str, torch.Tensor]:
+def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
     """Return a full batch without padding: ids, labels, and a mask of ones, as transformers' collators make it.
 
     The model looks whether all of the mask is set, and goes on without. It is not the same to leave it out:
     transformers 4.53 to 4.57 take such a batch for a packed one, make a mask of it, and sdpa runs another kernel.
+    Of several processes each takes another `part` of the data.
     """
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1 + part)
     ids = torch.randint(5, run.model.vocab_size, (run.bs, run.seq), generator=generator) if device != "meta" else None
     ids = torch.empty(run.bs, run.seq, dtype=torch.long, device="meta") if ids is None else ids.to(device)
     mask = torch.ones(run.bs, run.seq, dtype=torch.long, device=device)

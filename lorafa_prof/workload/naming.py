@@ -24,9 +24,14 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(item)
 
 
+#: Modules that are the model itself, within a wrapper.
+_WRAPPED = ("module", "base_model", "base_model.model")
+
+
 def short_name(name: str) -> str:
-    """Return a module path without the prefix that PEFT's wrappers add."""
-    return "" if name in ("base_model", "base_model.model") else name.removeprefix("base_model.model.")
+    """Return a module path without the prefixes that the wrappers of DDP and PEFT add."""
+    name = name.removeprefix("module.")
+    return "" if name in _WRAPPED else name.removeprefix("base_model.model.")
 
 
 def loss_functions() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
 from lorafa_prof.workload.optimizers import make_optimizer
+from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
 from lorafa_prof.workload.quantized import quantize
 
 #: The phases of a step, in order.
@@ -31,23 +32,41 @@ class Workload:
     batch: dict[str, torch.Tensor]
     padded: bool = False
     """Whether the batch has padding, that is, an attention mask of which not all is set."""
+    wrapper: torch.nn.Module | None = None
+    """What is called in place of the model where several processes share the work."""
 
     @classmethod
-    def build(cls, run: RunSpec, device: str) -> Workload:
+    def build(cls, run: RunSpec, device: str, group: Group | None = None) -> Workload:
         """Build model, adapters, optimizer and batch of `run` on `device` ("meta", "cpu", "cuda").
+
+        Args:
+            run: the configuration.
+            device: where.
+            group: the processes that take the step together; each has the same weights and data of its own.
 
         Raises:
             UnsupportedError: a method, optimizer or option for which no real step is built.
             BadInputError: options that contradict each other.
             MissingComponentError: a library is not installed.
         """
-        model = build_model(run, device)
-        return cls(run, device, model, make_optimizer(model, run), batch(run, device))
+        if group is None:
+            model = build_model(run, device)
+            return cls(run, device, model, make_optimizer(model, run), batch(run, device))
+        model = build_model(run, first_device(run, device), group)
+        wrapper = distribute(model, run, device)
+        # after sharding, which puts other parameters into the model
+        optimizer = make_optimizer(model, run)
+        return cls(run, device, model, optimizer, batch(run, device, part=group.rank), wrapper=wrapper)
+
+    @property
+    def entry(self) -> torch.nn.Module:
+        """What the forward begins with: the wrapper where there is one."""
+        return self.model if self.wrapper is None else self.wrapper
 
     def loss(self) -> torch.Tensor:
         """Run one forward and return only the loss: logits and hidden states are let go, as in a training loop."""
         with autocast(self.run, self.device):
-            loss: torch.Tensor = self.model(**self.batch).loss
+            loss: torch.Tensor = self.entry(**self.batch).loss
         return loss
 
 
@@ -58,9 +77,9 @@ def autocast(run: RunSpec, device: str) -> contextlib.AbstractContextManager[Any
     return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16)
 
 
-def build_model(run: RunSpec, device: str) -> torch.nn.Module:
-    """Return the run's model with its adapters, in training mode."""
-    refuse_unbuilt(run)
+def build_model(run: RunSpec, device: str, group: Group | None = None) -> torch.nn.Module:
+    """Return the run's model with its adapters, in training mode; whole, also in a group of processes."""
+    refuse_unbuilt(run, group)
     torch.manual_seed(0)
     model = base_model(run, device)
     if run.resolved_quant != "none":
@@ -72,8 +91,8 @@ def build_model(run: RunSpec, device: str) -> torch.nn.Module:
     return model.train()
 
 
-def refuse_unbuilt(run: RunSpec) -> None:
-    """Refuse what no real step is built for.
+def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
+    """Refuse what no real step is built for; several GPUs are built for a group of processes alone.
 
     Raises:
         UnsupportedError: the option is known, but not built.
@@ -82,13 +101,19 @@ def refuse_unbuilt(run: RunSpec) -> None:
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.loss == "fused", "the fused loss", "--loss hf"),
-        (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
+        (
+            group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
+            "several GPUs",
+            "--gpus 1 (measure takes several under torchrun)",
+        ),
     )
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the real step with {what} is not built; it is with {instead}")
     if run.method.name == "full" and run.resolved_quant != "none":
         raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
+    if group is not None:
+        refuse_in_group(run, group)
 
 
 def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: None) -> None:

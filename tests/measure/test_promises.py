@@ -248,6 +248,26 @@ def test_without_a_forward_to_run_the_activations_stay_unknown() -> None:
     assert "unknown" in promise.detail
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_a_forward_that_fails_leaves_the_cost_unknown(checkpointing: str) -> None:
+    """For want of memory, say: the violation is told, flags and trained parameters are as before, nothing is raised."""
+    work = ready(run_of("llama", "lora-fa", optimizer="adamw", checkpointing=checkpointing))
+    disable_and_enable(work)
+    flags = [getattr(module, "gradient_checkpointing", None) for module in work.model.modules()]
+    calls: list[int] = []
+
+    def once() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError("full")
+        return work.loss()
+
+    (promise,) = (p for p in check_promises(work.model, work.optimizer, work.run, forward=once) if not p.kept)
+    assert (promise.name, promise.cost_bytes) == (FROZEN_A, None)
+    assert [getattr(module, "gradient_checkpointing", None) for module in work.model.modules()] == flags
+    assert all(p.requires_grad for path, p in work.model.named_parameters() if "lora_A" in path)
+
+
 # -- one thing asked for, another one built --------------------------------------------------------------------------
 
 
@@ -350,8 +370,13 @@ def test_a_model_without_sdpa_breaks_no_promise(family: str) -> None:
 
 
 def scales_of(work: Workload) -> int:
-    """What is kept beside packed weights, each once, without the tables of 4-bit and of 8-bit values."""
-    found = {t.data_ptr(): t for t in quantization_tensors(work.model)}
+    """What is kept beside packed weights, each once, without the tables of 4-bit and of 8-bit values.
+
+    An int8 layer has handed its scales to the state of its product in its first forward.
+    """
+    states = [getattr(module, "state", None) for module in work.model.modules()]
+    of_int8 = [state.SCB for state in states if isinstance(getattr(state, "SCB", None), torch.Tensor)]
+    found = {t.data_ptr(): t for t in [*quantization_tensors(work.model), *of_int8]}
     return sum(t.nbytes for t in found.values() if t.numel() not in (16, 256))
 
 

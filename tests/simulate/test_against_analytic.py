@@ -25,8 +25,8 @@ from tests.analytic.runs import run_of
 A100 = DeviceTraits((8, 0), 108)
 
 FAMILIES = (
-    "llama", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2", "gpt_bigcode",
-    "t5",
+    "llama", "mistral-window", "gemma3_text-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite",
+    "gpt2", "gpt_bigcode", "t5",
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

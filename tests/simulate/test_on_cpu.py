@@ -81,7 +81,7 @@ def test_threads_count() -> None:
     assert (many.workspace_bytes or 0) > (one.workspace_bytes or 0)
 
 
-def test_quantised_weights_are_refused() -> None:
-    """bitsandbytes has kernels of its own on the CPU, whose buffers nobody has modelled here."""
+def test_int8_weights_are_refused() -> None:
+    """bitsandbytes has kernels of its own for them on the CPU, whose buffers nobody has modelled here."""
     with pytest.raises(UnsupportedError, match="only for CUDA"):
-        predict_on_cpu(cpu_run("llama", "qlora"), THREADS)
+        predict_on_cpu(cpu_run("llama", "lora", quant="int8"), THREADS)

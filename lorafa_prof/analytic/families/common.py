@@ -134,7 +134,7 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
         return None
     if kernel == "eager":
         return tape.new("attention mask", ("b", "s", "s"), run.dtype)
-    return tape.new("attention mask", ("s", "s"), "bool")
+    return tape.new("attention mask", ("b", "s", "s"), "bool")  # one a sequence: the batch's own mask is worked in
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:

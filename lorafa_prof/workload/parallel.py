@@ -1,0 +1,118 @@
+"""A run's model over several processes: DistributedDataParallel, or FSDP2's `fully_shard` per transformer block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.specs import RunSpec
+
+#: What `--shard` is built with.
+BUILT = ("ddp", "fsdp")
+
+#: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
+_NOT_SHARDED = {
+    "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
+    "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """This process among those that take the step together: the default process group of torch.distributed."""
+
+    rank: int
+    world_size: int
+
+
+def refuse_in_group(run: RunSpec, group: Group) -> None:
+    """Refuse what processes cannot do together.
+
+    Raises:
+        UnsupportedError: a way of sharding, or an option with it, that is not built.
+        BadInputError: the run does not name as many GPUs as there are processes, or not how they share the work.
+    """
+    if run.shard.startswith("zero"):
+        raise UnsupportedError(
+            f"--shard {run.shard} is DeepSpeed's, and not built; --shard fsdp shards parameters, gradients and states"
+        )
+    if run.gpus != group.world_size:
+        raise BadInputError(
+            f"--gpus {run.gpus} is asked for, but {group.world_size} processes were started: let --gpus be the number "
+            "of processes (torchrun's --nproc-per-node, times --nnodes)"
+        )
+    if run.shard not in BUILT:
+        raise BadInputError(f"how are {group.world_size} processes to share the work? --shard {' or '.join(BUILT)}")
+    if run.shard == "fsdp":
+        _refuse_unsharded(run)
+
+
+def _refuse_unsharded(run: RunSpec) -> None:
+    if run.resolved_quant != "none":
+        raise UnsupportedError(
+            f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "
+            "built; --shard ddp, or --quant none"
+        )
+    reason = _NOT_SHARDED.get(run.resolved_optimizer)
+    if reason is not None:
+        raise UnsupportedError(
+            f"FSDP2 keeps parameters as sharded tensors, and {reason}; --optimizer adamw, or --shard ddp"
+        )
+
+
+def first_device(run: RunSpec, device: str) -> str:
+    """Return where the whole model is made: FSDP2 moves it from the host to the device block by block."""
+    return "cpu" if run.shard == "fsdp" else device
+
+
+def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Module:
+    """Return what is called in place of the model: a DDP wrapper, or the model itself, its parameters sharded.
+
+    Args:
+        model: of the run, whole, on `first_device`.
+        run: says how.
+        device: of this process: "cuda:1", "cpu".
+
+    Raises:
+        UnsupportedError: no transformer blocks are found in the model, or this torch has no FSDP2.
+    """
+    if run.shard == "ddp":
+        ids = None if device == "cpu" else [torch.device(device)]
+        return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    _fully_shard(model, device)
+    return model
+
+
+def _fully_shard(model: Any, device: str) -> None:
+    """Shard each block, then what is left, as PyTorch's own FSDP2 tutorial does; the module's options are defaults.
+
+    A group of parameters is gathered as a whole, in bytes where their dtypes differ: frozen bf16 weights and trained
+    fp32 adapters may be in one. Only the trained ones of a group, whose gradients are reduced together, have to be of
+    one dtype.
+    """
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        raise UnsupportedError(
+            f"torch {torch.__version__} has no FSDP2; 2.6 has it, --shard ddp works without"
+        ) from None
+    blocks = list(transformer_blocks(model))
+    if not blocks:
+        raise UnsupportedError(f"no transformer blocks are found in a {type(model).__name__}; --shard ddp needs none")
+    mesh = init_device_mesh(device.partition(":")[0], (torch.distributed.get_world_size(),))
+    for part in (*blocks, model):
+        fully_shard(part, mesh=mesh)
+
+
+def transformer_blocks(model: Any) -> Iterator[torch.nn.Module]:
+    """Yield the modules of a transformers model that it names as not to be split and keeps in a list: its layers."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = set(getattr(base, "_no_split_modules", None) or ())
+    for module in base.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            yield from (block for block in module if type(block).__name__ in names)

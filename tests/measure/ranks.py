@@ -1,0 +1,173 @@
+"""Pairs of processes for the tests: `python -m tests.measure.ranks FOLDER` does all of `DEEDS`, two ranks for each.
+
+One interpreter imports the libraries, and its children are the ranks, with an environment as torchrun makes it. In
+FOLDER are then DEED.json, which rank 0 writes, what each rank prints, DEED-R.out and DEED-R.err, and ended.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore
+
+from lorafa_prof.cli import main as cli
+from lorafa_prof.measure import distributed, harness
+from lorafa_prof.results import measurements_to_json
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload
+from lorafa_prof.workload.step import training_step
+from tests.support.configs import tiny_run
+
+SHARDS = ("ddp", "fsdp")
+OPTIONS = harness.Options(device="cpu", steps=2, warmup=1)
+STEPS = 3
+
+
+def run_of(shard: str, method: str, **options: Any) -> RunSpec:
+    """A run over two processes; 251 rows of the vocabulary cannot be halved."""
+    return tiny_run(
+        "llama", method, changes={"vocab_size": 251}, dtype="fp32", **{"gpus": 2, "shard": shard, **options}
+    )
+
+
+#: Frozen bf16 weights beside trained fp32 adapters, in one group of FSDP2's, are among them.
+RUNS = {
+    "ddp full": run_of("ddp", "full"),
+    "fsdp full": run_of("fsdp", "full"),
+    "ddp lora": run_of("ddp", "lora"),
+    "fsdp lora bf16": run_of("fsdp", "lora").replace(dtype="bf16"),
+    "fsdp full checkpointed": run_of("fsdp", "full", checkpointing="full"),
+}
+
+
+def _measured() -> Any:
+    found = {name: distributed.measure_in_group(run, OPTIONS) for name, run in RUNS.items()}
+    return {name: measurements_to_json(seen) for name, seen in found.items() if seen is not None}
+
+
+def whole(tensor: torch.Tensor) -> list[float]:
+    """All elements of a tensor, sharded or not."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().flatten().tolist()
+
+
+def _trained() -> Any:
+    member = distributed._Member.of(os.environ)
+    found = {}
+    for shard in SHARDS:
+        with member.joined("cpu"):
+            work = Workload.build(run_of(shard, "full"), "cpu", member.group)
+            losses = []
+            for _ in range(STEPS):
+                losses.append(float(work.loss().detach()))
+                training_step(work)
+            work.loss().backward()
+            mine = {
+                "losses": losses,
+                "weights": {name: whole(p) for name, p in work.model.named_parameters()},
+                "gradients": {name: whole(p.grad) for name, p in work.model.named_parameters()},
+            }
+            ranks: list[Any] = [None, None]
+            dist.all_gather_object(ranks, mine)
+            found[shard] = ranks
+    return found
+
+
+def _failing(deed: str) -> Any:
+    kind, _, rank = deed.partition("-")
+    calls = iter(range(100))
+
+    def step(*args: Any) -> None:
+        if next(calls) == OPTIONS.warmup + 1 and os.environ["RANK"] == rank:
+            if kind == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if kind == "hang":
+                time.sleep(200)
+            raise torch.OutOfMemoryError("CUDA out of memory") if kind == "full" else RuntimeError("a fault")
+        training_step(*args)
+
+    with mock.patch.object(harness, "training_step", step):
+        timeout = 2.0 if kind == "hang" else None
+        seen = distributed.measure_in_group(RUNS["ddp lora"], OPTIONS, timeout_s=timeout)
+    return None if seen is None else measurements_to_json(seen)
+
+
+def _command(folder: Path) -> int:
+    model = folder / f"model-{os.environ['RANK']}"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(RUNS["ddp lora"].model.config), "utf-8")
+    run = ["--model", str(model), "--method", "lora", "--rank", "4", "--seq", "16", "--gpus", "2", "--shard", "ddp"]
+    short = ["--device", "cpu", "--steps", "1", "--warmup", "1"]
+    return cli(["measure", *run, *short, "-o", str(folder / "command.json")])
+
+
+#: "train" keeps what training is judged by. In the second timed step rank R raises, runs out of memory, is killed,
+#: or waits until time is over.
+DEEDS = ("measure", "train", "command", "fail-0", "full-1", "die-1", "hang-1")
+
+
+def _do(deed: str, folder: Path) -> int:
+    if deed == "command":
+        return _command(folder)
+    answer = {"measure": _measured, "train": _trained}.get(deed, lambda: _failing(deed))()
+    if os.environ["RANK"] == "0":
+        (folder / f"{deed}.json").write_text(json.dumps(answer), "utf-8")
+    return 0
+
+
+def _rank(deed: str, rank: int, port: int, folder: Path) -> NoReturn:
+    """Be a rank, in a process of its own."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    code = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / f"{deed}-{rank}.{name}", os.O_CREAT | os.O_WRONLY), number)
+        code = _do(deed, folder)
+    except BaseException:  # noqa: BLE001 - the child must not go on as its parent
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main(folder: Path) -> None:
+    """Do all deeds side by side."""
+    torch.set_num_threads(1)
+    ports = {deed: _free_port() for deed in DEEDS}
+    children = {}
+    for deed, port in ports.items():
+        for rank in range(2):
+            child = os.fork()
+            if not child:
+                _rank(deed, rank, port, folder)
+            children[f"{deed}-{rank}"] = child
+    # torchrun's agent holds the store through which ranks find each other; its threads would not survive a fork.
+    stores = [TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) for port in ports.values()]
+    codes = {name: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for name, child in children.items()}
+    del stores
+    (folder / "ended.json").write_text(json.dumps(codes), "utf-8")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
