@@ -480,7 +480,11 @@ def test_a_file_cut_off_anywhere_gives_what_is_whole(document: str, tmp_path_fac
             file.unlink()
         path, said = folder / "run.json", list[str]()
         path.write_bytes(data[:length] + tail)
-        expected = sum(whole <= length for whole in wholes)
+        # A tail that begins with the brace that was missing makes a measurement whole again.
+        ended = [whole for whole in wholes if whole <= length]
+        if tail.startswith(b"}"):
+            ended += [whole for whole in wholes if length < whole and not data[length : whole - 1].strip()]
+        expected = len(ended)
         try:
             kept = MeasurementFile(str(path), said.append)
         except BadInputError:  # with this tail it begins like something else: left alone
