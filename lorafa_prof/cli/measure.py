@@ -6,18 +6,17 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorafa_prof.cli.emit import SUFFIX_FORMATS, emit, output_options
-from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, rescue
+from lorafa_prof.cli.emit import output_options
+from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, emit_measurements, is_results_file
 from lorafa_prof.cli.options import name_list, run_spec, sweep_options
 from lorafa_prof.cli.progress import Progress
 from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
-from lorafa_prof.reports.measurement import measurement_table, outcome_line, records_table
-from lorafa_prof.results import Measurement, measurements_to_json
+from lorafa_prof.reports.measurement import outcome_line
+from lorafa_prof.results import Measurement
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import parse_bytes
 
@@ -103,7 +102,7 @@ def command(
         ranks = _Ranks(runs=runs, options=options, gpu=gpu, timeout_s=timeout_s, progress=progress)
         ranks.go(format, output)
         return
-    file = MeasurementFile(output, progress.say) if output and _is_results_file(format, output) else None
+    file = MeasurementFile(output, progress.say) if output and is_results_file(format, output) else None
     with Stop() as stop:
         place = find_place(options, stop)
         if place is None:
@@ -115,7 +114,7 @@ def command(
         )  # fmt: skip
         sweep.go()
         if file is None and sweep.seen:
-            _emit(sweep.seen, format, output)
+            emit_measurements(sweep.seen, format, output)
     if stop.requested:
         raise KeyboardInterrupt
     if len(runs) == 1 and sweep.seen and sweep.seen[0].outcome in _FAILURES:
@@ -138,13 +137,6 @@ def _runs(methods: Sequence[str], *, model: str, bs: Any, seq: Any, rank: Any, *
     ]
 
 
-def _is_results_file(format: str | None, output: str) -> bool:
-    """Return whether measurements are kept in a file that is read again: JSON, which -o means unless told otherwise."""
-    if Path(output).exists() and not Path(output).is_file():  # a pipe, a device
-        return False
-    return (format or SUFFIX_FORMATS.get(Path(output).suffix.lower(), "json")) == "json"
-
-
 def _peak_flops(gpu: str | None, place: Place, progress: Progress) -> Mapping[str, float | None]:
     """Return the peaks of the card that was named, or of the one that is there; none where it is not known."""
     from lorafa_prof.catalog import load_device
@@ -158,19 +150,6 @@ def _peak_flops(gpu: str | None, place: Place, progress: Progress) -> Mapping[st
     except UnknownNameError:
         progress.say(f"no MFU: the peak of {place.environment.get('device')} is not known; name a card with --gpu")
         return {}
-
-
-def _emit(seen: Sequence[Measurement], format: str | None, output: str | None) -> None:
-    try:
-        emit(
-            tables=lambda: [measurement_table(seen)],
-            records=lambda: records_table(seen),
-            document=lambda: measurements_to_json(seen),
-            format=format or (None if output is None or Path(output).suffix else "json"),
-            output=output,
-        )
-    except BadInputError as error:
-        raise BadInputError(f"{error}; the measurements are {rescue(measurements_to_json(seen))}") from error
 
 
 @dataclass(kw_only=True)
@@ -264,13 +243,13 @@ class _Ranks:
         if len(self.runs) != 1:
             raise BadInputError(f"under torchrun one configuration is measured at a time, not {len(self.runs)}")
         is_first, file = os.environ["RANK"] == "0", None
-        if is_first and output and _is_results_file(format, output):
+        if is_first and output and is_results_file(format, output):
             file = MeasurementFile(output, self.progress.say)
         seen = self._measured(is_first)
         if seen is None:
             return
         if file is None:
-            _emit(seen, format, output)
+            emit_measurements(seen, format, output)
         else:
             for m in seen:
                 file.record(m, Setup(m))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorafa_prof.cli.emit import render_json, write_stdout
+from lorafa_prof.cli.emit import SUFFIX_FORMATS, emit, render_json, write_stdout
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.reports.measurement import measurement_table, records_table
 from lorafa_prof.reports.output import write_atomically, write_bytes_atomically
-from lorafa_prof.results import Measurement
+from lorafa_prof.results import Measurement, measurements_to_json
 from lorafa_prof.results.saved import read_saved
 
 #: Bytes of the largest file that is read again; a measurement with its timeline has some hundred kB.
@@ -168,3 +169,28 @@ def rescue(document: object) -> str:
         write_stdout(text)
         return "on stdout, since no other place could be written either"
     return f"in {name}"
+
+
+def is_results_file(format: str | None, output: str) -> bool:
+    """Return whether measurements are kept in a file that is read again: JSON, which -o means unless told otherwise."""
+    if Path(output).exists() and not Path(output).is_file():  # a pipe, a device
+        return False
+    return (format or SUFFIX_FORMATS.get(Path(output).suffix.lower(), "json")) == "json"
+
+
+def emit_measurements(seen: Sequence[Measurement], format: str | None, output: str | None) -> None:
+    """Write measurements once, to stdout or to a file that is not read again.
+
+    Raises:
+        BadInputError: it cannot be written; the text says where the measurements are instead.
+    """
+    try:
+        emit(
+            tables=lambda: [measurement_table(seen)],
+            records=lambda: records_table(seen),
+            document=lambda: measurements_to_json(seen),
+            format=format or (None if output is None or Path(output).suffix else "json"),
+            output=output,
+        )
+    except BadInputError as error:
+        raise BadInputError(f"{error}; the measurements are {rescue(measurements_to_json(seen))}") from error

@@ -29,6 +29,7 @@ PROGRAM = "lorafa-prof"
 COMMANDS = {
     "predict": "Predict the memory of a fine-tuning step, part by part, without a GPU.",
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",
+    "run": "Profile a training script of your own, unchanged: memory by phase and part, step time.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",
     "paper": "Compute the LoRA-FA paper's own tables from their formulas.",

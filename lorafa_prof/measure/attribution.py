@@ -129,6 +129,18 @@ class Attribution:
                 end += 1
         return until
 
+    @cached_property
+    def _forward_until(self) -> dict[int, int]:
+        """For each mark within a forward, that forward's last event: accumulated batches have several in a step."""
+        until: dict[int, int] = {}
+        end = len(self.trace.events)
+        for number, mark in reversed(list(enumerate(self.trace.marks))):
+            if mark.phase == "forward":
+                until[number] = end - 1
+            else:
+                end = mark.position
+        return until
+
     def name_of(self, block: Block) -> Name:
         """Return what a block of the step is for."""
         for names, end in ((self.gradients, "backward"), (self.states, "optimizer")):
@@ -148,7 +160,7 @@ class Attribution:
             return Category.WORKSPACES
         if mark.module == LOSS or (mark.module in ("", self.head) and block.requested in self.logits_sizes):
             return Category.LOGITS
-        if mark.phase == "forward" and block.alive_after(self._ends["forward"]):
+        if mark.phase == "forward" and block.alive_after(self._forward_until[block.mark_number]):
             return Category.ACTIVATIONS
         if mark.phase == RECOMPUTE and block.alive_after(self._recomputed_until[block.mark_number]):
             return Category.ACTIVATIONS

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell
+from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
 
 _MARK = "lorafa-prof: "
 _SEPARATOR = "\x1f"
@@ -74,10 +74,11 @@ class CpuDevice:
             step: runs one step; it is given the function to tell.
             storages: bytes of what is there before it, by address.
         """
-        with _without_garbage_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-            step(_mark)
-        results: Any = prof.profiler.kineto_results
-        return _traced(list(_tree(results.experimental_event_tree())), storages)
+        return traced(self.begin_trace(storages), step)
+
+    def begin_trace(self, storages: Mapping[int, int]) -> CpuTracer:
+        """Begin to record what the allocator does; see `trace`."""
+        return CpuTracer(storages)
 
     def clock(self) -> CpuClock:
         """Return a clock for the phases of a step."""
@@ -99,10 +100,34 @@ class CpuDevice:
         return None
 
 
-def _mark(phase: str, module: str) -> None:
-    """Put a mark into the profile: a range of no length."""
-    with record_function(f"{_MARK}{phase}{_SEPARATOR}{module}"):
-        pass
+class CpuTracer:
+    """Records what the allocator does from now on; see `Tracer`.
+
+    Args:
+        storages: bytes of what is there now, by address.
+    """
+
+    def __init__(self, storages: Mapping[int, int]) -> None:
+        self._storages = storages
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(_without_garbage_collection())
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._open.enter_context(self._profile)
+
+    def tell(self, phase: str, module: str) -> None:
+        """Put a mark into the profile: a range of no length."""
+        with record_function(f"{_MARK}{phase}{_SEPARATOR}{module}"):
+            pass
+
+    def finish(self) -> StepTrace:
+        """End the record, and return it."""
+        self._open.close()
+        results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
+        return _traced(list(_tree(results.experimental_event_tree())), self._storages)
+
+    def abandon(self) -> None:
+        """End the record without a result."""
+        self._open.close()
 
 
 class CpuClock:
@@ -127,12 +152,14 @@ class CpuClock:
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
+    collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, DeviceError
-from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell
+from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
 
 #: Events that the allocator keeps: a step of a 70B model with checkpointing has less than a tenth of these.
 MOST_EVENTS = 4_000_000
@@ -22,6 +22,8 @@ class CudaDevice:
 
     Args:
         index: which one.
+        attached: this process uses it already, so that its context cannot be told from other processes' any more;
+            which device is the current one is left as it is.
         cap_bytes: memory that the allocator is refused beyond, to emulate a smaller card; None: all there is.
 
     Raises:
@@ -33,7 +35,7 @@ class CudaDevice:
     #: The caching allocator rounds up to a multiple of this (kMinBlockSize).
     granule = 512
 
-    def __init__(self, index: int = 0, cap_bytes: int | None = None) -> None:
+    def __init__(self, index: int = 0, cap_bytes: int | None = None, *, attached: bool = False) -> None:
         if not torch.cuda.is_available():
             raise DeviceError("torch finds no CUDA device; --device cpu measures on the processor")
         if index >= torch.cuda.device_count():
@@ -41,8 +43,9 @@ class CudaDevice:
         self.index = index
         self.torch_name = f"cuda:{index}"
         self._nvml = _Nvml(index)
-        self._used_before_context = self._nvml.used()
-        torch.cuda.set_device(index)
+        self._used_before_context = None if attached else self._nvml.used()
+        if not attached:
+            torch.cuda.set_device(index)
         properties: Any = torch.cuda.get_device_properties(index)
         self.name = str(properties.name)
         self.capability = (int(properties.major), int(properties.minor))
@@ -83,24 +86,12 @@ class CudaDevice:
         Raises:
             DeviceError: the allocator's history does not hold all events of the step.
         """
+        return traced(self.begin_trace(storages), step)
+
+    def begin_trace(self, storages: Mapping[int, int]) -> CudaTracer:
+        """Begin to record what the allocator does; see `trace`."""
         del storages
-        torch.cuda.synchronize(self.index)
-        base = self._blocks()
-        tracer = _Tracer(self)
-        torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=MOST_EVENTS)
-        try:
-            step(tracer.tell)
-            tracer.close()
-            history = torch.cuda.memory._snapshot(self.index)["device_traces"][self.index]
-        finally:
-            torch.cuda.memory._record_memory_history(enabled=None)
-        events = list(_events(history))
-        if len(events) != tracer.position:
-            raise DeviceError(
-                f"the allocator's history holds {len(events)} events where {tracer.position} were counted: another "
-                "thread allocates, or the history is too short"
-            )
-        return StepTrace(base, events, tracer.marks, tracer.readings)
+        return CudaTracer(self)
 
     def clock(self) -> CudaClock:
         """Return a clock for the phases of a step, which runs on the device."""
@@ -137,7 +128,7 @@ class CudaDevice:
         stats: dict[str, Any] = torch.cuda.memory.memory_stats_as_nested_dict(self.index)
         return stats
 
-    def _blocks(self) -> dict[int, BaseBlock]:
+    def blocks(self) -> dict[int, BaseBlock]:
         """Return the blocks that are in use, by address."""
         segments = torch.cuda.memory._snapshot(self.index)["segments"]
         found: dict[int, BaseBlock] = {}
@@ -152,32 +143,57 @@ class CudaDevice:
         return found
 
 
-class _Tracer:
-    """Reads the allocator's account at each mark, and restarts its peaks: so each stretch has its own."""
+class CudaTracer:
+    """Records what the allocator does from now on; see `Tracer`.
+
+    It reads the allocator's account at each mark, and restarts its peaks: so each stretch has its own.
+    """
 
     def __init__(self, device: CudaDevice) -> None:
+        torch.cuda.synchronize(device.index)
         self._device = device
-        self.marks: list[Mark] = []
-        self.readings: list[Reading] = []
-        self.position = 0
+        self._base = device.blocks()
+        self._marks: list[Mark] = []
+        self._readings: list[Reading] = []
+        self._position = 0
         self._began = _count(device.stats())
         device.restart_peaks()
+        torch.cuda.memory._record_memory_history(enabled="all", context=None, max_entries=MOST_EVENTS)
 
     def tell(self, phase: str, module: str) -> None:
         """Say which module is at work from now on."""
-        self._read(new_phase=bool(self.marks) and self.marks[-1].phase != phase)
-        self.marks.append(Mark(self.position, phase, module))
+        self._read(new_phase=bool(self._marks) and self._marks[-1].phase != phase)
+        self._marks.append(Mark(self._position, phase, module))
 
-    def close(self) -> None:
-        """Take the last reading."""
-        self._read(new_phase=True)
+    def finish(self) -> StepTrace:
+        """End the record, and return it.
+
+        Raises:
+            DeviceError: the allocator's history does not hold all events of the step.
+        """
+        try:
+            self._read(new_phase=True)
+            history = torch.cuda.memory._snapshot(self._device.index)["device_traces"][self._device.index]
+        finally:
+            self.abandon()
+        events = list(_events(history))
+        if len(events) != self._position:
+            raise DeviceError(
+                f"the allocator's history holds {len(events)} events where {self._position} were counted: another "
+                "thread allocates, or the history is too short"
+            )
+        return StepTrace(self._base, events, self._marks, self._readings)
+
+    def abandon(self) -> None:
+        """End the record without a result."""
+        torch.cuda.memory._record_memory_history(enabled=None)
 
     def _read(self, *, new_phase: bool) -> None:
         stats = self._device.stats()
-        self.position = _count(stats) - self._began
-        if self.marks:
+        self._position = _count(stats) - self._began
+        if self._marks:
             used = self._device.used() if new_phase else None
-            self.readings.append(Reading(_levels(stats, "peak"), _levels(stats, "current", used)))
+            self._readings.append(Reading(_levels(stats, "peak"), _levels(stats, "current", used)))
         self._device.restart_peaks()
 
 

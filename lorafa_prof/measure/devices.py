@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.measure.trace import Reading, StepTrace, Tell
+from lorafa_prof.measure.trace import Reading, StepTrace, Tell, Tracer
 
 
 class Clock(Protocol):
@@ -52,6 +52,10 @@ class Device(Protocol):
         """Run a step that tells of phases and modules, and return what the allocator did."""
         ...
 
+    def begin_trace(self, storages: Mapping[int, int]) -> Tracer:
+        """Begin to record what the allocator does, where a step cannot be called: see `trace`."""
+        ...
+
     def clock(self) -> Clock:
         """Return a clock for the phases of a step."""
         ...
@@ -73,8 +77,13 @@ class Device(Protocol):
         ...
 
 
-def open_device(name: str, cap_bytes: int | None = None) -> Device:
+def open_device(name: str, cap_bytes: int | None = None, *, attached: bool = False) -> Device:
     """Return the device of that name: "cuda", "cuda:1", "cpu".
+
+    Args:
+        name: its name.
+        cap_bytes: memory of a smaller one to emulate.
+        attached: this process uses it already.
 
     Raises:
         BadInputError: another name, or a cap that the device cannot have.
@@ -88,5 +97,5 @@ def open_device(name: str, cap_bytes: int | None = None) -> Device:
     if kind == "cuda" and (index or "0").isdecimal():
         from lorafa_prof.measure.cuda import CudaDevice
 
-        return CudaDevice(int(index or 0), cap_bytes)
+        return CudaDevice(int(index or 0), cap_bytes, attached=attached)
     raise BadInputError(f"no device is called {name[:40]!r}: cuda, cuda:1 and cpu are")

@@ -14,7 +14,7 @@ from lorafa_prof.measure.marks import ModuleMarks
 from lorafa_prof.measure.timing import Work
 from lorafa_prof.measure.trace import RECOMPUTE
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.naming import counted_parameters
+from lorafa_prof.workload.naming import counted_parameters, table_elements
 
 aten = torch.ops.aten
 Shape = Sequence[int]
@@ -105,7 +105,7 @@ def count_work(work: Workload, beside: contextlib.AbstractContextManager[Any] | 
         tokens=tokens,
         model_flops=int(needed.get_total_flops()) - again.flops,
         executed_flops=int(executed.get_total_flops()),
-        model_flops_6n=6 * (counted_parameters(work.model)["total"] - _table_elements(work.model)) * tokens,
+        model_flops_6n=6 * (counted_parameters(work.model)["total"] - table_elements(work.model)) * tokens,
     )
 
 
@@ -125,11 +125,3 @@ class _Share:
         if self._phase == RECOMPUTE:
             self.flops += now - self._before
         self._phase, self._before = phase, now
-
-
-def _table_elements(model: Any) -> int:
-    """Elements of the input embedding table, unless the output head multiplies by it."""
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and head.weight is table.weight:
-        return 0
-    return int(table.weight.numel())

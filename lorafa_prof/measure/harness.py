@@ -7,7 +7,6 @@ import functools
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -26,14 +25,24 @@ from lorafa_prof.measure.devices import Clock, Device, open_device
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.measure.look import Look
 from lorafa_prof.measure.marks import ModuleMarks
-from lorafa_prof.measure.names import Name, Names, address_of, names_of_gradients, names_of_model, names_of_states
+from lorafa_prof.measure.memory import untraced_memory, with_trace
+from lorafa_prof.measure.names import (
+    Name,
+    Names,
+    address_of,
+    head_of,
+    logits_sizes,
+    names_of_gradients,
+    names_of_model,
+    names_of_states,
+)
 from lorafa_prof.measure.promises import check_promises, checked_twice
 from lorafa_prof.measure.timing import spread, throughput
-from lorafa_prof.measure.trace import Levels, StepTrace, Tell
-from lorafa_prof.results import PART_FIELDS, Measurement, Memory, StepTime
+from lorafa_prof.measure.trace import StepTrace, Tell
+from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.naming import counted_parameters, short_name
+from lorafa_prof.workload.naming import counted_parameters
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
 from lorafa_prof.workload.versions import installed_versions
@@ -105,11 +114,11 @@ def measure(
     for steps in _timed(work, device, options.steps):
         seen = replace(seen, steps=tuple(steps), spread=spread(steps))
         report(seen)
-    seen = replace(seen, memory=_untraced_memory(device))
+    seen = replace(seen, memory=untraced_memory(device))
     trace = None
     if options.trace:
         trace, attribution = traced_step(work, device)
-        seen = _with_trace(seen, trace, attribution, device)
+        seen = with_trace(seen, trace, attribution, device)
         report(seen)
     seen = _judged(_looked_at(seen, work, options, trace), device)
     report(seen)
@@ -189,57 +198,8 @@ def _names_before(work: Workload, device: Device) -> Names:
 
 
 def _logits(work: Workload) -> tuple[str | None, frozenset[int]]:
-    """Return the module that makes the logits, and how many bytes they can have, whole or shifted by a token."""
-    model: Any = work.model
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head = next((short_name(name) for name, module in model.named_modules() if module is output), None)
     run = work.run
-    lengths = (run.seq, run.seq - 1, run.seq + 1)
-    return head, frozenset(
-        run.bs * length * run.model.vocab_size * itemsize for length in lengths for itemsize in (1, 2, 4, 8)
-    )
-
-
-def _untraced_memory(device: Device) -> Memory | None:
-    reading = device.levels()
-    if reading is None:
-        return None
-    nothing: Any = dict.fromkeys(PART_FIELDS)
-    return Memory(**nothing, **_peaks(reading.peak, device), peak_moment="")
-
-
-def _peaks(peak: Levels, device: Device) -> dict[str, Any]:
-    context = device.context_bytes()
-    on_device = None if context is None or peak.reserved is None else peak.reserved + context
-    return {
-        "peak_requested_bytes": peak.requested,
-        "peak_allocated_bytes": peak.allocated,
-        "peak_reserved_bytes": peak.reserved,
-        "fragmentation_bytes": None if peak.reserved is None else peak.reserved - peak.allocated,
-        "context_bytes": context,
-        "peak_device_bytes": on_device,
-    }
-
-
-def _with_trace(seen: Measurement, trace: StepTrace, attribution: Attribution, device: Device) -> Measurement:
-    phases, ledger = trace.phases(), attribution.ledger()
-    memory = Memory(
-        **Memory.parts_from(ledger),
-        **_peaks(trace.peaks(), device),
-        peak_moment=ledger.moment,
-        saved_activations_bytes=attribution.saved_activation_bytes(),
-        trained_gradients_bytes=attribution.gradient_bytes(),
-        moments={phase.phase: phase.peak_allocated_bytes for phase in phases if phase.peak_allocated_bytes is not None},
-    )
-    untraced = None if seen.memory is None else seen.memory.peak_allocated_bytes
-    unmodelled = seen.unmodelled
-    if untraced is not None and untraced != memory.peak_allocated_bytes:
-        unmodelled += (f"the untraced steps peak at {untraced} bytes allocated, the traced one elsewhere",)
-    retries, ooms = device.counters()
-    return replace(
-        seen, memory=memory, phases=phases, ledger=ledger, timeline=tuple(trace.stretches()), alloc_retries=retries,
-        alloc_ooms=ooms, unmodelled=unmodelled,
-    )  # fmt: skip
+    return head_of(work.model), logits_sizes([(run.bs, run.seq)], run.model.vocab_size)
 
 
 def _looked_at(seen: Measurement, work: Workload, options: Options, trace: StepTrace | None) -> Measurement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,3 +116,19 @@ def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: s
 
 def _renamed(name: Name, how: str) -> Name:
     return replace(name, tensor=how.format(name.tensor))
+
+
+def head_of(model: Any) -> str | None:
+    """Return the path of the module that makes the logits, where the model says which."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return next((short_name(name) for name, module in model.named_modules() if module is output), None)
+
+
+def logits_sizes(batches: Iterable[tuple[int, int]], vocabulary: int) -> frozenset[int]:
+    """Return how many bytes logits can have in any dtype, whole or shifted by a token, for (sequences, tokens)."""
+    return frozenset(
+        bs * length * vocabulary * itemsize
+        for bs, seq in batches
+        for length in (seq, seq - 1, seq + 1)
+        for itemsize in (1, 2, 4, 8)
+    )

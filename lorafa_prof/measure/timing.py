@@ -13,7 +13,7 @@ from lorafa_prof.results import Spread, StepTime, Throughput
 class Work:
     """What a step has to do: operations and tokens."""
 
-    tokens: int
+    tokens: int | None
     model_flops: int | None
     executed_flops: int | None
     model_flops_6n: int | None
@@ -40,7 +40,7 @@ def throughput(steps: Sequence[StepTime], work: Work, peak_flops: float | None) 
     seconds = None if times is None else times.median_s
     rates = Throughput(
         step_s=seconds,
-        tokens_per_s=work.tokens / seconds if seconds else None,
+        tokens_per_s=work.tokens / seconds if seconds and work.tokens is not None else None,
         model_flops=work.model_flops,
         executed_flops=work.executed_flops,
         model_flops_6n=work.model_flops_6n,

@@ -6,6 +6,7 @@ import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from lorafa_prof.results import PhaseMemory, Stretch
 from lorafa_prof.workload.naming import LOSS
@@ -65,6 +66,32 @@ class BaseBlock:
 
     requested: int
     allocated: int
+
+
+class Tracer(Protocol):
+    """A record of what the allocator does, which has begun."""
+
+    def tell(self, phase: str, module: str) -> None:
+        """Say which module is at work from now on; to be called first of all, before anything is allocated."""
+        ...
+
+    def finish(self) -> StepTrace:
+        """End the record, and return it."""
+        ...
+
+    def abandon(self) -> None:
+        """End the record without a result."""
+        ...
+
+
+def traced(tracer: Tracer, step: Callable[[Tell], None]) -> StepTrace:
+    """Run a step that tells of phases and modules under a tracer, and return its record."""
+    try:
+        step(tracer.tell)
+    except BaseException:
+        tracer.abandon()
+        raise
+    return tracer.finish()
 
 
 #: Phases as `workload.training_step` enters them, and what people call them.

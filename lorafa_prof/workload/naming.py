@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,12 @@ def short_name(name: str) -> str:
 
 
 def loss_functions() -> dict[str, Any]:
-    """The table that transformers (4.46 and newer) takes a model's loss from; older ones call a loss module."""
+    """The table that transformers (4.46 and newer) takes a model's loss from; older ones call a loss module.
+
+    Empty where transformers has not been imported: then no model of it is there.
+    """
+    if "transformers" not in sys.modules:
+        return {}
     try:
         from transformers.loss.loss_utils import LOSS_MAPPING
     except ImportError:
@@ -66,3 +72,11 @@ def elements(parameter: Any) -> int:
     """Return the elements of a parameter; of one that is quantised, those that it stands for."""
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else math.prod(state.shape))
+
+
+def table_elements(model: Any) -> int:
+    """Return the elements of the input embedding table, unless the output head multiplies by it."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is table.weight:
+        return 0
+    return int(table.weight.numel())

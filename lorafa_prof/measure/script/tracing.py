@@ -1,0 +1,154 @@
+"""One step of a script, traced from the end of one optimizer step to the end of the next."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+from lorafa_prof.ledger import Category
+from lorafa_prof.measure.attribution import Attribution
+from lorafa_prof.measure.communication import Lookout, settling_collectives, watching, without_address
+from lorafa_prof.measure.devices import Device
+from lorafa_prof.measure.marks import ModuleMarks
+from lorafa_prof.measure.names import Name, Names, head_of, names_of_gradients, names_of_model, names_of_states
+from lorafa_prof.measure.script.batches import batch_names, sizes_of_logits
+from lorafa_prof.measure.script.holding import names_of_held
+from lorafa_prof.measure.script.roots import inner_of
+from lorafa_prof.measure.trace import StepTrace
+
+#: The phase of what the script does between forward, backward and optimizer: data, clipping, clearing gradients.
+SCRIPT = "script"
+
+
+class TracedStep:
+    """Records a step that the script takes.
+
+    Args:
+        root: what the script calls.
+        optimizers: all that step its parameters.
+        device: what it is on.
+        logits_sizes: bytes that logits had before.
+    """
+
+    def __init__(
+        self,
+        root: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        device: Device,
+        logits_sizes: frozenset[int] = frozenset(),
+    ) -> None:
+        self._root, self._optimizers, self._device = root, optimizers, device
+        self._model: Any = inner_of(root)
+        self._vocabulary = vocabulary_of(self._model)
+        self._logits_sizes = logits_sizes
+        self._gradients: Names = {}
+        self._phase = ""
+        self._open = contextlib.ExitStack()
+
+    def begin(self, yield_to_profiler: Callable[[], None]) -> None:
+        """Begin the record; the script is between two operations.
+
+        Args:
+            yield_to_profiler: is called where the script begins to profile itself; it has to abandon the record.
+        """
+        before = names_of_held(self._device.type, self._logits_sizes)
+        before |= names_of_gradients(self._model)
+        before |= self._states()
+        before |= names_of_model(self._model, self._device.type)
+        if self._device.type == "cpu":
+            before |= without_address(ddp_buckets(self._root))
+        self._before = before
+        if isinstance(self._root, torch.nn.parallel.DistributedDataParallel) and self._device.type == "cpu":
+            self._open.enter_context(settling_collectives())
+        self._tracer = self._device.begin_trace({address: name.nbytes for address, name in before.items()})
+        self._lookout = Lookout(self._tracer.tell)
+        self._marks = ModuleMarks(self._root, self._lookout.tell)
+        self._open.enter_context(watching(type(self._root).__name__.startswith("FSDP"), self._lookout))
+        self._open.enter_context(self._marks)
+        self._open.enter_context(_before_profiling(yield_to_profiler))
+        self.enter(SCRIPT)
+
+    def enter(self, phase: str) -> None:
+        """Say that a phase begins: "forward", "backward", "optimizer", `SCRIPT`."""
+        if phase == "optimizer":
+            self._gradients.update(names_of_gradients(self._model))
+        self._phase = phase
+        self._marks.enter_phase(phase)
+
+    def see_batch(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Note what the model is called with."""
+        names = batch_names(args, kwargs, self._device.type)
+        for address, name in names.items():
+            held = self._before.get(address)
+            if held is not None and (held.module, held.tensor) == ("", "held by the script"):
+                self._before[address] = name
+        self._lookout.see(names)
+        self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
+
+    def finish(self) -> tuple[StepTrace, Attribution]:
+        """End the record, when the optimizer has stepped."""
+        states = self._states()
+        self._open.close()
+        trace = self._tracer.finish()
+        return trace, Attribution(
+            trace, self._before, self._gradients, states, self._logits_sizes, head_of(self._model),
+            self._device.granule, self._lookout.sightings,
+        )  # fmt: skip
+
+    def abandon(self) -> None:
+        """End the record without a result."""
+        self._open.close()
+        self._tracer.abandon()
+
+    def _states(self) -> Names:
+        names: Names = {}
+        for optimizer in self._optimizers:
+            names |= names_of_states(self._model, optimizer, self._device.type)
+        return names
+
+
+@contextlib.contextmanager
+def _before_profiling(call: Callable[[], None]) -> Iterator[None]:
+    """While entered, `call` comes before any other profiler's beginning: there is one in a process."""
+    with contextlib.ExitStack() as patches:
+        for name in ("_prepare_profiler", "_enable_profiler"):
+            original = getattr(torch.autograd.profiler, name)
+            patches.enter_context(mock.patch.object(torch.autograd.profiler, name, _after(call, original)))
+        yield
+
+
+def _after(call: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        call()
+        return original(*args, **kwargs)
+
+    return both
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """Return how many logits a token has, where the model says which module makes them."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    features = getattr(head, "out_features", None)
+    if isinstance(features, int):
+        return features
+    return int(weight.shape[0]) if isinstance(weight, torch.Tensor) and weight.dim() == 2 else None
+
+
+def ddp_buckets(root: Any) -> list[Name]:
+    """Return the buckets in which DDP reduces gradients, by their sizes as DDP itself logs them."""
+    if not isinstance(root, torch.nn.parallel.DistributedDataParallel) or root.gradient_as_bucket_view:
+        return []
+    logged = root._get_ddp_logging_data()
+    text = str(logged.get("rebuilt_bucket_sizes") or logged.get("bucket_sizes") or "")
+    dtype = next((p.dtype for p in root.parameters() if p.requires_grad), torch.float32)
+    return [
+        Name(
+            Category.WORKSPACES, "", "DDP bucket", (size // dtype.itemsize,), str(dtype).removeprefix("torch."), size
+        )
+        for size in map(int, filter(None, (part.strip() for part in text.split(","))))
+    ]  # fmt: skip
