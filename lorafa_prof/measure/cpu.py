@@ -37,6 +37,7 @@ class CpuDevice:
     torch_name = "cpu"
     #: Sizes are counted as they are requested.
     granule = 1
+    forgets = True
 
     def __init__(self, cap_bytes: int | None = None) -> None:
         self.name = _processor()
@@ -74,11 +75,11 @@ class CpuDevice:
             step: runs one step; it is given the function to tell.
             storages: bytes of what is there before it, by address.
         """
-        return traced(self.begin_trace(storages), step)
+        return traced(CpuTracer(storages), step)
 
     def begin_trace(self, storages: Mapping[int, int]) -> CpuTracer:
-        """Begin to record what the allocator does; see `trace`."""
-        return CpuTracer(storages)
+        """Begin to record all that the allocator does; `trace` leaves out what would not be on a device."""
+        return CpuTracer(storages, host_too=True)
 
     def clock(self) -> CpuClock:
         """Return a clock for the phases of a step."""
@@ -105,10 +106,11 @@ class CpuTracer:
 
     Args:
         storages: bytes of what is there now, by address.
+        host_too: whether to keep what would be on the host if the model were on a device.
     """
 
-    def __init__(self, storages: Mapping[int, int]) -> None:
-        self._storages = storages
+    def __init__(self, storages: Mapping[int, int], *, host_too: bool = False) -> None:
+        self._storages, self._host_too = storages, host_too
         self._open = contextlib.ExitStack()
         self._open.enter_context(_without_garbage_collection())
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
@@ -123,7 +125,7 @@ class CpuTracer:
         """End the record, and return it."""
         self._open.close()
         results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        return _traced(list(_tree(results.experimental_event_tree())), self._storages)
+        return _traced(list(_tree(results.experimental_event_tree())), self._storages, self._host_too)
 
     def abandon(self) -> None:
         """End the record without a result."""
@@ -205,7 +207,7 @@ def _tree(roots: Any) -> Iterator[_Found]:
         waiting.extend((child, around, operator, call) for child in event.children)
 
 
-def _traced(found: list[_Found], storages: Mapping[int, int]) -> StepTrace:
+def _traced(found: list[_Found], storages: Mapping[int, int], host_too: bool) -> StepTrace:
     found.sort(key=lambda item: item.time)
     events: list[Event] = []
     marks: list[Mark] = []
@@ -220,7 +222,7 @@ def _traced(found: list[_Found], storages: Mapping[int, int]) -> StepTrace:
         if report.alloc_size > 0 and report.ptr in live:
             # freed in a thread that the profiler does not hear, as that of gloo is between two collectives
             events.append(Event(-live.pop(report.ptr), report.ptr))
-        if _on_a_device_too(report, item.around, inside, outside):
+        if _is_kept(report, item.around, inside, outside, host_too):
             events.append(Event(report.alloc_size, report.ptr, item.operator, item.call))
             if report.alloc_size > 0:
                 live[report.ptr] = report.alloc_size
@@ -230,8 +232,10 @@ def _traced(found: list[_Found], storages: Mapping[int, int]) -> StepTrace:
     return StepTrace(base, events, marks, _readings(events, marks, sum(storages.values())))
 
 
-def _on_a_device_too(report: Any, around: tuple[str, ...], inside: set[int], outside: set[int]) -> bool:
-    """Return whether a report is of a block that would be on the device if the model were on one.
+def _is_kept(
+    report: Any, around: tuple[str, ...], inside: set[int], outside: set[int], host_too: bool
+) -> bool:  # fmt: skip
+    """Return whether a report is of a block that counts: with `host_too` any, else what would be on a device.
 
     What PyTorch allocates outside of any operator stays on the host: numbers that Python arithmetic wraps into tensors
     (8 bytes each), and the states of the random number generator that checkpointing keeps (5056 bytes a segment).
@@ -241,7 +245,7 @@ def _on_a_device_too(report: Any, around: tuple[str, ...], inside: set[int], out
     if report.alloc_size > 0:
         by_operator = any("::" in name and not name.startswith("autograd::") for name in around)
         by_gloo = any(name.startswith(("gloo:", "c10d::")) for name in around)
-        kept = by_operator and not by_gloo
+        kept = (by_operator or host_too) and not by_gloo
         (inside if kept else outside).add(report.ptr)
         (outside if kept else inside).discard(report.ptr)
         return kept

@@ -34,6 +34,7 @@ class CudaDevice:
     type = "cuda"
     #: The caching allocator rounds up to a multiple of this (kMinBlockSize).
     granule = 512
+    forgets = False
 
     def __init__(self, index: int = 0, cap_bytes: int | None = None, *, attached: bool = False) -> None:
         if not torch.cuda.is_available():

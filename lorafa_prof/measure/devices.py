@@ -37,6 +37,8 @@ class Device(Protocol):
     """What its maker calls it."""
     granule: int
     """Its allocator rounds up to a multiple of this."""
+    forgets: bool
+    """Whether a trace hears of the end of a block only where it, or a trace before it, has heard of its beginning."""
     cap_bytes: int | None
     """Memory of a smaller one that is emulated."""
 

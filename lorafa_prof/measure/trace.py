@@ -128,6 +128,16 @@ class StepTrace:
         """The most that was allocated, bytes."""
         return max(reading.peak.allocated for reading in self.readings)
 
+    def left(self) -> dict[int, int]:
+        """Return the bytes of what was made and is still there at the end, by address."""
+        alive: dict[int, int] = {}
+        for event in self.events:
+            if event.nbytes > 0:
+                alive[event.address] = event.nbytes
+            else:
+                alive.pop(event.address, None)
+        return alive
+
     def peaks(self) -> Levels:
         """The most of each memory."""
         found = [reading.peak for reading in self.readings]

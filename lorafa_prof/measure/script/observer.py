@@ -29,7 +29,7 @@ from lorafa_prof.results import Measurement, Outcome
 from lorafa_prof.workload.naming import counted_parameters
 
 Report = Callable[[Measurement], None]
-Stage = Literal["warm-up", "timed", "traced", "done"]
+Stage = Literal["warm-up", "timed", "listening", "traced", "done"]
 #: What may run in a script; those that it has imported are named in the measurement.
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
 
@@ -259,6 +259,10 @@ class Observer:
             self._ended.append(self._clock)
             self._clock = None
             self._next()
+        elif self._stage == "listening":
+            assert self._traced is not None
+            self._stage = "traced"
+            self._traced.begin()
         elif self._stage == "traced":
             self._take_trace()
         else:
@@ -305,9 +309,11 @@ class Observer:
     def _begin_trace(self) -> None:
         assert self._root is not None
         assert self._device is not None
-        self._stage, self._phase = "traced", SCRIPT
+        self._stage, self._phase = "listening", SCRIPT
         self._traced = TracedStep(self._root, self._optimizers, self._device, self._logits_sizes)
-        self._traced.begin(self._yield_to_profiler)
+        if self._traced.prepare(self._yield_to_profiler):
+            self._stage = "traced"
+            self._traced.begin()
 
     def _yield_to_profiler(self) -> None:
         """Give up the trace: the script begins to profile, and there is one profiler in a process."""

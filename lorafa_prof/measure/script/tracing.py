@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
@@ -18,8 +19,9 @@ from lorafa_prof.measure.names import Name, Names, head_of, names_of_gradients, 
 from lorafa_prof.measure.script.batches import batch_names, sizes_of_logits
 from lorafa_prof.measure.script.holding import names_of_held
 from lorafa_prof.measure.script.roots import inner_of
-from lorafa_prof.measure.trace import StepTrace
+from lorafa_prof.measure.trace import StepTrace, Tracer
 
+_UNHELD = (Category.TEMPORARIES, "", "held by no variable")
 #: The phase of what the script does between forward, backward and optimizer: data, clipping, clearing gradients.
 SCRIPT = "script"
 
@@ -48,14 +50,31 @@ class TracedStep:
         self._gradients: Names = {}
         self._phase = ""
         self._open = contextlib.ExitStack()
+        self._tracer: Tracer | None = None
+        self._has_begun = self._is_mine = False
 
-    def begin(self, yield_to_profiler: Callable[[], None]) -> None:
-        """Begin the record; the script is between two operations.
+    def prepare(self, yield_to_profiler: Callable[[], None]) -> bool:
+        """Get ready to begin, and return whether that is possible right now; else it is after one more step.
+
+        Where the device forgets, that step is listened to as well: its gradients, its batch and what the script holds
+        of its outputs end in the traced one.
 
         Args:
             yield_to_profiler: is called where the script begins to profile itself; it has to abandon the record.
         """
-        before = names_of_held(self._device.type, self._logits_sizes)
+        if self._device.forgets:
+            self._tracer = self._device.begin_trace({})
+            self._tracer.tell(SCRIPT, "")
+        self._open.enter_context(_before_profiling(lambda: None if self._is_mine else yield_to_profiler()))
+        return not self._device.forgets
+
+    def begin(self) -> None:
+        """Begin the record; the script is between two operations."""
+        self._is_mine = True
+        left = {} if self._tracer is None else self._tracer.finish().left()
+        gc.collect()
+        before: Names = {address: Name(*_UNHELD, (), "", nbytes) for address, nbytes in left.items()}
+        before |= names_of_held(self._device.type, self._logits_sizes)
         before |= names_of_gradients(self._model)
         before |= self._states()
         before |= names_of_model(self._model, self._device.type)
@@ -69,11 +88,13 @@ class TracedStep:
         self._marks = ModuleMarks(self._root, self._lookout.tell)
         self._open.enter_context(watching(type(self._root).__name__.startswith("FSDP"), self._lookout))
         self._open.enter_context(self._marks)
-        self._open.enter_context(_before_profiling(yield_to_profiler))
+        self._is_mine, self._has_begun = False, True
         self.enter(SCRIPT)
 
     def enter(self, phase: str) -> None:
         """Say that a phase begins: "forward", "backward", "optimizer", `SCRIPT`."""
+        if not self._has_begun:
+            return
         if phase == "optimizer":
             self._gradients.update(names_of_gradients(self._model))
         self._phase = phase
@@ -81,18 +102,21 @@ class TracedStep:
 
     def see_batch(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Note what the model is called with."""
+        self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
+        if not self._has_begun:
+            return
         names = batch_names(args, kwargs, self._device.type)
         for address, name in names.items():
             held = self._before.get(address)
             if held is not None and (held.module, held.tensor) == ("", "held by the script"):
                 self._before[address] = name
         self._lookout.see(names)
-        self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
 
     def finish(self) -> tuple[StepTrace, Attribution]:
         """End the record, when the optimizer has stepped."""
         states = self._states()
         self._open.close()
+        assert self._tracer is not None
         trace = self._tracer.finish()
         return trace, Attribution(
             trace, self._before, self._gradients, states, self._logits_sizes, head_of(self._model),
@@ -102,7 +126,8 @@ class TracedStep:
     def abandon(self) -> None:
         """End the record without a result."""
         self._open.close()
-        self._tracer.abandon()
+        if self._tracer is not None:
+            self._tracer.abandon()
 
     def _states(self) -> Names:
         names: Names = {}
