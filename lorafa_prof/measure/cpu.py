@@ -12,14 +12,14 @@ import gc
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
+from lorafa_prof.measure.trace import NO_DEPARTURES, BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
 
 _MARK = "lorafa-prof: "
 _SEPARATOR = "\x1f"
@@ -121,11 +121,11 @@ class CpuTracer:
         with record_function(f"{_MARK}{phase}{_SEPARATOR}{module}"):
             pass
 
-    def finish(self) -> StepTrace:
-        """End the record, and return it."""
+    def finish(self, departures: Mapping[int, Sequence[int]] = NO_DEPARTURES) -> StepTrace:
+        """End the record, and return it; see `Tracer`."""
         self._open.close()
         results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        return _traced(list(_tree(results.experimental_event_tree())), self._storages, self._host_too)
+        return _traced(list(_tree(results.experimental_event_tree())), self._storages, self._host_too, departures)
 
     def abandon(self) -> None:
         """End the record without a result."""
@@ -207,18 +207,28 @@ def _tree(roots: Any) -> Iterator[_Found]:
         waiting.extend((child, around, operator, call) for child in event.children)
 
 
-def _traced(found: list[_Found], storages: Mapping[int, int], host_too: bool) -> StepTrace:
+def _traced(
+    found: list[_Found],
+    storages: Mapping[int, int],
+    host_too: bool,
+    departures: Mapping[int, Sequence[int]],
+) -> StepTrace:
     found.sort(key=lambda item: item.time)
     events: list[Event] = []
     marks: list[Mark] = []
     inside, outside = set(storages), set[int]()
     live = dict(storages)
+    older = set(storages)
     for item in found:
         if item.event.tag != torch._C._profiler._EventType.Allocation:
             phase, _, module = item.event.name.removeprefix(_MARK).partition(_SEPARATOR)
+            for address in older.intersection(departures.get(len(marks), ())):
+                events.append(Event(-live.pop(address), address))
+                older.remove(address)
             marks.append(Mark(len(events), phase, module))
             continue
         report = item.event.extra_fields
+        older.discard(report.ptr)
         if report.alloc_size > 0 and report.ptr in live:
             # freed in a thread that the profiler does not hear, as that of gloo is between two collectives
             events.append(Event(-live.pop(report.ptr), report.ptr))

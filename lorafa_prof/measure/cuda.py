@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -166,12 +166,16 @@ class CudaTracer:
         self._read(new_phase=bool(self._marks) and self._marks[-1].phase != phase)
         self._marks.append(Mark(self._position, phase, module))
 
-    def finish(self) -> StepTrace:
+    def finish(self, departures: Mapping[int, Sequence[int]] | None = None) -> StepTrace:
         """End the record, and return it.
+
+        Args:
+            departures: of no use here: the allocator knows what has gone.
 
         Raises:
             DeviceError: the allocator's history does not hold all events of the step.
         """
+        del departures
         try:
             self._read(new_phase=True)
             history = torch.cuda.memory._snapshot(self._device.index)["device_traces"][self._device.index]

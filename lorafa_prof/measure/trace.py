@@ -68,6 +68,9 @@ class BaseBlock:
     allocated: int
 
 
+NO_DEPARTURES: Mapping[int, Sequence[int]] = {}
+
+
 class Tracer(Protocol):
     """A record of what the allocator does, which has begun."""
 
@@ -75,8 +78,13 @@ class Tracer(Protocol):
         """Say which module is at work from now on; to be called first of all, before anything is allocated."""
         ...
 
-    def finish(self) -> StepTrace:
-        """End the record, and return it."""
+    def finish(self, departures: Mapping[int, Sequence[int]] = NO_DEPARTURES) -> StepTrace:
+        """End the record, and return it.
+
+        Args:
+            departures: for a mark, addresses of what was there before the record and is not there any more; of use
+                where the device forgets.
+        """
         ...
 
     def abandon(self) -> None:

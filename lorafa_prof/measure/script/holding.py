@@ -7,6 +7,7 @@ import gc
 from collections.abc import Iterator
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.names import Name, Names, address_of, shard_of
@@ -28,6 +29,30 @@ def _has_storage(tensor: torch.Tensor, device_type: str) -> bool:
         here = shard_of(tensor)
         return here.device.type == device_type and here.untyped_storage().nbytes() > 0
     return False
+
+
+class Departures:
+    """Notes which tensors that a script held are gone, where the device's record does not hear of their end.
+
+    Such are batches that worker processes have made, and what is older than the record.
+
+    Args:
+        device_type: tensors of which device.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        held = {address_of(tensor): shard_of(tensor).untyped_storage() for tensor in held_tensors(device_type)}
+        self._held = {address: StorageWeakRef(storage) for address, storage in held.items()}
+        #: For a mark of the trace, the addresses at which nothing was any more when it was set.
+        self.seen: dict[int, list[int]] = {}
+
+    def look(self, mark: int) -> None:
+        """Note what is gone when a mark is set."""
+        gone = [address for address, storage in self._held.items() if storage.expired()]
+        for address in gone:
+            del self._held[address]
+        if gone:
+            self.seen[mark] = gone
 
 
 def names_of_held(device_type: str, logits_sizes: frozenset[int]) -> Names:

@@ -17,7 +17,7 @@ from lorafa_prof.measure.devices import Device
 from lorafa_prof.measure.marks import ModuleMarks
 from lorafa_prof.measure.names import Name, Names, head_of, names_of_gradients, names_of_model, names_of_states
 from lorafa_prof.measure.script.batches import batch_names, sizes_of_logits
-from lorafa_prof.measure.script.holding import names_of_held
+from lorafa_prof.measure.script.holding import Departures, names_of_held
 from lorafa_prof.measure.script.roots import inner_of
 from lorafa_prof.measure.trace import StepTrace, Tracer
 
@@ -48,7 +48,7 @@ class TracedStep:
         self._vocabulary = vocabulary_of(self._model)
         self._logits_sizes = logits_sizes
         self._gradients: Names = {}
-        self._phase = ""
+        self._marks_told = 0
         self._open = contextlib.ExitStack()
         self._tracer: Tracer | None = None
         self._has_begun = self._is_mine = False
@@ -83,8 +83,9 @@ class TracedStep:
         self._before = before
         if isinstance(self._root, torch.nn.parallel.DistributedDataParallel) and self._device.type == "cpu":
             self._open.enter_context(settling_collectives())
+        self._departures = Departures(self._device.type)
         self._tracer = self._device.begin_trace({address: name.nbytes for address, name in before.items()})
-        self._lookout = Lookout(self._tracer.tell)
+        self._lookout = Lookout(self._tell)
         self._marks = ModuleMarks(self._root, self._lookout.tell)
         self._open.enter_context(watching(type(self._root).__name__.startswith("FSDP"), self._lookout))
         self._open.enter_context(self._marks)
@@ -97,8 +98,13 @@ class TracedStep:
             return
         if phase == "optimizer":
             self._gradients.update(names_of_gradients(self._model))
-        self._phase = phase
         self._marks.enter_phase(phase)
+
+    def _tell(self, phase: str, module: str) -> None:
+        assert self._tracer is not None
+        self._departures.look(self._marks_told)
+        self._marks_told += 1
+        self._tracer.tell(phase, module)
 
     def see_batch(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Note what the model is called with."""
@@ -117,7 +123,7 @@ class TracedStep:
         states = self._states()
         self._open.close()
         assert self._tracer is not None
-        trace = self._tracer.finish()
+        trace = self._tracer.finish(self._departures.seen)
         return trace, Attribution(
             trace, self._before, self._gradients, states, self._logits_sizes, head_of(self._model),
             self._device.granule, self._lookout.sightings,
