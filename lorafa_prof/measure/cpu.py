@@ -7,22 +7,15 @@ what was there before it hears nothing, so that the storages of model, optimizer
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
-import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 
-from lorafa_prof.measure.trace import NO_DEPARTURES, BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
-
-_MARK = "lorafa-prof: "
-_SEPARATOR = "\x1f"
+from lorafa_prof.measure.cpu_trace import CpuTracer
+from lorafa_prof.measure.trace import Reading, StepTrace, Tell, traced
 
 
 class CpuDevice:
@@ -101,37 +94,6 @@ class CpuDevice:
         return None
 
 
-class CpuTracer:
-    """Records what the allocator does from now on; see `Tracer`.
-
-    Args:
-        storages: bytes of what is there now, by address.
-        host_too: whether to keep what would be on the host if the model were on a device.
-    """
-
-    def __init__(self, storages: Mapping[int, int], *, host_too: bool = False) -> None:
-        self._storages, self._host_too = storages, host_too
-        self._open = contextlib.ExitStack()
-        self._open.enter_context(_without_garbage_collection())
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._open.enter_context(self._profile)
-
-    def tell(self, phase: str, module: str) -> None:
-        """Put a mark into the profile: a range of no length."""
-        with record_function(f"{_MARK}{phase}{_SEPARATOR}{module}"):
-            pass
-
-    def finish(self, departures: Mapping[int, Sequence[int]] = NO_DEPARTURES) -> StepTrace:
-        """End the record, and return it; see `Tracer`."""
-        self._open.close()
-        results: Any = self._profile.profiler.kineto_results  # type: ignore[union-attr]
-        return _traced(list(_tree(results.experimental_event_tree())), self._storages, self._host_too, departures)
-
-    def abandon(self) -> None:
-        """End the record without a result."""
-        self._open.close()
-
-
 class CpuClock:
     """Notes the time at the beginning of each phase."""
 
@@ -149,136 +111,6 @@ class CpuClock:
     def seconds(self) -> list[float]:
         """Return the time between each two ticks."""
         return [after - before for before, after in zip(self._times, self._times[1:], strict=False)]
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
-    collects = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An allocation or a mark in the profile."""
-
-    time: int
-    event: Any
-    around: tuple[str, ...]
-    """Names of the ranges around it, outermost first: operators, nodes of the graph."""
-    operator: str
-    """The outermost operator around it that is not made of others alone: what a kernel is written for."""
-    call: int
-    """Which call of it."""
-
-
-@functools.cache
-def _has_kernel(name: str) -> bool:
-    """Return whether an operator has a kernel of its own; `linear` and `matmul` are made of others before autograd."""
-    if not name.startswith("aten::"):
-        return "::" in name and not name.startswith(("autograd::", "FSDP::"))  # FSDP2 names stretches of a step so
-    overloads = getattr(torch.ops.aten, name.removeprefix("aten::")).overloads()
-    names = [name if overload == "default" else f"{name}.{overload}" for overload in overloads]
-    dispatched = filter(torch._C._dispatch_has_kernel, names)  # TorchScript has overloads of its own
-    implicit = "CompositeImplicitAutograd"
-    return not any(torch._C._dispatch_has_kernel_for_dispatch_key(full, implicit) for full in dispatched)
-
-
-def _tree(roots: Any) -> Iterator[_Found]:
-    """Yield allocations and marks of the profiler's tree, unsorted."""
-    kinds = torch._C._profiler._EventType
-    waiting: list[tuple[Any, tuple[str, ...], str, int]] = [(root, (), "", 0) for root in roots]
-    calls = itertools.count(1)
-    while waiting:
-        event, around, operator, call = waiting.pop()
-        a_range = event.tag == kinds.TorchOp
-        if event.tag == kinds.Allocation or (a_range and event.name.startswith(_MARK)):
-            yield _Found(event.start_time_ns, event, around, operator, call)
-        if a_range:
-            around = (*around, event.name)
-            if not call and _has_kernel(event.name):
-                operator, call = event.name.removeprefix("aten::"), next(calls)
-        waiting.extend((child, around, operator, call) for child in event.children)
-
-
-def _traced(
-    found: list[_Found],
-    storages: Mapping[int, int],
-    host_too: bool,
-    departures: Mapping[int, Sequence[int]],
-) -> StepTrace:
-    found.sort(key=lambda item: item.time)
-    events: list[Event] = []
-    marks: list[Mark] = []
-    inside, outside = set(storages), set[int]()
-    live = dict(storages)
-    older = set(storages)
-    for item in found:
-        if item.event.tag != torch._C._profiler._EventType.Allocation:
-            phase, _, module = item.event.name.removeprefix(_MARK).partition(_SEPARATOR)
-            for address in older.intersection(departures.get(len(marks), ())):
-                events.append(Event(-live.pop(address), address))
-                older.remove(address)
-            marks.append(Mark(len(events), phase, module))
-            continue
-        report = item.event.extra_fields
-        older.discard(report.ptr)
-        if report.alloc_size > 0 and report.ptr in live:
-            # freed in a thread that the profiler does not hear, as that of gloo is between two collectives
-            events.append(Event(-live.pop(report.ptr), report.ptr))
-        if _is_kept(report, item.around, inside, outside, host_too):
-            events.append(Event(report.alloc_size, report.ptr, item.operator, item.call))
-            if report.alloc_size > 0:
-                live[report.ptr] = report.alloc_size
-            else:
-                live.pop(report.ptr, None)
-    base = {address: BaseBlock(nbytes, nbytes) for address, nbytes in storages.items()}
-    return StepTrace(base, events, marks, _readings(events, marks, sum(storages.values())))
-
-
-def _is_kept(
-    report: Any, around: tuple[str, ...], inside: set[int], outside: set[int], host_too: bool
-) -> bool:  # fmt: skip
-    """Return whether a report is of a block that counts: with `host_too` any, else what would be on a device.
-
-    What PyTorch allocates outside of any operator stays on the host: numbers that Python arithmetic wraps into tensors
-    (8 bytes each), and the states of the random number generator that checkpointing keeps (5056 bytes a segment).
-    Gloo copies what it gathers and reduces, in operators of its own; NCCL does not.
-    What is freed and was neither there before nor allocated since was born under an earlier profile.
-    """
-    if report.alloc_size > 0:
-        by_operator = any("::" in name and not name.startswith("autograd::") for name in around)
-        by_gloo = any(name.startswith(("gloo:", "c10d::")) for name in around)
-        kept = (by_operator or host_too) and not by_gloo
-        (inside if kept else outside).add(report.ptr)
-        (outside if kept else inside).discard(report.ptr)
-        return kept
-    if report.ptr in outside:
-        outside.remove(report.ptr)
-        return False
-    if report.ptr in inside:
-        inside.remove(report.ptr)
-        return True
-    return False
-
-
-def _readings(events: list[Event], marks: list[Mark], base: int) -> list[Reading]:
-    readings = []
-    live = base
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        between = events[mark.position : None if following is None else following.position]
-        levels = list(itertools.accumulate((event.nbytes for event in between), initial=live))
-        live = levels[-1]
-        made = [level for level, event in zip(levels[1:], between, strict=True) if event.nbytes > 0]
-        peak = max(made, default=levels[0])
-        readings.append(Reading(Levels(peak, peak), Levels(live, live)))
-    return readings
 
 
 def _processor() -> str:

@@ -166,6 +166,9 @@ class CudaTracer:
         self._read(new_phase=bool(self._marks) and self._marks[-1].phase != phase)
         self._marks.append(Mark(self._position, phase, module))
 
+    def restart(self, storages: Mapping[int, int]) -> None:
+        """Of no use here: nothing is forgotten."""
+
     def finish(self, departures: Mapping[int, Sequence[int]] | None = None) -> StepTrace:
         """End the record, and return it.
 

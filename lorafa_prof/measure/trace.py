@@ -78,6 +78,13 @@ class Tracer(Protocol):
         """Say which module is at work from now on; to be called first of all, before anything is allocated."""
         ...
 
+    def restart(self, storages: Mapping[int, int]) -> None:
+        """Begin anew, with these storages and with what is there of all that was made since the beginning.
+
+        Only for a device that forgets.
+        """
+        ...
+
     def finish(self, departures: Mapping[int, Sequence[int]] = NO_DEPARTURES) -> StepTrace:
         """End the record, and return it.
 
@@ -135,16 +142,6 @@ class StepTrace:
     def peak(self) -> int:
         """The most that was allocated, bytes."""
         return max(reading.peak.allocated for reading in self.readings)
-
-    def left(self) -> dict[int, int]:
-        """Return the bytes of what was made and is still there at the end, by address."""
-        alive: dict[int, int] = {}
-        for event in self.events:
-            if event.nbytes > 0:
-                alive[event.address] = event.nbytes
-            else:
-                alive.pop(event.address, None)
-        return alive
 
     def peaks(self) -> Levels:
         """The most of each memory."""

@@ -51,7 +51,7 @@ class TracedStep:
         self._marks_told = 0
         self._open = contextlib.ExitStack()
         self._tracer: Tracer | None = None
-        self._has_begun = self._is_mine = False
+        self._has_begun = False
 
     def prepare(self, yield_to_profiler: Callable[[], None]) -> bool:
         """Get ready to begin, and return whether that is possible right now; else it is after one more step.
@@ -65,16 +65,13 @@ class TracedStep:
         if self._device.forgets:
             self._tracer = self._device.begin_trace({})
             self._tracer.tell(SCRIPT, "")
-        self._open.enter_context(_before_profiling(lambda: None if self._is_mine else yield_to_profiler()))
+        self._open.enter_context(_before_profiling(yield_to_profiler))
         return not self._device.forgets
 
     def begin(self) -> None:
         """Begin the record; the script is between two operations."""
-        self._is_mine = True
-        left = {} if self._tracer is None else self._tracer.finish().left()
         gc.collect()
-        before: Names = {address: Name(*_UNHELD, (), "", nbytes) for address, nbytes in left.items()}
-        before |= names_of_held(self._device.type, self._logits_sizes)
+        before = names_of_held(self._device.type, self._logits_sizes)
         before |= names_of_gradients(self._model)
         before |= self._states()
         before |= names_of_model(self._model, self._device.type)
@@ -84,12 +81,16 @@ class TracedStep:
         if isinstance(self._root, torch.nn.parallel.DistributedDataParallel) and self._device.type == "cpu":
             self._open.enter_context(settling_collectives())
         self._departures = Departures(self._device.type)
-        self._tracer = self._device.begin_trace({address: name.nbytes for address, name in before.items()})
+        sizes = {address: name.nbytes for address, name in before.items()}
+        if self._tracer is None:
+            self._tracer = self._device.begin_trace(sizes)
+        else:
+            self._tracer.restart(sizes)
         self._lookout = Lookout(self._tell)
         self._marks = ModuleMarks(self._root, self._lookout.tell)
         self._open.enter_context(watching(type(self._root).__name__.startswith("FSDP"), self._lookout))
         self._open.enter_context(self._marks)
-        self._is_mine, self._has_begun = False, True
+        self._has_begun = True
         self.enter(SCRIPT)
 
     def enter(self, phase: str) -> None:
@@ -124,6 +125,9 @@ class TracedStep:
         self._open.close()
         assert self._tracer is not None
         trace = self._tracer.finish(self._departures.seen)
+        if self._device.forgets:  # what the allocator has of old is named by the device itself
+            for address, block in trace.base.items():
+                self._before.setdefault(address, Name(*_UNHELD, (), "", block.requested))
         return trace, Attribution(
             trace, self._before, self._gradients, states, self._logits_sizes, head_of(self._model),
             self._device.granule, self._lookout.sightings,
