@@ -6,8 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +16,7 @@ from lorafa_prof.cli.program import PROGRAM
 from lorafa_prof.cli.script_file import ScriptFile
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.measurement import measurement_table, outcome_line
-from lorafa_prof.results import Measurement, Outcome, Throughput
+from lorafa_prof.results import Measurement, Outcome
 
 if TYPE_CHECKING:
     from lorafa_prof.measure.script.launch import Ending
@@ -102,7 +101,7 @@ class _Session:
         self._process = os.getpid()
         self._observer: Observer | None = None
         self._failure = ""
-        self._written: tuple[float, Any] = (0.0, None)
+        self._written = 0.0
         self._leave: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -121,16 +120,13 @@ class _Session:
             self._observer = None
             self._failure = f"the script was not looked at: {type(error).__name__}: {error}"
 
-    def _keep(self, seen: Measurement) -> None:
+    def _keep(self, seen: Measurement, is_stage: bool) -> None:
         """Keep what has been seen so far, but not for each step: writing takes time."""
         if self._file is None or os.getpid() != self._process:
             return
-        known = replace(seen, steps=(), spread=None, throughput=Throughput())
-        at, before = self._written
-        if known == before and time.monotonic() - at < _PAUSE_S:
-            return
-        self._file.keep_so_far(seen)
-        self._written = (time.monotonic(), known)
+        if is_stage or time.monotonic() - self._written > _PAUSE_S:
+            self._file.keep_so_far(seen)
+            self._written = time.monotonic()
 
     def end(self, ending: Ending) -> int:
         """Keep and tell the result; return the exit code, which is the script's."""

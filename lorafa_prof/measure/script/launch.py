@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import copy
+import importlib.machinery
 import importlib.util
 import io
 import os
@@ -19,6 +21,9 @@ from lorafa_prof.errors import BadInputError
 
 #: What a shell reports for a process that Ctrl-C has ended.
 EXIT_INTERRUPTED = 130
+
+
+_GIVEN: dict[str, Any] = {"__annotations__": {}, "__cached__": None}
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,17 @@ def _find_file(target: str, args: Sequence[str]) -> Program:
         raise BadInputError(f"there is no script {target!r}{hint}")
     if path.is_dir() or path.suffix in (".zip", ".pyz", ".pyc"):
         return Program((target, *args), None, lambda: _run_path(target), None)
+    file = os.path.join(os.getcwd(), target)
     try:
-        with io.open_code(os.path.abspath(path)) as stream:
+        with io.open_code(file) as stream:
             source = stream.read()
     except OSError as error:
         raise BadInputError(f"cannot read {target!r}: {error.strerror or error}") from error
 
     def run() -> None:
         # Compiled here, so that a syntax error is the script's own.
-        _execute(compile(source, target, "exec", dont_inherit=True), {"__file__": target})
+        loader = importlib.machinery.SourceFileLoader("__main__", file)
+        _execute(compile(source, file, "exec", dont_inherit=True), {"__file__": file, "__loader__": loader})
 
     return Program((target, *args), os.path.dirname(os.path.realpath(path)), run, None)
 
@@ -101,6 +108,8 @@ def _find_module(name: str, args: Sequence[str]) -> Program:
 
 
 def _spec_of(name: str) -> Any:
+    if name.endswith(".py") and os.path.isfile(name):  # to look for a module within it would run it
+        raise BadInputError(f"there is no module {name!r} to run; to run a file: lorafa-prof run {name}")
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
@@ -110,14 +119,15 @@ def _spec_of(name: str) -> Any:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise BadInputError(f"there is no module {name!r} to run: {error}") from error
     if spec is None or spec.loader is None:
-        hint = f"; to run a file: lorafa-prof run {name}" if name.endswith(".py") else ""
-        raise BadInputError(f"there is no module {name!r} to run{hint}")
+        raise BadInputError(f"there is no module {name!r} to run")
     return spec
 
 
 def _execute(code: types.CodeType, names: dict[str, Any]) -> None:
     main = types.ModuleType("__main__")
-    main.__dict__.update({"__builtins__": builtins, **names})
+    # what this release of Python gives to a main module beside these
+    given = {name: value for name, value in _GIVEN.items() if name in vars(sys.modules["__main__"])}
+    main.__dict__.update({"__builtins__": builtins, **copy.deepcopy(given), **names})
     # It stays the main module: threads and functions that are called when the interpreter ends still need it.
     sys.modules["__main__"] = main
     exec(code, main.__dict__)  # noqa: S102 - the user's own program

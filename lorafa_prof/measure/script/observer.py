@@ -28,7 +28,8 @@ from lorafa_prof.measure.trace import StepTrace
 from lorafa_prof.results import Measurement, Outcome
 from lorafa_prof.workload.naming import counted_parameters
 
-Report = Callable[[Measurement], None]
+Report = Callable[[Measurement, bool], None]
+"""Is told the measurement as far as it has come, and whether more than further steps is new."""
 Stage = Literal["warm-up", "timed", "listening", "traced", "done"]
 #: What may run in a script; those that it has imported are named in the measurement.
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
@@ -40,7 +41,7 @@ class Observer:
     Args:
         plan: which steps are what.
         command: what is run, in words of its own.
-        report: is told the measurement as far as it has come, at each change of stage and after each timed step.
+        report: is told at each change of stage and after each timed step.
         model: what is trained; found by itself where it is not given.
         optimizer: what steps it; likewise.
     """
@@ -49,7 +50,7 @@ class Observer:
         self,
         plan: Plan,
         command: Sequence[str] = (),
-        report: Report = lambda measurement: None,
+        report: Report = lambda measurement, is_stage: None,
         *,
         model: torch.nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -293,7 +294,8 @@ class Observer:
             new.append(self._ended.pop(0).read())
         if new:
             steps = (*self._seen.steps, *new)
-            self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
+            rates = rates_of(steps, self._root)
+            self._tell(is_stage=not only_ready, steps=steps, spread=spread(steps), throughput=rates)
 
     def _why_not_traced(self) -> str | None:
         """Return why the next step cannot be traced; None where it can."""
@@ -347,9 +349,9 @@ class Observer:
         self._tell(unmodelled=tuple(self._remarks))
         self._let_go()
 
-    def _tell(self, **changes: Any) -> None:
+    def _tell(self, *, is_stage: bool = True, **changes: Any) -> None:
         self._seen = replace(self._seen, **changes)
-        self._report(self._seen)
+        self._report(self._seen, is_stage)
 
 
 _ASSUMPTIONS = (
