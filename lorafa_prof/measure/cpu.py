@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import itertools
 import platform
 import time
@@ -20,6 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell
+from lorafa_prof.workload.conditions import without_garbage_collection, without_onednn
 
 _MARK = "lorafa-prof: "
 _SEPARATOR = "\x1f"
@@ -53,19 +53,9 @@ class CpuDevice:
             "onednn_in_trace": False,
         }
 
-    @contextlib.contextmanager
-    def tracing_kernels(self) -> Iterator[None]:
-        """Run PyTorch's own kernels: the scratch memory of oneDNN differs from processor to processor.
-
-        Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors
-        lack.
-        """
-        before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            yield
-        finally:
-            torch._C._set_mkldnn_enabled(before)
+    def tracing_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """Run PyTorch's own kernels: the scratch memory of oneDNN differs from processor to processor."""
+        return without_onednn()
 
     def trace(self, step: Callable[[Tell], None], storages: Mapping[int, int]) -> StepTrace:
         """Run a step that tells of phases and modules, and return what the allocator did.
@@ -74,7 +64,7 @@ class CpuDevice:
             step: runs one step; it is given the function to tell.
             storages: bytes of what is there before it, by address.
         """
-        with _without_garbage_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+        with without_garbage_collection(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             step(_mark)
         results: Any = prof.profiler.kineto_results
         return _traced(list(_tree(results.experimental_event_tree())), storages)
@@ -122,17 +112,6 @@ class CpuClock:
     def seconds(self) -> list[float]:
         """Return the time between each two ticks."""
         return [after - before for before, after in zip(self._times, self._times[1:], strict=False)]
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
