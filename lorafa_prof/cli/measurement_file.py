@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Setup:
 
 
 class MeasurementFile:
-    """A results file while a sweep goes on.
+    """A results file while a sweep goes on, perhaps of several at once: each takes in what the others have written.
 
     Args:
         path: where it is.
@@ -65,6 +66,7 @@ class MeasurementFile:
     def __init__(self, path: str, say: Callable[[str], None]) -> None:
         self.path = path
         self.entries: list[Entry] = []
+        self._state = _state(path)
         text = _read(path)
         if not text.strip("\0 \t\r\n"):  # new, or emptied when the machine went down
             return
@@ -88,8 +90,26 @@ class MeasurementFile:
         One that was interrupted does not take the place of one that was not.
 
         Raises:
-            BadInputError: the file cannot be written; it holds what it held.
+            BadInputError: the file cannot be written, or holds something else by now; it holds what it held.
         """
+        with _alone(self.path):
+            self._take_in_others(measurement)
+            self._put(measurement, setup)
+
+    def _take_in_others(self, waiting: Measurement) -> None:
+        """Read the file again if it is not as this process left it."""
+        if _state(self.path) == self._state:
+            return
+        try:
+            saved = read_saved(_read(self.path) or '{"measurements": []}')
+            if not saved.is_whole:
+                raise BadInputError("not a whole file of measurements")
+        except BadInputError as error:
+            kept = rescue({"measurements": [*self.entries, _plain(waiting)]})
+            raise BadInputError(f"{self.path!r} was changed meanwhile: {error}; the measurements are {kept}") from error
+        self.entries = list(saved.entries)
+
+    def _put(self, measurement: Measurement, setup: Setup) -> None:
         entry = _plain(measurement)
         same = [number for number, other in enumerate(self.entries) if setup.matches(other)]
         if measurement.outcome == "interrupted" and any(self.entries[n]["outcome"] in FINAL for n in same):
@@ -111,8 +131,39 @@ class MeasurementFile:
         document = {"measurements": self.entries}
         try:
             write_atomically(self.path, render_json(document))
+            self._state = _state(self.path)
         except BadInputError as error:
             raise BadInputError(f"{error}; the measurements are {rescue(document)}") from error
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Keep other processes of ours from writing files of that folder, where the system can.
+
+    The folder is locked: the file itself is another after each write.
+    """
+    try:
+        import fcntl
+
+        folder = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, or a folder that cannot be read
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written or replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _plain(measurement: Measurement) -> Entry:
