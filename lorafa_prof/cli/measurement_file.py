@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Setup:
     """
 
     def __init__(self, wanted: Measurement) -> None:
-        self._wanted = _plain(wanted)
+        self._wanted = plain_entry(wanted)
 
     def matches(self, entry: Mapping[str, Any]) -> bool:
         """Return whether a measurement of the file is one of this configuration.
@@ -53,7 +54,7 @@ class Setup:
 
 
 class MeasurementFile:
-    """A results file while a sweep goes on.
+    """A results file while a sweep goes on, perhaps of several at once: each takes in what the others have written.
 
     Args:
         path: where it is.
@@ -66,6 +67,7 @@ class MeasurementFile:
     def __init__(self, path: str, say: Callable[[str], None]) -> None:
         self.path = path
         self.entries: list[Entry] = []
+        self._state = _state(path)
         text = _read(path)
         if not text.strip("\0 \t\r\n"):  # new, or emptied when the machine went down
             return
@@ -89,9 +91,27 @@ class MeasurementFile:
         One that was interrupted does not take the place of one that was not.
 
         Raises:
-            BadInputError: the file cannot be written; it holds what it held.
+            BadInputError: the file cannot be written, or holds something else by now; it holds what it held.
         """
-        entry = _plain(measurement)
+        with alone(self.path):
+            self._take_in_others(measurement)
+            self._put(measurement, setup)
+
+    def _take_in_others(self, waiting: Measurement) -> None:
+        """Read the file again if it is not as this process left it."""
+        if _state(self.path) == self._state:
+            return
+        try:
+            saved = read_saved(_read(self.path) or '{"measurements": []}')
+            if not saved.is_whole:
+                raise BadInputError("not a whole file of measurements")
+        except BadInputError as error:
+            kept = rescue({"measurements": [*self.entries, plain_entry(waiting)]})
+            raise BadInputError(f"{self.path!r} was changed meanwhile: {error}; the measurements are {kept}") from error
+        self.entries = list(saved.entries)
+
+    def _put(self, measurement: Measurement, setup: Setup) -> None:
+        entry = plain_entry(measurement)
         same = [number for number, other in enumerate(self.entries) if setup.matches(other)]
         if measurement.outcome == "interrupted" and any(self.entries[n]["outcome"] in FINAL for n in same):
             return
@@ -112,11 +132,42 @@ class MeasurementFile:
         document = {"measurements": self.entries}
         try:
             write_atomically(self.path, render_json(document))
+            self._state = _state(self.path)
         except BadInputError as error:
             raise BadInputError(f"{error}; the measurements are {rescue(document)}") from error
 
 
-def _plain(measurement: Measurement) -> Entry:
+@contextlib.contextmanager
+def alone(path: str) -> Iterator[None]:
+    """Keep other processes of ours from writing files of that folder, where the system can.
+
+    The folder is locked: the file itself is another after each write.
+    """
+    try:
+        import fcntl
+
+        folder = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows, or a folder that cannot be read
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written or replaced; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def plain_entry(measurement: Measurement) -> Entry:
     """Return a measurement as it would come out of a file."""
     entry: Entry = json.loads(json.dumps(measurement.to_json()))
     return entry

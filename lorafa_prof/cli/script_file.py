@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lorafa_prof.cli.emit import render_json
-from lorafa_prof.cli.measurement_file import MeasurementFile, rescue
+from lorafa_prof.cli.measurement_file import MeasurementFile, alone, plain_entry, rescue
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.output import require_writable, write_atomically
 from lorafa_prof.results import Measurement
@@ -36,7 +34,7 @@ class ScriptFile:
         require_writable(path)
         self.path = os.path.abspath(path)  # the script may go to another folder
         self._say = say
-        with _locked(Path(self.path).parent):
+        with alone(self.path):
             MeasurementFile(self.path, say)
 
     def keep_so_far(self, seen: Measurement) -> None:
@@ -53,11 +51,13 @@ class ScriptFile:
         try:
             self._write(seen)
         except BadInputError as error:
-            raise BadInputError(f"{error}; the measurement is {rescue({'measurements': [_plain(seen)]})}") from error
+            raise BadInputError(
+                f"{error}; the measurement is {rescue({'measurements': [plain_entry(seen)]})}"
+            ) from error
 
     def _write(self, seen: Measurement) -> None:
-        entry = _plain(seen)
-        with _locked(Path(self.path).parent):
+        entry = plain_entry(seen)
+        with alone(self.path):
             others = [e for e in MeasurementFile(self.path, self._say).entries if not _is_replaced(e, entry)]
             # in the order of the ranks, behind what other commands have left
             same = [e for e in others if e["command"] == entry["command"]]
@@ -66,31 +66,8 @@ class ScriptFile:
             write_atomically(self.path, render_json({"measurements": entries}))
 
 
-def _plain(seen: Measurement) -> dict[str, Any]:
-    entry: dict[str, Any] = json.loads(json.dumps(seen.to_json()))
-    return entry
-
-
 def _is_replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Return whether an entry is of an earlier run of the same command, or an earlier state of this process."""
     if old["run"] is not None or old["command"] != new["command"]:
         return False
     return bool(old["rank"] == new["rank"] or old["world_size"] != new["world_size"])
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes of the run from the file; where a folder cannot be locked, they are not kept from it."""
-    try:
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
-        yield
-        return
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from lorafa_prof.measure.cpu_trace import CpuTracer
 from lorafa_prof.measure.trace import Reading, StepTrace, Tell, traced
+from lorafa_prof.workload.conditions import without_onednn
 
 
 class CpuDevice:
@@ -47,19 +48,9 @@ class CpuDevice:
             "onednn_in_trace": False,
         }
 
-    @contextlib.contextmanager
-    def tracing_kernels(self) -> Iterator[None]:
-        """Run PyTorch's own kernels: the scratch memory of oneDNN differs from processor to processor.
-
-        Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors
-        lack.
-        """
-        before = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            yield
-        finally:
-            torch._C._set_mkldnn_enabled(before)
+    def tracing_kernels(self) -> contextlib.AbstractContextManager[None]:
+        """Run PyTorch's own kernels: the scratch memory of oneDNN differs from processor to processor."""
+        return without_onednn()
 
     def trace(self, step: Callable[[Tell], None], storages: Mapping[int, int]) -> StepTrace:
         """Run a step that tells of phases and modules, and return what the allocator did.

@@ -19,6 +19,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lorafa_prof.measure.trace import NO_DEPARTURES, BaseBlock, Event, Levels, Mark, Reading, StepTrace
+from lorafa_prof.workload.conditions import without_garbage_collection
 
 _MARK = "lorafa-prof: "
 _SEPARATOR = "\x1f"
@@ -37,7 +38,7 @@ class CpuTracer:
     def __init__(self, storages: Mapping[int, int], *, host_too: bool = False) -> None:
         self._storages, self._host_too = storages, host_too
         self._open = contextlib.ExitStack()
-        self._open.enter_context(_without_garbage_collection())
+        self._open.enter_context(without_garbage_collection())
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._open.enter_context(self._profile)
         self._open.enter_context(_closing_ranges())
@@ -95,19 +96,6 @@ def _closing_ranges() -> Iterator[None]:
         yield
         while ranges:
             torch.ops.profiler._record_function_exit._RecordFunction(ranges.pop().record)
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
-    collects = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)

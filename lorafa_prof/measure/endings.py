@@ -25,23 +25,23 @@ def stage_of(seen: Measurement, options: Mapping[str, Any]) -> str:
 
 def outcome_of(error: BaseException) -> Outcome:
     """Return how a run ended that ended by an exception."""
-    return "oom" if _is_out_of_memory(error) else "error"
+    return "oom" if is_out_of_memory(error) else "error"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception, or the one that it was raised from, says that memory is full."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
     if isinstance(error, (RuntimeError, OSError)) and any(sign in text for sign in _FULL):
         return True
-    return error.__cause__ is not None and _is_out_of_memory(error.__cause__)
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def said(error: BaseException) -> str:
     """Return the exception's class and text, and for one that is no matter of memory where it was raised."""
     text = f"{type(error).__name__}: {error}"[:_CHARACTERS].rstrip()
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return text
     lines = "".join(traceback.format_exception(error)).rstrip().splitlines()[-_LINES:]
     return text + "\n" + "\n".join(lines)[-_CHARACTERS:]

@@ -56,7 +56,7 @@ _BACKWARDS = (
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
 )
 
-
+#: bitsandbytes' operators, there once it has been imported.
 _QUANTIZED: dict[str, Any] = {
     "gemm_4bit": _product_4bit, "gemv_4bit": _product_4bit, "int8_linear_matmul": _product_8bit
 }  # fmt: skip
@@ -69,12 +69,7 @@ def _beyond_torch() -> dict[Any, Any]:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         aten._grouped_mm: _grouped_product,
     }
-    quantized: dict[str, Any] = {
-        "gemm_4bit": _product_4bit,
-        "gemv_4bit": _product_4bit,
-        "int8_linear_matmul": _product_8bit,
-    }
-    for name, formula in quantized.items():
+    for name, formula in _QUANTIZED.items():
         if hasattr(torch.ops.bitsandbytes, name):
             formulas[getattr(torch.ops.bitsandbytes, name)] = formula
     return formulas

@@ -22,6 +22,7 @@ from lorafa_prof.measure.communication import (
     without_address,
 )
 from lorafa_prof.measure.devices import Clock, Device, open_device
+from lorafa_prof.measure.endings import is_out_of_memory
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.measure.look import Look
 from lorafa_prof.measure.marks import ModuleMarks
@@ -37,7 +38,7 @@ from lorafa_prof.measure.names import (
     names_of_states,
 )
 from lorafa_prof.measure.promises import check_promises, checked_twice
-from lorafa_prof.measure.timing import spread, throughput
+from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
@@ -203,11 +204,27 @@ def _logits(work: Workload) -> tuple[str | None, frozenset[int]]:
 
 
 def _looked_at(seen: Measurement, work: Workload, options: Options, trace: StepTrace | None) -> Measurement:
-    """Take a last step under modes that see every operator: it tells how much is computed, and by which kernels."""
-    look = Look()
-    rates = throughput(seen.steps, count_work(work, look), options.peak_flops)
+    """Take a last step under modes that see every operator: it tells how much is computed, and by which kernels.
+
+    The modes keep a few tensors longer; a step that just fits may not fit under them, which is no end of the run's own.
+    """
+    look: Look | None = Look()
+    try:
+        counted = count_work(work, look)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        look, counted = None, Work.of_tokens(work.run.bs * work.run.seq)
+        seen = replace(seen, unmodelled=(*seen.unmodelled, _UNCOUNTED))
+    rates = throughput(seen.steps, counted, options.peak_flops)
     found = check_promises(work.model, work.optimizer, work.run, forward=work.loss, trace=trace, look=look)
     return replace(seen, throughput=rates, promises=checked_twice(seen.promises, found))
+
+
+_UNCOUNTED = (
+    "operations are not counted, nor which kernels run: the step that counts them, under modes that keep tensors "
+    "longer, ran out of memory"
+)
 
 
 def _judged(seen: Measurement, device: Device) -> Measurement:

@@ -20,6 +20,8 @@ from lorafa_prof.specs import RunSpec
 
 #: What runs in the measuring process.
 CHILD = "lorafa_prof.measure.child"
+#: Seconds in which the libraries are imported and the device answers; a driver that hangs never does.
+LOOKUP_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +43,22 @@ class Ended:
     """Whether the child had reported anything."""
 
 
-def find_place(options: Mapping[str, Any], stop: Stop, *, child: str | None = None) -> Place | None:
+def find_place(
+    options: Mapping[str, Any], stop: Stop, *, timeout_s: float = LOOKUP_S, child: str | None = None
+) -> Place | None:
     """Return the device and the libraries that runs of these options would have; None where the end was requested.
 
     Raises:
         DeviceError: the device is not there, or does not answer.
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
-    heard = converse(child or CHILD, {"run": None, "options": dict(options)}, stop=stop)
+    heard = converse(child or CHILD, {"run": None, "options": dict(options)}, timeout_s=timeout_s, stop=stop)
     if place := _answer(heard, "place"):
         return Place(**place)
     if heard.ended_by == "stop":
         return None
+    if heard.ended_by == "timeout":
+        raise DeviceError(f"{options.get('device')} does not answer within {timeout_s:g} s")
     raise _refusal(heard) or DeviceError(f"{options.get('device')} cannot be used: {_death(heard)}")
 
 

@@ -18,6 +18,11 @@ class Work:
     executed_flops: int | None
     model_flops_6n: int | None
 
+    @classmethod
+    def of_tokens(cls, tokens: int | None) -> Work:
+        """Return the work of a step of which no more than its tokens is known."""
+        return cls(tokens=tokens, model_flops=None, executed_flops=None, model_flops_6n=None)
+
 
 def spread(steps: Sequence[StepTime]) -> Spread | None:
     """Return how the time of a step varies; None without steps."""

@@ -6,11 +6,8 @@ makes the optimizer's states; the second, which is predicted, is any step of the
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
@@ -20,6 +17,7 @@ from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, 
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.conditions import without_onednn
 from lorafa_prof.workload.versions import installed_versions
 
 
@@ -39,7 +37,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
     platform = Cpu(threads)
-    with _without_onednn():
+    with without_onednn():
         recording = record(run, platform)
         trace = recording.trace(2, platform)
     levels = _levels(trace)
@@ -67,20 +65,6 @@ _ON_ANY_HOST = (
     "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
     "checkpointing keeps"
 )
-
-
-@contextlib.contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Take PyTorch's own kernels for the simulated CPU: oneDNN's scratch memory depends on the processor.
-
-    Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors lack.
-    """
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
 
 
 def _levels(trace: Trace) -> list[int]:

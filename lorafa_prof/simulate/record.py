@@ -11,12 +11,12 @@ import torch
 
 from lorafa_prof.errors import LorafaProfError, UnsupportedError
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
 

@@ -18,10 +18,10 @@ import torch
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Platform, answered
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
 
 _DTYPE_NAMES = {

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lorafa_prof.cli import main
-from lorafa_prof.cli.measurement_file import MeasurementFile
+from lorafa_prof.cli.measurement_file import MeasurementFile, Setup
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results import Measurement
 from tests.measure.runs import FAULTS
@@ -450,6 +450,59 @@ def test_where_no_disk_takes_anything(folder: Path, extra: list[str]) -> None:
     assert [e["outcome"] for e in json.loads(done.stdout)["measurements"]] == ["ok"] * (3 if extra else 2)
     assert (folder / "run.json").read_bytes() == before
     assert not list(folder.glob("lorafa-prof-*")) + list(folder.glob(".lorafa-prof-*"))
+
+
+# -- a file of several ---------------------------------------------------------------------------------------------
+
+
+def recorded(file: MeasurementFile, *names: str) -> None:
+    """Record measurements on devices of these names."""
+    for name in names:
+        seen = Measurement(outcome="ok", versions={}, environment={"device": name, "pid": id(file)})
+        file.record(seen, Setup(seen))
+
+
+def devices(path: Path) -> list[str]:
+    return [entry["environment"]["device"] for entry in saved(path)]
+
+
+def test_two_sweeps_into_one_file(folder: Path) -> None:
+    """Each takes in what the other has written: nothing is lost, and what both measured is there once."""
+    one, other = (MeasurementFile("run.json", print) for _ in range(2))
+    recorded(one, "a", "b")
+    recorded(other, "c", "a")
+    recorded(one, "d")
+    assert devices(folder / "run.json") == ["a", "b", "c", "d"]
+    assert saved(folder / "run.json")[0]["environment"]["pid"] == id(other)
+
+
+def test_many_processes_into_one_file(folder: Path) -> None:
+    """All at once, each with results of its own."""
+    code = (
+        "import sys\n"
+        "from tests.cli.test_measure import MeasurementFile, recorded\n"
+        "recorded(MeasurementFile('run.json', print), *(f'{sys.argv[1]}{n}' for n in range(12)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    writers = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in "abcd"]
+    assert [writer.wait(60) for writer in writers] == [0] * 4
+    assert sorted(devices(folder / "run.json")) == sorted(f"{name}{n}" for name in "abcd" for n in range(12))
+
+
+@pytest.mark.parametrize("text", ['{"other": 1}', '{"measurements": ['])
+def test_a_file_that_becomes_something_else(folder: Path, text: str) -> None:
+    """It is not written over; what is on record is kept elsewhere, the last measurement too."""
+    file = MeasurementFile("run.json", print)
+    recorded(file, "a")
+    (folder / "run.json").write_text(text)
+    with pytest.raises(
+        BadInputError, match=r"'run\.json' was changed meanwhile: .*; the measurements are in "
+    ) as caught:
+        recorded(file, "b")
+    assert (folder / "run.json").read_text() == text
+    kept = Path(str(caught.value).rpartition(" in ")[2])
+    assert devices(kept) == ["a", "b"]
+    kept.unlink()
 
 
 # -- a file that is not what it should be ------------------------------------------------------------------------

@@ -269,6 +269,13 @@ def test_a_stop_while_the_place_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
     assert find_place(OPTIONS, stop, child=FAULTS) is None
 
 
+def test_a_device_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for without end."""
+    monkeypatch.setenv("FAULTS_NO_PLACE", "1")
+    with pytest.raises(DeviceError, match=r"cpu does not answer within 0\.5 s"):
+        find_place(OPTIONS, Stop(), timeout_s=0.5, child=FAULTS)
+
+
 @pytest.mark.parametrize("package", ["torch", "transformers", "peft"])
 def test_a_package_that_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command that installs it, and exit code 3."""

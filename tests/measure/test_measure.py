@@ -242,6 +242,19 @@ class TestStages:
         assert done.environment["threads"] == torch.get_num_threads() == THREADS
         assert Measurement.from_json(done.to_json()) == done
 
+    def test_a_full_device_at_the_counting_is_no_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Counting comes last and takes more than a step does: what was measured stands, operations are unknown."""
+
+        def full(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("lorafa_prof.measure.harness.count_work", full)
+        done = measure(cpu_run("llama", "lora"), Options(device="cpu", steps=2, warmup=1, peak_flops=PEAK_FLOPS))
+        assert (done.outcome, done.throughput.model_flops, done.throughput.mfu) == ("ok", None, None)
+        assert None not in (done.throughput.tokens_per_s, done.memory)
+        assert done.promises
+        assert any(line.startswith("operations are not counted") for line in done.unmodelled)
+
     def test_without_a_trace_there_is_time_alone(self) -> None:
         """The CPU's allocator keeps no account of its own."""
         done = measure(run_of("llama", "lora"), Options(device="cpu", steps=1, warmup=1, trace=False))

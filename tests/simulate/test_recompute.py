@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
-from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recorder import Recorder
@@ -20,6 +19,7 @@ from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.trace import Block
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.modules import ModulePaths
 from tests.analytic.runs import run_of
 
 A100 = DeviceTraits((8, 0), 108)

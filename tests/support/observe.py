@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
 from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
-from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.simulate.platforms import answered
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.models import batch
+from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import short_name
 from lorafa_prof.workload.step import Workload, autocast, build_model
 from tests.support.tracking import Block, Event, StorageTracker, storage_key

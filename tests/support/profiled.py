@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.conditions import without_garbage_collection, without_onednn
 from lorafa_prof.workload.naming import tensors_in
 from lorafa_prof.workload.step import PHASES, Workload, training_step
 
@@ -64,7 +64,7 @@ def allocations(program: Callable[[], Any]) -> list[Allocation]:
     Raises:
         RuntimeError: the allocator's running total does not follow from its reports.
     """
-    with _without_garbage_collection():
+    with without_garbage_collection():
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
             result = program()
         del result
@@ -78,29 +78,14 @@ def allocations(program: Callable[[], Any]) -> list[Allocation]:
 
 @contextlib.contextmanager
 def kernels_of_known_size(threads: int = 2) -> Iterator[None]:
-    """Runs the CPU's kernels with so many threads and without oneDNN, whose scratch memory has no closed form.
-
-    Not by `torch.backends.mkldnn.flags`, which sets the precision of products too and warns of what processors lack.
-    """
-    before, onednn = torch.get_num_threads(), torch._C._get_mkldnn_enabled()
+    """Runs the CPU's kernels with so many threads and without oneDNN, whose scratch memory has no closed form."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    torch._C._set_mkldnn_enabled(False)
     try:
-        yield
+        with without_onednn():
+            yield
     finally:
         torch.set_num_threads(before)
-        torch._C._set_mkldnn_enabled(onednn)
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    # What lies in reference cycles would be freed at a moment that depends on how much Python has run before.
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _reports(event: Any, stack: tuple[str, ...]) -> Iterator[tuple[int, Any, tuple[str, ...]]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorafa_prof.simulate.modules import ModulePaths
+from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
 
 #: What the CUDA allocator rounds every request up to.

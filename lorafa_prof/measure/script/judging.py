@@ -25,16 +25,12 @@ def rates_of(steps: Sequence[StepTime], root: torch.nn.Module | None) -> Through
     if len(counts) == 1:
         [tokens] = counts
         flops = None if tokens is None or root is None else _flops_6n(inner_of(root), tokens)
-        return throughput(steps, _work(tokens, flops), None)
-    rates = throughput(steps, _work(None, None), None)
+        return throughput(steps, replace(Work.of_tokens(tokens), model_flops_6n=flops), None)
+    rates = throughput(steps, Work.of_tokens(None), None)
     if None in counts:
         return rates
     total = sum(step.tokens or 0 for step in steps)
     return replace(rates, tokens_per_s=total / sum(step.step_s for step in steps))
-
-
-def _work(tokens: int | None, flops_6n: int | None) -> Work:
-    return Work(tokens=tokens, model_flops=None, executed_flops=None, model_flops_6n=flops_6n)
 
 
 def _flops_6n(model: Any, tokens: int) -> int | None:
