@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from lorafa_prof.measure.script.launch import Ending
     from lorafa_prof.measure.script.observer import Observer
     from lorafa_prof.measure.script.plan import Plan
-
-#: Seconds between two writes of the file while nothing but further steps is new.
-_PAUSE_S = 10.0
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -101,7 +97,6 @@ class _Session:
         self._process = os.getpid()
         self._observer: Observer | None = None
         self._failure = ""
-        self._written = 0.0
         self._leave: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
@@ -120,13 +115,10 @@ class _Session:
             self._observer = None
             self._failure = f"the script was not looked at: {type(error).__name__}: {error}"
 
-    def _keep(self, seen: Measurement, is_stage: bool) -> None:
-        """Keep what has been seen so far, but not for each step: writing takes time."""
-        if self._file is None or os.getpid() != self._process:
-            return
-        if is_stage or time.monotonic() - self._written > _PAUSE_S:
+    def _keep(self, seen: Measurement) -> None:
+        """Keep what has been seen so far."""
+        if self._file is not None and os.getpid() == self._process:
             self._file.keep_so_far(seen)
-            self._written = time.monotonic()
 
     def end(self, ending: Ending) -> int:
         """Keep and tell the result; return the exit code, which is the script's."""

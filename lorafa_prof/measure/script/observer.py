@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,12 +26,14 @@ from lorafa_prof.measure.script.tracing import SCRIPT, TracedStep, vocabulary_of
 from lorafa_prof.measure.script.watching import Watch
 from lorafa_prof.measure.timing import spread
 from lorafa_prof.measure.trace import StepTrace
-from lorafa_prof.results import Measurement, Outcome
+from lorafa_prof.results import Measurement, Outcome, StepTime
 from lorafa_prof.workload.naming import counted_parameters
 
-Report = Callable[[Measurement, bool], None]
-"""Is told the measurement as far as it has come, and whether more than further steps is new."""
+Report = Callable[[Measurement], None]
+"""Is told the measurement as far as it has come."""
 Stage = Literal["warm-up", "timed", "listening", "traced", "done"]
+#: Seconds between two reports while nothing but further steps is new.
+_PAUSE_S = 10.0
 #: What may run in a script; those that it has imported are named in the measurement.
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
 
@@ -41,7 +44,7 @@ class Observer:
     Args:
         plan: which steps are what.
         command: what is run, in words of its own.
-        report: is told at each change of stage and after each timed step.
+        report: is told at each change of stage, and every now and then of further steps.
         model: what is trained; found by itself where it is not given.
         optimizer: what steps it; likewise.
     """
@@ -50,7 +53,7 @@ class Observer:
         self,
         plan: Plan,
         command: Sequence[str] = (),
-        report: Report = lambda measurement, is_stage: None,
+        report: Report = lambda measurement: None,
         *,
         model: torch.nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -68,6 +71,8 @@ class Observer:
         self._device: Device | None = None
         self._clock: StepClock | None = None
         self._ended: list[StepClock] = []
+        self._times: list[StepTime] = []
+        self._told_at = 0.0
         self._traced: TracedStep | None = None
         self._phase = SCRIPT
         self._in_step = False
@@ -98,9 +103,10 @@ class Observer:
             error: what there is to say about that.
             exit_code: of the script.
         """
-        with contextlib.suppress(Exception):  # a device that has failed
-            self._read_clocks()
-        self._let_go()
+        if self._stage != "done":
+            with contextlib.suppress(Exception):  # a device that has failed
+                self._read_clocks()
+            self._let_go()
         self._watch.__exit__()
         self._say_what_is_missing()
         self._seen = replace(
@@ -160,7 +166,7 @@ class Observer:
         self._enter("forward")
         if self._traced is not None:
             self._traced.see_batch(args, kwargs)
-        else:
+        elif self._stage != "timed" or len(self._ended) + len(self._times) + 1 >= self._plan.steps:
             self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
 
     def leave_model(self, module: torch.nn.Module, output: Any) -> None:
@@ -272,7 +278,7 @@ class Observer:
     def _next(self) -> None:
         """Go on with another timed step, or with what comes after the last."""
         assert self._device is not None
-        if len(self._ended) + len(self._seen.steps) < self._plan.steps:
+        if len(self._ended) + len(self._times) < self._plan.steps:
             self._read_clocks(only_ready=True)
             self._clock = StepClock(self._device.clock())
             self._enter(SCRIPT)
@@ -288,14 +294,15 @@ class Observer:
         self._done()
 
     def _read_clocks(self, *, only_ready: bool = False) -> None:
-        """Take in the times of the steps that have ended; wait for the device unless told otherwise."""
-        new = []
+        """Take in the times of the steps that have ended; wait for the device unless told otherwise.
+
+        What follows from them is not worked out after each step, whose time it would take.
+        """
         while self._ended and (not only_ready or self._ended[0].is_ready()):
-            new.append(self._ended.pop(0).read())
-        if new:
-            steps = (*self._seen.steps, *new)
-            rates = rates_of(steps, self._root)
-            self._tell(is_stage=not only_ready, steps=steps, spread=spread(steps), throughput=rates)
+            self._times.append(self._ended.pop(0).read())
+        if not only_ready or time.monotonic() - self._told_at > _PAUSE_S:
+            steps = tuple(self._times)
+            self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
 
     def _why_not_traced(self) -> str | None:
         """Return why the next step cannot be traced; None where it can."""
@@ -349,9 +356,10 @@ class Observer:
         self._tell(unmodelled=tuple(self._remarks))
         self._let_go()
 
-    def _tell(self, *, is_stage: bool = True, **changes: Any) -> None:
+    def _tell(self, **changes: Any) -> None:
         self._seen = replace(self._seen, **changes)
-        self._report(self._seen, is_stage)
+        self._report(self._seen)
+        self._told_at = time.monotonic()
 
 
 _ASSUMPTIONS = (
