@@ -20,6 +20,7 @@ from lorafa_prof.measure.memory import untraced_memory, with_trace
 from lorafa_prof.measure.script.batches import sizes_of_logits, tokens_of
 from lorafa_prof.measure.script.clock import StepClock
 from lorafa_prof.measure.script.judging import promises_of, rates_of
+from lorafa_prof.measure.script.peaks import KeptPeaks
 from lorafa_prof.measure.script.plan import Plan
 from lorafa_prof.measure.script.roots import Candidates, device_of, inner_of, is_compiled, trains
 from lorafa_prof.measure.script.tracing import SCRIPT, TracedStep, vocabulary_of
@@ -74,6 +75,7 @@ class Observer:
         self._times: list[StepTime] = []
         self._told_at = 0.0
         self._traced: TracedStep | None = None
+        self._peaks: KeptPeaks | None = None
         self._phase = SCRIPT
         self._in_step = False
         self._logits_sizes: frozenset[int] = frozenset()
@@ -108,6 +110,8 @@ class Observer:
                 self._read_clocks()
             self._let_go()
         self._watch.__exit__()
+        if self._peaks is not None:
+            self._peaks.close()
         self._say_what_is_missing()
         self._seen = replace(
             self._seen, outcome=outcome, error=error, exit_code=exit_code, unmodelled=tuple(self._remarks),
@@ -320,6 +324,8 @@ class Observer:
         assert self._device is not None
         self._stage, self._phase = "listening", SCRIPT
         self._traced = TracedStep(self._root, self._optimizers, self._device, self._logits_sizes)
+        if self._device.type == "cuda":
+            self._peaks = KeptPeaks(torch.device(self._device.torch_name).index)
         if self._traced.prepare(self._yield_to_profiler):
             self._stage = "traced"
             self._traced.begin()
@@ -337,6 +343,8 @@ class Observer:
         assert self._device is not None
         traced, self._traced = self._traced, None
         trace, attribution = traced.finish()
+        if self._peaks is not None:
+            self._peaks.keep(trace.peaks())
         # the account of the untraced steps goes back to before the training, and is not to be held against this one
         self._seen = with_trace(replace(self._seen, memory=None), trace, attribution, self._device)
         self._judge(trace)

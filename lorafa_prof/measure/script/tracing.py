@@ -80,7 +80,7 @@ class TracedStep:
         self._before = before
         if isinstance(self._root, torch.nn.parallel.DistributedDataParallel) and self._device.type == "cpu":
             self._open.enter_context(settling_collectives())
-        self._departures = Departures(self._device.type)
+        self._departures = Departures(self._device.type) if self._device.forgets else None
         sizes = {address: name.nbytes for address, name in before.items()}
         if self._tracer is None:
             self._tracer = self._device.begin_trace(sizes)
@@ -103,7 +103,8 @@ class TracedStep:
 
     def _tell(self, phase: str, module: str) -> None:
         assert self._tracer is not None
-        self._departures.look(self._marks_told)
+        if self._departures is not None:
+            self._departures.look(self._marks_told)
         self._marks_told += 1
         self._tracer.tell(phase, module)
 
@@ -124,7 +125,7 @@ class TracedStep:
         states = self._states()
         self._open.close()
         assert self._tracer is not None
-        trace = self._tracer.finish(self._departures.seen)
+        trace = self._tracer.finish({} if self._departures is None else self._departures.seen)
         if self._device.forgets:  # what the allocator has of old is named by the device itself
             for address, block in trace.base.items():
                 self._before.setdefault(address, Name(*_UNHELD, (), "", block.requested))
