@@ -293,6 +293,28 @@ class TestLoopsOfAllKinds:
                 assert any("no step was traced" in line for line in p.measurement.unmodelled)
             assert len(p.measurement.steps) == 2
 
+    def test_ranges_may_be_open_when_a_record_begins_or_ends(self) -> None:
+        """Of the script, around its optimizer's step and further; profilers may begin within them. torch would write
+        into the profile in which a range began after that is gone.
+        """
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters())
+        ranges: list[Any] = []
+        with lorafa_prof.profile(**PLAN) as p:
+            for number in range(ENOUGH + 2):
+                model(torch.ones(5, 8)).square().mean().backward()
+                ranges.append(torch.profiler.record_function(f"range {number}"))
+                ranges[-1].__enter__()
+                optimizer.step()
+                optimizer.zero_grad()
+                if number % 2:
+                    for _ in range(2):
+                        ranges.pop().__exit__(None, None, None)
+            with torch.profiler.record_function("around"), torch.profiler.profile() as own:
+                train(model, optimizer, 1)
+        assert p.measurement.memory is not None
+        assert sum(event.key == "aten::addmm" for event in own.key_averages()) == 1
+
     def test_a_compiled_model_is_timed_and_not_traced(self) -> None:
         model: Any = torch.compile(mlp(), backend="eager")
         with lorafa_prof.profile(**PLAN) as p:
