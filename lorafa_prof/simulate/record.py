@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
@@ -38,11 +39,12 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
-    failure, known = Failure(run), KnownValues()
+    failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
     with platform.kernels(), explained(failure):
-        with Watching(known):
+        with contextlib.nullcontext() if known is None else Watching(known):
             work = build(run, "meta")
-        _state_batch(known, work)
+        if known is not None:
+            _state_batch(known, work)
         with (
             ModulePaths(work.model) as failure.paths,
             Recorder(failure.paths, platform, padded=work.padded, known=known, failure=failure) as recorder,

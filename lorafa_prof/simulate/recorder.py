@@ -74,7 +74,8 @@ class Recorder(InPlaceAccumulation):
         paths: tells which module is executing.
         platform: the device that is simulated: which tensors are on it, and what its kernels do inside.
         padded: whether the batch has a mask that is not all set.
-        known: which values are known although there are no data.
+        known: which values are known although there are no data; None for a model of the catalog, whose questions are
+            known instead.
         failure: told where the step is when an operator fails.
     """
 
@@ -89,7 +90,7 @@ class Recorder(InPlaceAccumulation):
     ) -> None:
         super().__init__()
         self.padded = padded
-        self.known = KnownValues() if known is None else known
+        self.known = known
         self.failure = failure
         self.paths = paths
         self.platform = platform
@@ -175,14 +176,16 @@ class Recorder(InPlaceAccumulation):
             return self._answer(func, args, kwargs)
         func = self.as_autograd_would(func, args)
         watched = self.platform.watches(func)
-        refuse_positions_beyond(self.known, func, args, self.paths.current)
+        if self.known is not None:
+            refuse_positions_beyond(self.known, func, args, self.paths.current)
         try:
             out = self._run(func, args, kwargs, watched)
         except Exception as error:
             if self.failure is not None:
                 self.failure.note(error, f"aten.{operator_name(func)}", self.paths.current)
             raise
-        self.known.saw(func, args, kwargs, out)
+        if self.known is not None:
+            self.known.saw(func, args, kwargs, out)
         fresh = self._fresh(out)
         self.operators.append(func)
         if not watched and not fresh:
@@ -198,7 +201,7 @@ class Recorder(InPlaceAccumulation):
 
     def _run(self, func: Any, args: Any, kwargs: Any, watched: bool) -> Any:
         """Run an operator on meta; where the shape of what it returns depends on known values, it is theirs."""
-        if traits(func).shapes_of_values or copies_to_host(func, args, kwargs):
+        if self.known is not None and (traits(func).shapes_of_values or copies_to_host(func, args, kwargs)):
             with contextlib.suppress(NotKnownError):
                 found = self.known.value(func, args, kwargs)
                 return found if copies_to_host(func, args, kwargs) else on_meta(found)
@@ -212,15 +215,14 @@ class Recorder(InPlaceAccumulation):
         """
         if not any(tensor.is_meta for tensor in tensors_in(args)):
             return func(*args, **kwargs)
-        try:
-            return self.known.value(func, args, kwargs)
-        except NotKnownError:
-            module = self.paths.current
-            if self.failure is None or self.failure.assumes_whole_batches:
-                known, answer = answered(func, args, padded=self.padded)
-                if known:
-                    return answer
-            raise value_wanted(self.failure, operator_name(func), module) from None
+        if self.known is None:
+            known, answer = answered(func, args, padded=self.padded)
+            if known:
+                return answer
+        else:
+            with contextlib.suppress(NotKnownError):
+                return self.known.value(func, args, kwargs)
+        raise value_wanted(self.failure, operator_name(func), self.paths.current)
 
     def _phase_of_births(self) -> str:
         """Return the phase of what is born now, and settle what the last recomputation has left.

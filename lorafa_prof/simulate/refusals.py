@@ -39,11 +39,6 @@ class Failure:
         self.operator: tuple[BaseException, str, str] | None = None
         """The last error of an operator, with the operator's name and the module that ran it."""
 
-    @property
-    def assumes_whole_batches(self) -> bool:
-        """Whether a question that cannot be answered may be taken for one that is known from the model's code."""
-        return isinstance(self.run.model, ModelSpec)
-
     def note(self, error: BaseException, operator: str, module: str) -> None:
         """Note that an operator has raised an error."""
         self.operator = (error, operator, module)
