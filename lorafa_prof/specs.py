@@ -200,6 +200,8 @@ class RunnableModel:
     architecture: str
     """`model_type` of the configuration."""
     task: Task
+    built_as: str
+    """The class that it is an object of: "OPTForCausalLM"."""
     vocab_size: int
     """Rows of the table that token ids are looked up in."""
     config: Mapping[str, Any] = field(hash=False, repr=False)

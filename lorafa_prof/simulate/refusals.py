@@ -22,6 +22,8 @@ _WANTS_DATA = re.compile(
     r"this operator with Meta tensors",
     re.IGNORECASE,
 )
+#: What torch says of operands whose dtypes do not go together.
+_DTYPES = re.compile(r"scalar type|same dtype|Unsupported dtype")
 _OURS = Path(__file__).resolve().parents[1]
 
 
@@ -80,7 +82,9 @@ def explained(failure: Failure) -> Iterator[None]:
         operator, module = failure.place(error)
         if operator is None and _is_ours(error):
             raise
-        raise UnsupportedError(f"{run.model.name}: {_reason(error, operator, module)}; {way_out(run)}") from error
+        raise UnsupportedError(
+            f"{run.model.name}: {_reason(error, operator, module, run.dtype)}; {way_out(run)}"
+        ) from error
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -89,7 +93,7 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1][0].f_code.co_filename).resolve().is_relative_to(_OURS)
 
 
-def _reason(error: Exception, operator: str | None, module: str | None) -> str:
+def _reason(error: Exception, operator: str | None, module: str | None, dtype: str) -> str:
     text = _one_line(error)
     named = _OPERATOR.search(text)
     what = named.group() if named else operator
@@ -97,6 +101,8 @@ def _reason(error: Exception, operator: str | None, module: str | None) -> str:
     if what is not None and isinstance(error, (NotImplementedError, RuntimeError)) and _WANTS_DATA.search(text):
         return f"its step cannot be simulated, since {what}{where} needs data that meta tensors do not have"
     at = f"{what or 'the code'}{where}" if what or where else "the libraries"
+    if _DTYPES.search(text) and dtype != "fp32":
+        text += f" (the model does not run in {dtype}; --dtype fp32 may)"
     return f"its step cannot be run as asked: {at} raised {type(error).__name__}: {text}"
 
 
@@ -110,6 +116,21 @@ def way_out(run: RunSpec) -> str:
     if isinstance(run.model, ModelSpec):
         return "--engine analytic does without"
     return "closed forms do not know this architecture either; `lorafa-prof measure` takes real steps"
+
+
+#: What a model of which nothing is known may do on a card in place of what is simulated.
+OTHER_KERNELS = (
+    "kernels of other packages (mamba-ssm, flash-linear-attention, ...) that transformers takes on a card where they "
+    "are installed: its own code is simulated"
+)
+
+
+def described(run: RunSpec) -> list[str]:
+    """Return as what a model is built of which the catalog does not say it."""
+    if isinstance(run.model, ModelSpec):
+        return []
+    whose = "transformers' own code" if run.model.code is None else f"the code in {run.model.code}"
+    return [f"the model is a {run.model.built_as}, built by {whose}"]
 
 
 def value_wanted(failure: Failure | None, operator: str, module: str) -> UnsupportedError:

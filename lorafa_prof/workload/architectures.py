@@ -14,10 +14,10 @@ import torch
 import transformers
 from transformers.models.auto import modeling_auto
 
-from lorafa_prof.errors import BadInputError, LorafaProfError, UnsupportedError, nearest_names
+from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError, UnsupportedError, nearest_names
 from lorafa_prof.specs import RunnableModel, RunSpec, Task
 from lorafa_prof.workload import remote_code
-from lorafa_prof.workload.limits import refuse_absurd
+from lorafa_prof.workload.limits import bounded, refuse_absurd
 from lorafa_prof.workload.versions import installed_versions
 
 AUTO_CLASSES: dict[Task, Any] = {
@@ -65,13 +65,16 @@ def runnable_model(name: str, config: Mapping[str, Any], *, folder: str | None, 
     _refuse_quantized(name, config)
     hf_config = configuration(name, config, code)
     if code is not None:
-        task = remote_code.task_of(name, config, tuple(AUTO_CLASSES), {t: c.__name__ for t, c in AUTO_CLASSES.items()})
+        names = {task: auto.__name__ for task, auto in AUTO_CLASSES.items()}
+        task, built_as = remote_code.task_of(name, config, names)
     else:
         task = _task(name, architecture, hf_config)
+        built_as = _class_names(task, architecture)[0]
     vocabulary = _vocabulary(name, hf_config)
     return RunnableModel(
-        name=name, architecture=architecture, task=task, vocab_size=vocabulary, config=config, code=code
-    )
+        name=name, architecture=architecture, task=task, built_as=built_as, vocab_size=vocabulary, config=config,
+        code=code,
+    )  # fmt: skip
 
 
 def configuration(name: str, config: Mapping[str, Any], code: str | None, **changes: Any) -> Any:
@@ -82,7 +85,7 @@ def configuration(name: str, config: Mapping[str, Any], code: str | None, **chan
         UnsupportedError: no such type in the installed transformers.
     """
     keys = {**_plain(config), **changes}
-    with explained(name):
+    with explained(name), bounded(name, memory=True):
         if code is not None:
             return remote_code.configuration(config, keys, code)
         return transformers.AutoConfig.for_model(config["model_type"], **keys)
@@ -107,7 +110,7 @@ def build(run: RunSpec, model: RunnableModel, device: str, options: dict[str, An
             part.use_cache = False
     if run.attn == "eager":
         options["attn_implementation"] = "eager"
-    with explained(model.name), torch.device(device):
+    with explained(model.name), bounded(model.name, memory=device == "meta"), torch.device(device):
         made: torch.nn.Module = AUTO_CLASSES[model.task].from_config(
             config, trust_remote_code=model.code is not None, **options
         )
@@ -167,14 +170,14 @@ def _task(name: str, architecture: str, hf_config: Any) -> Task:
     able: list[Task] = [task for task, table in _CLASSES.items() if architecture in table]
     named = [each for each in getattr(hf_config, "architectures", None) or () if isinstance(each, str)]
     for task in able:
-        if _CLASSES[task][architecture] in named:
+        if set(_class_names(task, architecture)).intersection(named):
             return task
     others = [each for each in named if not _is_pretrained_text(architecture, each)]
     if not able or others:
         what = ", ".join(others or named) or f"a model of the type {architecture}"
         raise UnsupportedError(
             f"{name}: no step is built for {what[:120]}; it is for {', '.join(AUTO_CLASSES)} models"
-            + (f", as {', '.join(str(_CLASSES[task][architecture]) for task in able)} is" if able else "")
+            + (f", as {', '.join(_class_names(task, architecture)[0] for task in able)} is" if able else "")
         )
     if getattr(hf_config, "is_encoder_decoder", False) and "seq2seq-lm" in able:
         return "seq2seq-lm"
@@ -183,6 +186,12 @@ def _task(name: str, architecture: str, hf_config: Any) -> Task:
     if architecture in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and "seq-cls" in able:
         return "seq-cls"
     return able[0]
+
+
+def _class_names(task: Task, architecture: str) -> tuple[str, ...]:
+    """Return the classes that transformers has for a task of a type, the first its choice."""
+    found = _CLASSES[task][architecture]
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def _is_pretrained_text(architecture: str, named: str) -> bool:
@@ -196,9 +205,10 @@ def _is_pretrained_text(architecture: str, named: str) -> bool:
 
 
 def _vocabulary(name: str, hf_config: Any) -> int:
-    with explained(name):
+    text = hf_config
+    with contextlib.suppress(ValueError):  # several of them
         text = hf_config.get_text_config()
-        found = getattr(text, "vocab_size", None) or getattr(hf_config, "vocab_size", None)
+    found = getattr(text, "vocab_size", None) or getattr(hf_config, "vocab_size", None)
     if not isinstance(found, int):
         raise UnsupportedError(f"{name}: its configuration has no vocab_size, which a batch of tokens needs")
     return found
@@ -211,6 +221,8 @@ def explained(name: str) -> Iterator[None]:
         yield
     except LorafaProfError:
         raise
+    except ImportError as error:
+        raise MissingComponentError(f"{name}: {' '.join(str(error).split())[:300]}") from error
     except MemoryError:
         raise BadInputError(f"{name}: its configuration asks for a model that is too large to be described") from None
     except Exception as error:

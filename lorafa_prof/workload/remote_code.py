@@ -68,21 +68,27 @@ def _shown(references: Mapping[str, str]) -> str:
     return ", ".join(dict.fromkeys(references.values()))[:120]
 
 
-def task_of(name: str, config: Mapping[str, Any], tasks: tuple[Task, ...], classes: Mapping[Task, str]) -> Task:
-    """Return what the code has a model class for: the one that `architectures` name, else the first.
+def task_of(name: str, config: Mapping[str, Any], classes: Mapping[Task, str]) -> tuple[Task, str]:
+    """Return what the code has a model class for, and that class: the one that `architectures` name, else the first.
+
+    Args:
+        name: what the user calls the model.
+        config: the configuration.
+        classes: the auto class of each task.
 
     Raises:
         UnsupportedError: none of the auto classes that a step is built for.
     """
     references = _references(config)
-    able = [task for task in tasks if classes[task] in references]
+    able = {task: references[auto].partition(".")[2] for task, auto in classes.items() if auto in references}
     if not able:
         raise UnsupportedError(
             f"{name}: its auto_map has {', '.join(references)}, and none of {', '.join(classes.values())}"
         )
     named = config.get("architectures")
     named = named if isinstance(named, (list, tuple)) else ()
-    return next((task for task in able if references[classes[task]].partition(".")[2] in named), able[0])
+    task = next((task for task, found in able.items() if found in named), next(iter(able)))
+    return task, able[task]
 
 
 def configuration(config: Mapping[str, Any], keys: dict[str, Any], folder: str) -> Any:
