@@ -351,16 +351,19 @@ class Watching(TorchDispatchMode):
         return out
 
 
+#: Operators that read rows by their numbers.
+_LOOK_UPS = (aten.embedding.default, aten.index_select.default, aten.gather.default)
+
+
 def refuse_positions_beyond(known: KnownValues, func: Any, args: Any, module: str) -> None:
     """Refuse to look up a row that a table does not have, which meta tensors do not notice.
 
     Raises:
         BadInputError: a position (or whatever is looked up) that is known, and beyond the table.
     """
-    if func not in (aten.embedding.default, aten.index_select.default):
+    if func not in _LOOK_UPS:
         return
-    table, index = (args[0], args[1]) if func is aten.embedding.default else (args[0], args[2])
-    dimension = 0 if func is aten.embedding.default else args[1]
+    table, dimension, index = (args[0], 0, args[1]) if func is aten.embedding.default else args[:3]
     try:
         highest = known.value(aten.max.default, (index,), {})
     except NotKnownError:
@@ -368,6 +371,6 @@ def refuse_positions_beyond(known: KnownValues, func: Any, args: Any, module: st
     rows = table.shape[dimension]
     if highest >= rows:
         raise BadInputError(
-            f"the sequence is too long for this model: {module or 'its table of positions'} has {rows} rows, and row "
+            f"the sequence is too long for this model: {module or 'a table'} has {rows} rows, and row "
             f"{int(highest)} is looked up (counted from 0); shorten --seq"
         )
