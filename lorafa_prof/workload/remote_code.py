@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import Task
+
+
+#: "module.Class": a file in the folder itself, and a class in it.
+_REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
 
 def folder_of(name: str, config: Mapping[str, Any], folder: str | None, *, trust: bool, known: bool) -> str | None:
@@ -42,7 +47,7 @@ def folder_of(name: str, config: Mapping[str, Any], folder: str | None, *, trust
             "and name its folder"
         )
     for reference in references.values():
-        if "--" in reference or reference.count(".") != 1:
+        if _REFERENCE.fullmatch(reference) is None:
             raise UnsupportedError(
                 f"{name}: auto_map names {reference[:80]!r}, which is not a class of a file in the folder; code from "
                 "elsewhere is never downloaded"
