@@ -13,7 +13,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import Task
 
-
 #: "module.Class": a file in the folder itself, and a class in it.
 _REFERENCE = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*")
 
