@@ -25,6 +25,8 @@ aten = torch.ops.aten
 
 #: Bytes of the largest tensor that is computed for an answer, and of the largest result that is kept.
 LARGEST, KEPT = 2**30, 2**20
+#: Rows that are looked up at once, of which the highest is still looked for.
+MOST_LOOK_UPS = 2**22
 #: Elements of a tensor on the host that is taken for a constant.
 SMALL = 1024
 #: Operators that leave their output as they find it.
@@ -177,7 +179,10 @@ class KnownValues:
         if call is None:
             raise NotKnownError
         with _disable_current_modes():
-            return call()
+            try:
+                return call()
+            except (RuntimeError, IndexError, TypeError, ValueError):  # what a kernel of the CPU refuses
+                raise NotKnownError from None
 
     # -- how --------------------------------------------------------------------------------------------------------
 
@@ -364,6 +369,8 @@ def refuse_positions_beyond(known: KnownValues, func: Any, args: Any, module: st
     if func not in _LOOK_UPS:
         return
     table, dimension, index = (args[0], 0, args[1]) if func is aten.embedding.default else args[:3]
+    if index.numel() > MOST_LOOK_UPS:
+        return
     try:
         highest = known.value(aten.max.default, (index,), {})
     except NotKnownError:
