@@ -29,6 +29,8 @@ LARGEST, KEPT = 2**30, 2**20
 MOST_LOOK_UPS = 2**22
 #: Elements of a tensor on the host that is taken for a constant.
 SMALL = 1024
+#: Operators that look at the shape and dtype of their first argument, and not at its content.
+_LIKE = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")
 #: Operators that leave their output as they find it.
 _UNSET = ("empty", "new_empty", "resize")
 
@@ -189,7 +191,8 @@ class KnownValues:
     def _call(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
         """Return what does a call on the CPU, or None where an argument is not known."""
         try:
-            noted = self._noted(list(args)), self._noted(dict(kwargs))
+            first = [_of_its_kind(args[0])] if func._opname in _LIKE else [self._noted(value) for value in args[:1]]
+            noted = [*first, *(self._noted(value) for value in args[1:])], self._noted(dict(kwargs))
         except NotKnownError:
             return None
 
@@ -340,6 +343,14 @@ def _output(call: Callable[[], Any], number: int, tensor: torch.Tensor) -> Conte
         return whole
 
     return Content(dtype, size, elements)
+
+
+def _of_its_kind(tensor: torch.Tensor) -> Operand:
+    """Return a tensor of which no more than shape and dtype matters."""
+    dtype = tensor.dtype  # the tensor itself must not be held
+    size = tensor.untyped_storage().nbytes() // dtype.itemsize
+    content = Content(dtype, size, lambda: torch.zeros(size, dtype=dtype))
+    return Operand(content, tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()))
 
 
 class Watching(TorchDispatchMode):

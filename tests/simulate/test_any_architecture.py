@@ -309,11 +309,10 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def types() -> Iterator[tuple[Task, str, str]]:
-    """Every task, type and class of the installed transformers."""
-    for task, table in _CLASSES.items():
-        for architecture, found in sorted(table.items()):
-            yield task, architecture, found if isinstance(found, str) else found[0]
+def types(task: Task) -> Iterator[tuple[str, str]]:
+    """Every type of the installed transformers that has a class for a task, and the class."""
+    for architecture, found in sorted(_CLASSES[task].items()):
+        yield architecture, found if isinstance(found, str) else found[0]
 
 
 def fails_without_us(task: Task, config: dict[str, Any]) -> bool:
@@ -328,21 +327,29 @@ def fails_without_us(task: Task, config: dict[str, Any]) -> bool:
     return False
 
 
+@pytest.fixture
+def _quiet() -> Iterator[None]:
+    """Libraries warn of default configurations."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_quiet")
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_every_type_is_simulated_or_refused(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("task", list(AUTO_CLASSES))
+def test_every_type_is_simulated_or_refused(task: Task, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     """No other exception, and by far the most of them run."""
-    logging.disable(logging.ERROR)
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     refused: list[str] = []
     wrong: list[str] = []
-    for task, architecture, named in types():
+    for architecture, named in types(task):
         config = small_config(architecture) | {"architectures": [named]}
         try:
             model = runnable_model(architecture, config, folder=None)
-            run = RunSpec(model=model, method=MethodSpec(name=method, rank=4), bs=2, seq=24)
-            predict(run)
+            predict(RunSpec(model=model, method=MethodSpec(name=method, rank=4), bs=2, seq=24))
         except (UnsupportedError, MissingComponentError) as error:
             outcome, said = "refused", str(error)
         except BadInputError as error:
@@ -351,12 +358,10 @@ def test_every_type_is_simulated_or_refused(method: str, capsys: pytest.CaptureF
                 wrong.append(said)
         else:
             outcome, said = "simulated", ""
-        counts[task, outcome] += 1
+        counts[outcome] += 1
         if said:
-            refused.append(f"{task} {architecture}: {said[:240]}")
-    logging.disable(logging.NOTSET)
+            refused.append(f"{architecture}: {said[:240]}")
     with capsys.disabled():
-        print(f"\n{method}: {dict(counts)}", *refused, sep="\n  ")  # noqa: T201 - the counts are what this is for
+        print(f"\n{task}, {method}: {dict(counts)}", *refused, sep="\n  ")  # noqa: T201 - what this is for
     assert not wrong
-    total, simulated = counts.total(), sum(n for (_, outcome), n in counts.items() if outcome == "simulated")
-    assert simulated > 0.8 * total
+    assert counts["simulated"] > 0.75 * counts.total()
