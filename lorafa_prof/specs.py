@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from lorafa_prof.errors import BadInputError, ContradictionError, UnknownNameError
+from lorafa_prof.errors import BadInputError, ContradictionError, UnknownNameError, UnsupportedError
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 AdapterDtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -187,6 +187,40 @@ class ModelSpec:
         return self.num_heads * self.head_dim
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunnableModel:
+    """A model that only the libraries know how to build: all that is known of it without building it.
+
+    Made by `lorafa_prof.workload.architectures` for the engines that run the real step, where the catalog has no
+    `ModelSpec`. What it is made of is counted when it is built.
+    """
+
+    name: str
+    """Path or hub id: what the user calls it."""
+    architecture: str
+    """`model_type` of the configuration."""
+    task: Task
+    built_as: str
+    """The class that it is an object of: "OPTForCausalLM"."""
+    vocab_size: int
+    """Rows of the table that token ids are looked up in."""
+    config: Mapping[str, Any] = field(hash=False, repr=False)
+    """The Hugging Face configuration: here it is what tells one model from another."""
+    code: str | None = None
+    """Folder with Python code of the model's own, which was asked for by --trust-remote-code; None: no such code."""
+    parameters: int | None = None
+    """None: the engines count when they build it."""
+
+    def __post_init__(self) -> None:
+        require_int(f"{self.name}: vocab_size", self.vocab_size, 1, 2**24)
+        require_choice("task", self.task, Task)
+
+    @property
+    def max_positions(self) -> int | None:
+        """None: whether a table of positions is long enough is seen when the step looks positions up in it."""
+        return None
+
+
 _MODEL_LIMITS = (
     ("hidden_size", 1, 2**20),
     ("num_layers", 1, 2000),
@@ -253,7 +287,7 @@ class MethodSpec:
 class RunSpec:
     """One training configuration: everything an engine needs to say what its step costs."""
 
-    model: ModelSpec
+    model: ModelSpec | RunnableModel
     method: MethodSpec
     bs: int = 1
     """Micro-batch: sequences in one forward."""
@@ -298,6 +332,20 @@ class RunSpec:
     def replace(self, **changes: Any) -> RunSpec:
         """Return a copy with some fields changed, checked like a new one."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model as closed forms need it.
+
+        Raises:
+            UnsupportedError: an architecture that the catalog does not know.
+        """
+        if isinstance(self.model, RunnableModel):
+            raise UnsupportedError(
+                f"{self.model.name}: there are no closed forms for model_type {self.model.architecture!r}; "
+                "--engine simulate runs the model itself"
+            )
+        return self.model
 
     @property
     def resolved_adapter_dtype(self) -> Dtype:

@@ -43,7 +43,7 @@ class Builder:
 
     def __init__(self, run: RunSpec, tape: Tape, make_adapter: MakeAdapter | None) -> None:
         self.run, self.tape, self.make_adapter = run, tape, make_adapter
-        self.spec: ModelSpec = run.model
+        self.spec: ModelSpec = run.spec
         self.held: list[Held] = []
         self.linears: list[Linear] = []
         self.assumptions: list[str] = []

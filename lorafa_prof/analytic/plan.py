@@ -66,9 +66,9 @@ class StepPlan:
     @cached_property
     def table_elements(self) -> int:
         """Elements of the input embedding table, unless the output head shares it."""
-        if self.run.model.tie_word_embeddings and self.run.model.task != "seq-cls":  # which has a head of its own
+        if self.run.spec.tie_word_embeddings and self.run.spec.task != "seq-cls":  # which has a head of its own
             return 0
-        return self.run.model.vocab_size * self.run.model.hidden_size
+        return self.run.spec.vocab_size * self.run.spec.hidden_size
 
     @cached_property
     def gradient_bytes(self) -> int:

@@ -56,7 +56,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
     tape.backward(loss)
-    _mark_logits(tape, run.model)
+    _mark_logits(tape, run.spec)
     return StepTrace(builder, tape, end_of_forward, len(tape.events))
 
 

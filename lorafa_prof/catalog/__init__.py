@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorafa_prof.catalog.configs import spec_from_config
     from lorafa_prof.catalog.devices import device_names, load_device
-    from lorafa_prof.catalog.model_catalog import load_model, model_entry, model_names
+    from lorafa_prof.catalog.model_catalog import find_config, load_model, model_entry, model_names
 
-__all__ = ["device_names", "load_device", "load_model", "model_entry", "model_names", "spec_from_config"]
+__all__ = ["device_names", "find_config", "load_device", "load_model", "model_entry", "model_names", "spec_from_config"]
 
 _HOMES = {
     "device_names": "devices",
+    "find_config": "model_catalog",
     "load_device": "devices",
     "load_model": "model_catalog",
     "model_entry": "model_catalog",

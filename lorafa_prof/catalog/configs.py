@@ -11,7 +11,7 @@ from lorafa_prof.catalog.defaults import ALIASES, DEFAULTS
 from lorafa_prof.catalog.families import FAMILIES
 from lorafa_prof.catalog.json_files import kind_of, one_line
 from lorafa_prof.catalog.rotary_families import Fields
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import BadInputError, UnsupportedError, nearest_names
 from lorafa_prof.specs import ModelSpec, Task, require_choice
 
 #: Every `model_type` that can be read, for messages.
@@ -82,8 +82,12 @@ def _text_model(where: str, config: object) -> tuple[str, Mapping[str, object]]:
         outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
         return "gemma3_text", {**outer, **(text or {})}
     if model_type not in FAMILIES:
-        shown = one_line(model_type, 60)
-        raise UnsupportedError(f"{where}: model_type {shown!r} is not modelled; known: {SUPPORTED}")
+        near = nearest_names(model_type, [*FAMILIES, "gemma3"])
+        offer = f" (did you mean {', '.join(near)}?)" if near else ""
+        raise UnsupportedError(
+            f"{where}: model_type {one_line(model_type, 60)!r} is not modelled; known: {SUPPORTED}{offer}; "
+            "predict --engine simulate runs what the installed transformers can build"
+        )
     return model_type, config
 
 

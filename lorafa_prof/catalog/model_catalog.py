@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lorafa_prof.catalog.configs import spec_from_config
@@ -43,8 +44,40 @@ def model_entry(name: str) -> dict[str, Any]:
     return entry
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """The configuration of a model as it was published, not looked at yet."""
+
+    name: str
+    """What the user calls the model; for one of the catalog, its alias."""
+    config: Mapping[str, Any]
+    folder: str | None = None
+    """The folder of the user's that it lies in; None for one of the catalog or the hub."""
+    parameters: int | None = None
+    """As published with the catalog entry."""
+
+    def spec(self) -> ModelSpec:
+        """Return the architecture.
+
+        Raises:
+            BadInputError: a configuration that cannot be used.
+            UnsupportedError: an architecture that is not modelled.
+        """
+        return dataclasses.replace(spec_from_config(self.name, self.config), parameters=self.parameters)
+
+
 def load_model(name: str, *, offline: bool | None = None) -> ModelSpec:
-    """Return the architecture of the model that the user calls `name`.
+    """Return the architecture of the model that the user calls `name`; see `find_config` for where it is looked for.
+
+    Raises:
+        as `find_config`.
+        UnsupportedError: an architecture that is not modelled.
+    """
+    return find_config(name, offline=offline).spec()
+
+
+def find_config(name: str, *, offline: bool | None = None) -> PublishedConfig:
+    """Return the configuration of the model that the user calls `name`.
 
     Tried in this order: an alias or hub id of the catalog (in any case), the path of a config.json or of a
     folder with one, the Hugging Face hub.
@@ -56,21 +89,19 @@ def load_model(name: str, *, offline: bool | None = None) -> ModelSpec:
     Raises:
         UnknownNameError: none of these.
         BadInputError: a configuration that cannot be read or used, or a hub model that cannot be had.
-        UnsupportedError: an architecture that is not modelled.
         MissingComponentError: huggingface_hub is needed and not installed.
     """
     if not isinstance(name, str):
         raise BadInputError(f"a model is called by a string, not a {type(name).__name__}")
     entry = None if _written_like_a_path(name) else _find_entry(name)
     if entry is not None:
-        spec = spec_from_config(entry["name"], entry["config"])
-        return dataclasses.replace(spec, parameters=entry.get("parameters"))
+        return PublishedConfig(name=entry["name"], config=entry["config"], parameters=entry.get("parameters"))
     path = _local_config(name)
-    if path is None and looks_like_hub_id(name):
-        path = hub_config_path(name, offline=offline)
-    if path is None:
-        raise _unknown(name)
-    return spec_from_config(name, read_json_object(path))
+    if path is not None:
+        return PublishedConfig(name=name, config=read_json_object(path), folder=os.path.dirname(os.path.abspath(path)))
+    if looks_like_hub_id(name):
+        return PublishedConfig(name=name, config=read_json_object(hub_config_path(name, offline=offline)))
+    raise _unknown(name)
 
 
 def _find_entry(name: str) -> dict[str, Any] | None:

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lorafa_prof.errors import MissingComponentError
+from lorafa_prof.errors import MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
-    from lorafa_prof.specs import DeviceSpec, RunSpec
+    from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
 
 
 #: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
@@ -48,6 +48,31 @@ def simulating(
         return simulation.prediction(devices)
 
     return predict
+
+
+def runnable_model(name: str, *, trust: bool) -> ModelSpec | RunnableModel:
+    """Return the model that the user calls `name`: as the catalog knows it, or as transformers alone does.
+
+    Args:
+        name: alias, hub id or path.
+        trust: run code that lies in the model's folder.
+
+    Raises:
+        UnsupportedError: transformers has no such type, or none of its models can be trained here.
+        BadInputError: a configuration that cannot be read or used.
+        MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
+    """
+    from lorafa_prof.catalog import find_config
+    from lorafa_prof.catalog.json_files import one_line
+
+    found = find_config(name)
+    if not (trust and found.config.get("auto_map")):
+        with contextlib.suppress(UnsupportedError):
+            return found.spec()
+    with _importing_the_real_step():
+        from lorafa_prof.workload import architectures
+    shown = one_line(found.name, limit=len(found.name))
+    return architectures.runnable_model(shown, found.config, folder=found.folder, trust=trust)
 
 
 def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:

@@ -127,9 +127,9 @@ def _runs(methods: Sequence[str], *, model: str, bs: Any, seq: Any, rank: Any, *
     Raises:
         BadInputError: a value out of range, before anything is measured.
     """
-    from lorafa_prof.catalog import load_model
+    from lorafa_prof.cli.engines import runnable_model
 
-    spec = load_model(model)
+    spec = runnable_model(model, trust=options.pop("trust_remote_code"))
     return [
         run_spec(spec, method, bs=one_bs, seq=one_seq, rank=one_rank, **options)
         for method, one_bs, one_seq in itertools.product(methods, bs, seq)

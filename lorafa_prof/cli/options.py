@@ -21,6 +21,7 @@ from lorafa_prof.specs import (
     ModelSpec,
     Optimizer,
     Quantization,
+    RunnableModel,
     RunSpec,
     Shard,
     require_choice,
@@ -81,6 +82,10 @@ _OPTIONS = (
         help="What is cast to fp32 beside quantised weights: peft norms, embeddings and head, trl norms alone.",
     ),
     click.option("--loss", type=_choice(Loss), default="hf", show_default=True, help="Loss code."),
+    click.option(
+        "--trust-remote-code", is_flag=True,
+        help="Run Python code that lies in the model's folder, where its config.json names some (auto_map).",
+    ),
     click.option("--gpus", type=int, default=1, show_default=True, help="Number of GPUs."),
     click.option("--shard", type=_choice(Shard), default="none", show_default=True, help="How GPUs share the state."),
 )  # fmt: skip
@@ -114,7 +119,9 @@ def name_list(values: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def run_spec(model: ModelSpec, method: str, *, rank: int, targets: str, dropout: float, **options: Any) -> RunSpec:
+def run_spec(
+    model: ModelSpec | RunnableModel, method: str, *, rank: int, targets: str, dropout: float, **options: Any
+) -> RunSpec:
     """Return the run that the options describe for one method.
 
     Raises:

@@ -88,13 +88,18 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
         raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
+    trust = options.pop("trust_remote_code")
+    if engine == "analytic" and trust:
+        raise BadInputError("--trust-remote-code goes with --engine simulate: closed forms run no code of a model")
     if snapshot == "-" and output is None:
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     from lorafa_prof.catalog import load_device, load_model
+    from lorafa_prof.cli.engines import runnable_model, simulating
 
-    model = load_model(options.pop("model"))
+    name = options.pop("model")
+    model = load_model(name) if engine == "analytic" else runnable_model(name, trust=trust)
     devices = [load_device(name) for name in name_list(gpus_asked)]
 
     def run_of(name: str) -> RunSpec:
@@ -105,8 +110,6 @@ def command(
 
         predictions = _predictions(name_list(methods), lambda name: predict(run_of(name), devices))
     else:
-        from lorafa_prof.cli.engines import simulating
-
         if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
         predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.compare import capacity, is_of
-from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError, UnknownNameError
-from lorafa_prof.specs import DeviceSpec, require_int
+from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError, UnknownNameError, UnsupportedError
+from lorafa_prof.specs import DeviceSpec, RunnableModel, require_int
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Measurement, Prediction
@@ -171,7 +171,15 @@ def _buildable(run: RunSpec) -> RunSpec:
 
     Raises:
         BadInputError: a configuration that no model can be built with.
+        UnsupportedError: a model that needs code of its own: a file of results does not make it run.
     """
+    if isinstance(run.model, RunnableModel):  # its configuration is looked at when it is built
+        if run.model.code is not None:
+            raise UnsupportedError(
+                f"{run.model.name}: its own Python code is run by predict and measure with --trust-remote-code, not "
+                "because a file of results names it"
+            )
+        return run
     from lorafa_prof.catalog import spec_from_config
 
     spec_from_config(run.model.name, run.model.config, task=run.model.task)

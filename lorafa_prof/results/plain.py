@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lorafa_prof.ledger import Ledger, MemoryItem
-from lorafa_prof.specs import MethodSpec, MlaSpec, ModelSpec, MoeSpec, RunSpec
+from lorafa_prof.specs import MethodSpec, MlaSpec, ModelSpec, MoeSpec, RunnableModel, RunSpec
 
 T = TypeVar("T")
 
@@ -66,15 +66,21 @@ def run_from_json(data: Mapping[str, Any]) -> RunSpec:
         BadInputError: a value out of range.
         TypeError, KeyError: not a run.
     """
-    model = dict(data["model"])
+    method = dict(data["method"])
+    method["targets"] = tuple(method["targets"])
+    rest = {key: value for key, value in data.items() if key not in ("model", "method")}
+    return build(RunSpec, {"model": _model_from_json(data["model"]), "method": build(MethodSpec, method), **rest})
+
+
+def _model_from_json(data: Mapping[str, Any]) -> ModelSpec | RunnableModel:
+    model = dict(data)
+    if "hidden_size" not in model:  # of which nothing is known without building it
+        return build(RunnableModel, model)
     for name, kind in (("moe", MoeSpec), ("mla", MlaSpec)):
         if model.get(name) is not None:
             model[name] = build(kind, model[name])
     model["layer_types"] = tuple(model["layer_types"])
-    method = dict(data["method"])
-    method["targets"] = tuple(method["targets"])
-    rest = {key: value for key, value in data.items() if key not in ("model", "method")}
-    return build(RunSpec, {"model": build(ModelSpec, model), "method": build(MethodSpec, method), **rest})
+    return build(ModelSpec, model)
 
 
 def plain(value: Any) -> Any:

@@ -33,7 +33,8 @@ def scaled_dot_product_attention(
     if autocast is not None:
         query, key, value = map(autocast.to_16_bit, (query, key, value))
     learnt = attn_mask is not None and attn_mask.requires_grad  # as T5's position bias is
-    if learnt or dropout_p or query.dim() != 4 or query.shape[-1] != value.shape[-1]:
+    shared = not enable_gqa and query.shape[:-2] != key.shape[:-2]  # heads that broadcast, as Falcon's
+    if learnt or shared or dropout_p or query.dim() != 4 or query.shape[-1] != value.shape[-1]:
         options: dict[str, Any] = {"scale": scale, "enable_gqa": enable_gqa}
         return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if attn_mask is not None and attn_mask.dtype == torch.bool:

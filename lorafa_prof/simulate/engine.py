@@ -17,9 +17,10 @@ from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording
+from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
-from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.units import allocated
 from lorafa_prof.workload.versions import installed_versions
 
@@ -197,6 +198,7 @@ class Simulation:
             f"kernels of {where}; all on one stream",
             f"allocator settings {self.settings.describe()}",
         ]
+        lines += described(run)
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":
@@ -210,7 +212,8 @@ class Simulation:
         return tuple(lines)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
-        lines = [*_inside_kernels(self.recording), _UNMEASURED, "FLOPs, step time and MFU"]
+        others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
+        lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")

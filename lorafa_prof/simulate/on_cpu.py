@@ -15,6 +15,7 @@ from lorafa_prof.results import Memory, Prediction, Throughput
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.conditions import without_onednn
@@ -54,6 +55,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             "every sequence is full, nothing is padded; labels are a tensor of their own",
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
+            *described(run),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
         unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU"),

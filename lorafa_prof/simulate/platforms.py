@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.int8 import STAND_INS
@@ -136,19 +135,11 @@ _WATCHED = registered_operators() | CUBLAS_OPERATORS | STAND_INS.keys()
 
 
 def answered(func: Any, args: Any, *, padded: bool = False) -> tuple[bool, Any]:
-    """Answer `.item()` and `bool()` of a meta tensor, which has no value; (False, None) for any other operator.
+    """Answer `bool()` of a meta tensor of a model of the catalog; (False, None) for any other question.
 
-    transformers asks only yes or no: whether all positions follow one another (the batch is not packed), and of a batch
-    with an attention mask whether all of it is set. Yes, unless the batch is padded.
-
-    Raises:
-        UnsupportedError: a number is asked for: what the step does then depends on its data.
+    transformers' code for these models asks only yes or no: whether all positions follow one another (the batch is not
+    packed), and of a batch with an attention mask whether all of it is set. Yes, unless the batch is padded.
     """
-    if func is not aten._local_scalar_dense.default or not args[0].is_meta:
+    if func is not aten._local_scalar_dense.default or not args[0].is_meta or args[0].dtype != torch.bool:
         return False, None
-    if args[0].dtype != torch.bool:
-        raise UnsupportedError(
-            "the model's forward asks for a value that depends on the data (aten._local_scalar_dense), which a "
-            "simulated step does not have; --engine analytic does without"
-        )
     return True, not padded

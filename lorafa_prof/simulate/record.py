@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from lorafa_prof.errors import LorafaProfError, UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.platforms import Platform
+from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, repeatable
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.simulate.refusals import Failure, explained
+from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
@@ -38,9 +39,16 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
-    with platform.kernels(), _explained(run):
-        work = build(run, "meta")
-        with ModulePaths(work.model) as paths, Recorder(paths, platform, padded=work.padded) as recorder:
+    failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
+    with platform.kernels(), explained(failure):
+        with contextlib.nullcontext() if known is None else Watching(known):
+            work = build(run, "meta")
+        if known is not None:
+            _state_batch(known, work)
+        with (
+            ModulePaths(work.model) as failure.paths,
+            Recorder(failure.paths, platform, padded=work.padded, known=known, failure=failure) as recorder,
+        ):
             _adopt(recorder, work)
             first, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)
@@ -50,6 +58,20 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
             if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
+
+
+def _state_batch(known: KnownValues, work: Workload) -> None:
+    """Say what is in the batch: ids that do not stand for padding, a mask of ones, labels of the first class."""
+    config: Any = work.model.config
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "pad_token_id"))]
+    known.pad_ids = frozenset(i for i in (getattr(p, "pad_token_id", None) for p in parts) if isinstance(i, int))
+    for name, tensor in work.batch.items():
+        if name == "attention_mask" and not work.padded:
+            known.state(tensor, partial(torch.ones, tensor.shape, dtype=tensor.dtype, device="cpu"))
+        elif name == "labels" and work.run.model.task == "seq-cls":
+            known.state(tensor, partial(torch.zeros, tensor.shape, dtype=tensor.dtype, device="cpu"))
+        elif name in ("input_ids", "labels") and not work.padded:
+            known.state_tokens(tensor)
 
 
 def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], again: tuple[Segment, ...]) -> Recording:
@@ -145,24 +167,3 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
 
 def _output_head(model: Any) -> Any:
     return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
-@contextlib.contextmanager
-def _explained(run: RunSpec) -> Iterator[None]:
-    """Turn what torch says of operators that do not run on meta into a refusal that names the way out."""
-    try:
-        yield
-    except LorafaProfError:
-        raise
-    except (NotImplementedError, RuntimeError) as error:
-        found = _OPERATOR.search(str(error))
-        if found is None:
-            raise
-        raise UnsupportedError(
-            f"{run.model.name}: its step cannot be simulated, since {found.group()} needs data that meta "
-            "tensors do not have; --engine analytic does without"
-        ) from error
-
-
-#: An operator as the errors of the dispatcher and of the meta functions name it.
-_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises unimplemented)")

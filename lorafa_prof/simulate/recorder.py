@@ -8,6 +8,7 @@ tensors on meta as they do on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Iterable
@@ -19,7 +20,16 @@ from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.platforms import Platform, answered
+from lorafa_prof.simulate.questions import (
+    KnownValues,
+    NotKnownError,
+    copies_to_host,
+    on_meta,
+    refuse_positions_beyond,
+    traits,
+)
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
+from lorafa_prof.simulate.refusals import Failure, value_wanted
 from lorafa_prof.simulate.trace import Block
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
@@ -64,11 +74,24 @@ class Recorder(InPlaceAccumulation):
         paths: tells which module is executing.
         platform: the device that is simulated: which tensors are on it, and what its kernels do inside.
         padded: whether the batch has a mask that is not all set.
+        known: which values are known although there are no data; None for a model of the catalog, whose questions are
+            known instead.
+        failure: told where the step is when an operator fails.
     """
 
-    def __init__(self, paths: ModulePaths, platform: Platform, *, padded: bool = False) -> None:
+    def __init__(
+        self,
+        paths: ModulePaths,
+        platform: Platform,
+        *,
+        padded: bool = False,
+        known: KnownValues | None = None,
+        failure: Failure | None = None,
+    ) -> None:
         super().__init__()
         self.padded = padded
+        self.known = known
+        self.failure = failure
         self.paths = paths
         self.platform = platform
         self.phase = "load"
@@ -149,12 +172,20 @@ class Recorder(InPlaceAccumulation):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known, answer = answered(func, args, padded=self.padded)
-        if known:
-            return answer
+        if traits(func).asks_value:
+            return self._answer(func, args, kwargs)
         func = self.as_autograd_would(func, args)
         watched = self.platform.watches(func)
-        out = self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
+        if self.known is not None:
+            refuse_positions_beyond(self.known, func, args, self.paths.current)
+        try:
+            out = self._run(func, args, kwargs, watched)
+        except Exception as error:
+            if self.failure is not None:
+                self.failure.note(error, f"aten.{operator_name(func)}", self.paths.current)
+            raise
+        if self.known is not None:
+            self.known.saw(func, args, kwargs, out)
         fresh = self._fresh(out)
         self.operators.append(func)
         if not watched and not fresh:
@@ -167,6 +198,31 @@ class Recorder(InPlaceAccumulation):
         else:
             self._events.extend(self._see(tensor, op, (module, phase), None) for tensor in fresh)
         return out
+
+    def _run(self, func: Any, args: Any, kwargs: Any, watched: bool) -> Any:
+        """Run an operator on meta; where the shape of what it returns depends on known values, it is theirs."""
+        if self.known is not None and (traits(func).shapes_of_values or copies_to_host(func, args, kwargs)):
+            with contextlib.suppress(NotKnownError):
+                found = self.known.value(func, args, kwargs)
+                return found if copies_to_host(func, args, kwargs) else on_meta(found)
+        return self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
+
+    def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator that finds out something of its data returns.
+
+        Raises:
+            UnsupportedError: it depends on what a simulated step does not have.
+        """
+        if not any(tensor.is_meta for tensor in tensors_in(args)):
+            return func(*args, **kwargs)
+        if self.known is None:
+            known, answer = answered(func, args, padded=self.padded)
+            if known:
+                return answer
+        else:
+            with contextlib.suppress(NotKnownError):
+                return self.known.value(func, args, kwargs)
+        raise value_wanted(self.failure, operator_name(func), self.paths.current)
 
     def _phase_of_births(self) -> str:
         """Return the phase of what is born now, and settle what the last recomputation has left.

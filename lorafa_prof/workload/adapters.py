@@ -28,6 +28,10 @@ QV_TARGETS = (
     ("qkv_proj",),
     ("c_attn",),
     ("q", "v"),
+    ("q_lin", "v_lin"),
+    ("query_proj", "value_proj"),
+    ("query_key_value",),
+    ("Wqkv",),
 )
 
 #: The matrix of an adapter pair that a method leaves untrained.
@@ -135,7 +139,7 @@ def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
     named: dict[str, None] = {}
     for name in wanted:
         if name == "qv":
-            named.update(dict.fromkeys(_query_and_value(paths)))
+            named.update(dict.fromkeys(_query_and_value(model, paths)))
         elif name in fused or any(path == name or path.endswith("." + name) for path in paths):
             named[name] = None
         else:
@@ -165,11 +169,15 @@ def _adaptable(model: torch.nn.Module) -> list[str]:
     return list(dict.fromkeys(path.rpartition(".")[2] for path in matrices))
 
 
-def _query_and_value(paths: list[str]) -> tuple[str, ...]:
+def _query_and_value(model: torch.nn.Module, paths: list[str]) -> tuple[str, ...]:
     present = {path.rpartition(".")[2] for path in paths}
     pair = next((pair for pair in QV_TARGETS if present.issuperset(pair)), None)
     if pair is None:
-        raise UnsupportedError("no query and value projections found by name; name them with --targets")
+        known = ", ".join(_adaptable(model))
+        raise UnsupportedError(
+            "no query and value projections found by name; name them with --targets. "
+            f"Modules that can be adapted: {known}."
+        )
     return pair
 
 

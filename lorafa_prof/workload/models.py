@@ -8,16 +8,11 @@ import torch
 import transformers
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import RunnableModel, RunSpec
+from lorafa_prof.workload.architectures import AUTO_CLASSES, build
 from lorafa_prof.workload.versions import installed_versions, release
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-AUTO_CLASSES = {
-    "causal-lm": transformers.AutoModelForCausalLM,
-    "seq-cls": transformers.AutoModelForSequenceClassification,
-    "seq2seq-lm": transformers.AutoModelForSeq2SeqLM,
-}
 
 #: Keys of a published configuration that name a dtype: the run says which one is loaded.
 _DTYPE_KEYS = ("torch_dtype", "dtype")
@@ -32,7 +27,10 @@ def base_model(run: RunSpec, device: str) -> torch.nn.Module:
     Raises:
         UnsupportedError: an architecture that the installed transformers does not have, or flash attention where it
             has only eager attention for it.
+        BadInputError: a configuration that transformers refuses, of an architecture that the catalog does not know.
     """
+    if isinstance(run.model, RunnableModel):
+        return build(run, run.model, device, {_dtype_option(): DTYPES[run.dtype]})
     config = {key: value for key, value in run.model.config.items() if key not in _DTYPE_KEYS}
     config["use_cache"] = False
     if run.attn == "flash":

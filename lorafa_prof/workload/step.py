@@ -66,7 +66,12 @@ class Workload:
     def loss(self) -> torch.Tensor:
         """Run one forward and return only the loss: logits and hidden states are let go, as in a training loop."""
         with autocast(self.run, self.device):
-            loss: torch.Tensor = self.entry(**self.batch).loss
+            return self._loss_of(self.entry(**self.batch))
+
+    def _loss_of(self, output: Any) -> torch.Tensor:
+        loss = getattr(output, "loss", None)
+        if not isinstance(loss, torch.Tensor):
+            raise UnsupportedError(f"{self.run.model.name}: the model's forward returns no loss, so it takes no step")
         return loss
 
 

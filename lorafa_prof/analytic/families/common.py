@@ -83,7 +83,7 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
     Raises:
         UnsupportedError: a combination for which PyTorch falls back to its unfused math path.
     """
-    spec = run.model
+    spec = run.spec
     if run.attn == "eager":
         return "eager"
     if takes_eager_instead(run):
@@ -102,12 +102,12 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
 
 def takes_eager_instead(run: RunSpec) -> bool:
     """Say whether eager attention runs where sdpa is asked for: transformers refuses sdpa for capped scores."""
-    return run.model.attention_softcap is not None and run.attn == "sdpa"
+    return run.spec.attention_softcap is not None and run.attn == "sdpa"
 
 
 def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) -> AttentionOptions:
     """Return the options of the model's self-attention."""
-    spec = run.model
+    spec = run.spec
     return AttentionOptions(
         kernel=attention_kernel(run, mask=mask),
         heads=spec.num_heads,
@@ -124,7 +124,7 @@ def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) 
 
 def window_binds(run: RunSpec) -> bool:
     """Say whether the sequence reaches the sliding window: from there on windowed layers get an explicit mask."""
-    window = run.model.sliding_window
+    window = run.spec.sliding_window
     return window is not None and run.seq >= window
 
 

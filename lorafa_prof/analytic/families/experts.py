@@ -268,11 +268,11 @@ def attach_adapters(builder: Builder, experts: list[RoutedExperts]) -> None:
 def _read_targets(builder: Builder) -> tuple[list[Linear], set[str]]:
     """Return the linear layers to adapt and the names of the fused parameters to adapt."""
     run, linears = builder.run, builder.linears
-    method, rewritten = run.method, _REWRITTEN[run.model.architecture]
+    method, rewritten = run.method, _REWRITTEN[run.spec.architecture]
     if method.name not in _TRAINED:
         if method.name == "vera":
             return targeted(linears, run), set()
-        raise UnsupportedError(f"the analytic engine does not model {method.name} for {run.model.architecture}")
+        raise UnsupportedError(f"the analytic engine does not model {method.name} for {run.spec.architecture}")
     if method.name == "lora-qv" or method.targets == ("qv",):
         return targeted(linears, run), set()
     if method.targets == ("all-linear",):

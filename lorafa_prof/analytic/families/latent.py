@@ -173,7 +173,7 @@ def latent_options(run: RunSpec, mla: MlaSpec) -> AttentionOptions:
     Raises:
         UnsupportedError: flash attention, or widths that memory-efficient attention does not take.
     """
-    spec, head_dim = run.model, mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    spec, head_dim = run.spec, mla.qk_nope_head_dim + mla.qk_rope_head_dim
     itemsize = 2 if run.amp else ITEMSIZE[run.dtype]
     kernel = "eager" if run.attn == "eager" else "efficient"
     if run.attn == "flash":

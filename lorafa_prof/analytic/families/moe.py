@@ -183,7 +183,7 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     Raises:
         UnsupportedError: an auxiliary loss of the router, noise on its input, widths that CUDA refuses.
     """
-    spec = run.model
+    spec = run.spec
     assert spec.moe is not None
     if any(width * ITEMSIZE[run.dtype] % 16 for width in (spec.hidden_size, spec.moe.intermediate_size)):
         raise not_modelled(spec, "where rows of its experts are not a multiple of 16 bytes (nor does CUDA run that)")

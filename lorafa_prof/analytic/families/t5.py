@@ -273,7 +273,7 @@ class T5:
 
 def shapes_of(run: RunSpec) -> Shapes:
     """Return what the attention kernels need to know."""
-    spec = run.model
+    spec = run.spec
     return Shapes(spec.num_heads, spec.head_dim, spec.attention_dropout, single=run.bs == 1, eager=run.attn == "eager")
 
 
@@ -283,7 +283,7 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     Raises:
         UnsupportedError: flash attention, fp16, selective checkpointing, or heads that no fused kernel takes.
     """
-    spec = run.model
+    spec = run.spec
     if run.attn == "flash":
         raise UnsupportedError(f"{spec.name} cannot use flash attention: its position bias is a mask; use --attn sdpa")
     if run.dtype == "fp16":
