@@ -167,8 +167,18 @@ def _cast_meta_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:
             continue
         for name in (*layer.adapter_layer_names, *layer.other_param_names):
             adapter = getattr(layer, name, None)
+            if isinstance(adapter, torch.nn.ParameterDict):
+                _reregister(adapter)
             if isinstance(adapter, torch.nn.Module):  # ModuleDict, ParameterDict or BufferDict
                 adapter.to(dtype)
+
+
+def _reregister(adapter: torch.nn.ParameterDict) -> None:
+    # Moved from the host, where PEFT makes it, a parameter is a tensor, which its dictionary makes a parameter again,
+    # a trained one: so does AdaLoRA's ranknum, meant to be frozen, become a divisor that has its dividend saved.
+    for key, parameter in list(adapter.items()):
+        if not parameter.requires_grad:
+            adapter[key] = parameter.detach().clone()
 
 
 @contextmanager
