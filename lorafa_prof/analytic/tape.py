@@ -301,6 +301,22 @@ class Tape:
         if storage is not None:
             self.items[storage.index].saved = True
 
+    def never_run(self, x: Tensor) -> None:
+        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun."""
+        waiting: list[Node | Parameter | None] = [x.node]
+        while waiting:
+            node = waiting.pop()
+            if not isinstance(node, Node):
+                continue
+            for kept in node.saved:
+                if isinstance(kept, Storage):
+                    self.items[kept.index].saved = False
+            for edge in node.edges:
+                if edge is not None and isinstance(edge.target, Parameter):
+                    edge.target.uses -= self._recomputing is None
+                elif edge is not None:
+                    waiting.append(edge.target)
+
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
         frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
