@@ -303,19 +303,17 @@ class Tape:
 
     def never_run(self, x: Tensor) -> None:
         """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun."""
-        waiting: list[Node | Parameter | None] = [x.node]
+        waiting = [x.node] if x.node is not None else []
         while waiting:
             node = waiting.pop()
-            if not isinstance(node, Node):
-                continue
             for kept in node.saved:
                 if isinstance(kept, Storage):
                     self.items[kept.index].saved = False
-            for edge in node.edges:
-                if edge is not None and isinstance(edge.target, Parameter):
-                    edge.target.uses -= self._recomputing is None
-                elif edge is not None:
+            for edge in filter(None, node.edges):
+                if isinstance(edge.target, Node):
                     waiting.append(edge.target)
+                elif self._recomputing is None:
+                    edge.target.uses -= 1
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
