@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
-from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 
 _METHODS: dict[str, MakeAdapter | None] = {"full": None}
@@ -89,7 +89,7 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
     """LoRA: A and B are trained, so A's input stays for backward."""
     return _low_rank(builder, layer, train_a=True, train_b=True)
@@ -105,6 +105,73 @@ def lora_fa(builder: Builder, layer: Linear) -> AdapterForward:
 def lora_fb(builder: Builder, layer: Linear) -> AdapterForward:
     """LoRA-FB: B is frozen; A's full-width input stays for backward."""
     return _low_rank(builder, layer, train_a=True, train_b=False)
+
+
+@register("dora")
+def dora(builder: Builder, layer: Linear) -> AdapterForward:
+    """DoRA: y = W x + (m / ||W + BA|| - 1) * W x + m / ||W + BA|| * scaling * B A x, with a trained magnitude m (k,).
+
+    The norm of each row counts as a constant. For its sake the product BA is made anew in each forward, by running both
+    adapters on an identity matrix: (m, m) and some matrices of the weight's own size, while the layer runs. With
+    dropout W x is computed once more, of the input that went through it.
+    """
+    if layer.quantized:
+        raise UnsupportedError("the analytic engine does not model DoRA over 4-bit weights; --engine simulate runs it")
+    run, rank = builder.run, builder.run.method.rank
+    dtype, width = run.resolved_adapter_dtype, layer.out_features
+    if run.method.dropout and run.model.architecture == "gpt2" and dtype == run.dtype:
+        # PEFT makes a new parameter, a trained one, of a transposed weight that it need not cast
+        raise UnsupportedError(
+            "the analytic engine does not model DoRA with dropout over GPT-2's transposed weights in the adapters' "
+            "dtype, of which PEFT computes a gradient that nobody uses; --engine simulate runs it"
+        )
+    a = builder.parameter("lora_A.weight", (rank, layer.in_features), kind=ADAPTERS, trained=True, dtype=dtype)
+    b = builder.parameter("lora_B.weight", (width, rank), kind=ADAPTERS, trained=True, dtype=dtype)
+    magnitude = builder.parameter("lora_magnitude_vector.weight", (width,), kind=ADAPTERS, trained=True, dtype=dtype)
+    p = run.method.dropout
+
+    def forward(x: Tensor, result: Tensor) -> Tensor:
+        out_dtype = result.dtype
+        given = x = ops.cast(x, dtype, "adapter input")
+        x = ops.dropout(x, p, "adapter dropout")
+        delta = ops.cast(_identity_lowered(x.tape, (a, b)), x.dtype, "B A")
+        weight = ops.cast(layer.weight, x.dtype, "weight")
+        factor = ops.divide(magnitude, _row_norms(weight, delta), "magnitude / norm")
+        factor = ops.view(factor, 1, width)
+        low_rank = ops.linear(ops.linear(x, a, name="A x"), b, name="B A x")
+        if p == 0.0:
+            base = result if layer.bias is None else ops.add(result, layer.bias, "W x")
+        else:
+            base = ops.linear(x, weight, name="W dropout(x)")
+        scaled_base = ops.mul(ops.shift(factor, "magnitude / norm - 1"), base, "scaled W x")
+        scaled = ops.scale(ops.mul(factor, low_rank, "scaled B A x"), "scaled B A x")
+        dora_result = ops.add(scaled_base, scaled, "DoRA's result")
+        del given, delta, weight, factor, low_rank, base, scaled_base, scaled
+        return ops.cast(ops.add(result, dora_result, "adapted result"), out_dtype, "adapted result")
+
+    return forward
+
+
+def _identity_lowered(tape: Tape, pair: tuple[Parameter, Parameter]) -> Tensor:
+    """B A (k, m) as PEFT makes it: both adapters run on an identity matrix. Its graph is never run."""
+    a, b = pair
+    width = int(a.shape[1])
+    identity = tape.new("identity matrix", (width, width), a.dtype)
+    product = ops.linear(ops.linear(identity, a, name="A"), b, name="B A")
+    tape.never_run(product)
+    return product
+
+
+def _row_norms(weight: Tensor, delta: Tensor) -> Tensor:
+    """||W + scaling * B A|| of each row (k,), outside the graph. Autocast takes norms in fp32."""
+    tape, dtype = weight.tape, weight.dtype
+    summed = ops.add(weight.detached(), ops.scale(delta.detached(), "scaled B A"), "W + B A")
+    if tape.autocast:
+        norms = tape.new("norms of rows", weight.shape[:1], "fp32")
+    else:
+        norms = tape.new("norms of rows", weight.shape[:1], dtype)
+    del summed
+    return ops.cast(norms, dtype, "norms of rows")
 
 
 @register("vera")

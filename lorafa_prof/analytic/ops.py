@@ -151,6 +151,14 @@ def mul(a: Tensor, b: Tensor, name: str = "product") -> Tensor:
     return out
 
 
+def divide(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
+    """a / b with b no variable: b is saved. Backward: grad / b."""
+    out = a.tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
+    if a.tape.needs_grad(a):
+        a.tape.record("div", [a], out, [b], lambda g: [like(_grad(g), "gradient of quotient")])
+    return out
+
+
 def scale(x: Tensor, name: str = "scaled") -> Tensor:
     """x times (or divided by, or plus) a Python number: nothing is saved on the device."""
     out = like(x, name)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Held
-from lorafa_prof.analytic.sizes import Shape, size_of
+from lorafa_prof.analytic.sizes import Shape, rounded, size_of
 from lorafa_prof.analytic.tape import Parameter
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.specs import RunSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,13 @@ def adamw(trained: Sequence[Held]) -> OptimizerCost:
     Groups of different dtypes follow one another; the first group's list is still bound while the second's is made.
     """
     return OptimizerCost(_moments(trained), _moments(trained, ("sqrt of exp_avg_sq",)))
+
+
+def lora_plus(trained: Sequence[Held]) -> OptimizerCost:
+    """LoRA+ as PEFT makes it: AdamW, foreach, with A and B in groups of their own, which step one after the other."""
+    groups = [[h for h in trained if ("lora_B" in h.parameter.name) is b] for b in (False, True)]
+    largest = max(groups, key=lambda group: sum(rounded(h.parameter.size[0]) * h.count for h in group))
+    return OptimizerCost(_moments(trained), _moments(largest, ("sqrt of exp_avg_sq",)))
 
 
 def adamw_fused(trained: Sequence[Held]) -> OptimizerCost:
@@ -124,12 +132,17 @@ _RULES: dict[str, Rule] = {
 }  # fmt: skip
 
 
-def optimizer_cost(name: str, trained: Sequence[Held]) -> OptimizerCost:
-    """Return what the named optimizer costs for the trained parameters.
+def optimizer_cost(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
+    """Return what the optimizer of a run costs for the trained parameters.
 
     Raises:
         UnsupportedError: an optimizer of the contract that this engine does not model.
     """
+    name = run.resolved_optimizer
+    if run.method.name == "lora-plus":
+        if name != "adamw":
+            raise UnsupportedError(f"LoRA+ is modelled with --optimizer adamw, not with {name}")
+        return lora_plus(trained)
     if name not in _RULES:
         known = ", ".join(_RULES)
         raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")

@@ -80,7 +80,7 @@ class StepPlan:
     def optimizer(self) -> OptimizerCost:
         """States and temporaries of the optimizer."""
         trained = [h for h in self._held if h.parameter.requires_grad]
-        return optimizer_cost(self.run.resolved_optimizer, trained)
+        return optimizer_cost(self.run, trained)
 
     # -- static memory --------------------------------------------------------------------------------------------
 

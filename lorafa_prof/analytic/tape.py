@@ -301,6 +301,20 @@ class Tape:
         if storage is not None:
             self.items[storage.index].saved = True
 
+    def never_run(self, x: Tensor) -> None:
+        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun."""
+        waiting = [x.node] if x.node is not None else []
+        while waiting:
+            node = waiting.pop()
+            for kept in node.saved:
+                if isinstance(kept, Storage):
+                    self.items[kept.index].saved = False
+            for edge in filter(None, node.edges):
+                if isinstance(edge.target, Node):
+                    waiting.append(edge.target)
+                elif self._recomputing is None:
+                    edge.target.uses -= 1
+
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
         frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.ledger import Category
+from lorafa_prof.workload.methods import named_states
 from lorafa_prof.workload.naming import is_adapter, short_name, tensors_in
 
 
@@ -111,6 +112,9 @@ def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: s
                 if tensor.device.type == device_type:
                     name = Name.of(paths.get(id(parameter), ""), tensor, Category.OPTIMIZER)
                     names.setdefault(address_of(tensor), _renamed(name, str(key)))
+    for path, what, tensor in named_states(model):
+        name = Name.of(path, tensor, Category.OPTIMIZER)
+        names.setdefault(address_of(tensor), _renamed(name, f"{what} of {{}}"))
     return names
 
 

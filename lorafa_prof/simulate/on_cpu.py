@@ -31,12 +31,17 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
 
     Raises:
         UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
-            bitsandbytes allocates for them on the CPU is not modelled.
+            bitsandbytes allocates for them on the CPU is not modelled; AdaLoRA over fp32 weights.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
+    if run.method.name == "adalora" and run.dtype == "fp32":
+        raise UnsupportedError(
+            "a step of AdaLoRA over fp32 weights is not simulated for the CPU, only for CUDA: moving the adapters to a "
+            "device makes PEFT train what it means to freeze, and there is nothing to move"
+        )
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform)

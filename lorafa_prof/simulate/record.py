@@ -17,6 +17,7 @@ from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.methods import named_states
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
@@ -99,7 +100,7 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.optimizer.step()
-    _settle_states(recorder, work)
+        _settle_states(recorder, work)
     recorder.enter_phase("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)
     del loss
@@ -153,6 +154,10 @@ def _settle_states(recorder: Recorder, work: Workload) -> None:
             if isinstance(value, torch.Tensor):
                 recorder.settle([value], Category.OPTIMIZER)
                 recorder.name(value, module, name)
+    for path, name, tensor in named_states(work.model):
+        module, _, leaf = short_name(path).rpartition(".")
+        recorder.settle([tensor], Category.OPTIMIZER)
+        recorder.name(tensor, module, f"{name} of {leaf}")
 
 
 def _settle_logits(recorder: Recorder, work: Workload) -> None:

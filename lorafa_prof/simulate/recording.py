@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorafa_prof.ledger import Category
@@ -68,6 +68,8 @@ class Recording:
     """Every operator that ran, in order."""
     parameters: dict[str, int]
     """"total" and "trainable" elements."""
+    replaced: Mapping[int, int] = field(default_factory=dict)
+    """Blocks that a repeated step keeps, and the blocks from before whose place each takes."""
 
     @property
     def steps(self) -> int:
@@ -98,6 +100,7 @@ def trace_of(steps: Sequence[Recording], platform: Platform) -> Trace:
     for recording in steps[1:]:
         for segment in recording.again:
             writer.write(segment, recording)
+        writer.take_places(recording.replaced)
     return writer.trace()
 
 
@@ -126,6 +129,11 @@ class _Writer:
                 blocks.append(source[event])
             else:
                 events.append(~newest[~event])
+
+    def take_places(self, replaced: Mapping[int, int]) -> None:
+        """End a repeated step: what it has kept is what the next one finds in the place of what was there before."""
+        for kept, before in replaced.items():
+            self._newest[before] = self._newest[kept]
 
     def _write_call(self, call: Call, phase: str, recording: Recording) -> None:
         """Write an operator's outputs, and the births and deaths of what its kernel and its library take."""
@@ -176,7 +184,19 @@ class _Writer:
 
 
 def repeatable(recording: Recording) -> Recording:
-    """Return the recording without its repetition where a step keeps a storage, or replaces one from before."""
+    """Return the recording with what a step replaces, or without its repetition where a step keeps a storage.
+
+    AdaLoRA makes its importances anew in each step: what it keeps takes the place of what there was, tensor by tensor.
+    """
     born = set().union(*(segment.births() for segment in recording.again))
     gone = set().union(*(segment.deaths() for segment in recording.again))
-    return recording if born == gone else replace(recording, again=())
+    before = {_identity(recording.blocks[block]): block for block in gone - born}
+    replaced = {block: before.get(_identity(recording.blocks[block]), -1) for block in born - gone}
+    if sorted(replaced.values()) != sorted(gone - born):
+        return replace(recording, again=())
+    return replace(recording, replaced=replaced)
+
+
+def _identity(block: Block) -> object:
+    """Return what a tensor has in common with the one that takes its place: its name; without one nothing."""
+    return (block.owner, block.name, block.nbytes) if block.name else object()

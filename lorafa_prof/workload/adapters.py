@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.workload.methods import configure
 from lorafa_prof.workload.models import DTYPES
 from lorafa_prof.workload.versions import installed_versions, release
 
@@ -36,10 +37,6 @@ QV_TARGETS = (
 
 #: The matrix of an adapter pair that a method leaves untrained.
 FROZEN = {"lora-fa": "lora_A", "lora-fa-peft": "lora_A", "qlora-fa": "lora_A", "lora-fb": "lora_B"}
-
-#: The methods that are PEFT's LoRA, whatever they train of it.
-LORA_METHODS = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa")
-METHODS = ("full", *LORA_METHODS, "vera")
 
 
 def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
@@ -103,19 +100,9 @@ def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
     """Return the PEFT configuration of the run's method.
 
     Raises:
-        UnsupportedError: a method of the contract that is not PEFT's LoRA or VeRA.
+        as `targets` and `configure`.
     """
-    method = run.method
-    common: dict[str, Any] = {
-        "r": method.rank, "target_modules": targets(model, method), "task_type": TASK_TYPES[run.model.task],
-    }  # fmt: skip
-    if method.name == "vera":
-        return peft.VeraConfig(vera_dropout=method.dropout, **common)
-    if method.name not in LORA_METHODS:
-        raise UnsupportedError(
-            f"the real step of the method {method.name} is not built (it is of {', '.join(METHODS)})"
-        )
-    return peft.LoraConfig(lora_dropout=method.dropout, lora_alpha=2 * method.rank, **common)
+    return configure(run.method, target_modules=targets(model, run.method), task_type=TASK_TYPES[run.model.task])
 
 
 def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
@@ -188,8 +175,18 @@ def _cast_meta_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:
             continue
         for name in (*layer.adapter_layer_names, *layer.other_param_names):
             adapter = getattr(layer, name, None)
+            if isinstance(adapter, torch.nn.ParameterDict):
+                _reregister(adapter)
             if isinstance(adapter, torch.nn.Module):  # ModuleDict, ParameterDict or BufferDict
                 adapter.to(dtype)
+
+
+def _reregister(adapter: torch.nn.ParameterDict) -> None:
+    # Moved from the host, where PEFT makes it, a parameter is a tensor, which its dictionary makes a parameter again,
+    # a trained one: so does AdaLoRA's ranknum, meant to be frozen, become a divisor that has its dividend saved.
+    for key, parameter in list(adapter.items()):
+        if not parameter.requires_grad:
+            adapter[key] = parameter.detach().clone()
 
 
 @contextmanager

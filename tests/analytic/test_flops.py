@@ -70,6 +70,16 @@ def test_flops_are_those_of_the_counter(family: str, method: str, attn: str) -> 
     assert ours(flops, "backward") == split(counted.backward)
 
 
+@pytest.mark.parametrize("family", ["llama", "llama-bias", "gpt2", "phi3", "roberta"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dora_multiplies_identity_matrices(family: str, dropout: float) -> None:
+    """Both adapters run on one in every forward; with dropout the base's product comes twice."""
+    run = run_of(family, "dora", dropout=dropout)
+    counted, flops = observe.flops(run), plan(run).flops(run.bs, run.seq)
+    assert ours(flops, "forward") == split(counted.forward)
+    assert ours(flops, "backward") == split(counted.backward)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "lora-fa"])
 def test_checkpointing_runs_the_forward_of_the_layers_again(method: str) -> None:
     """All that the counter sees in the backward is the backward and the recomputation."""

@@ -19,8 +19,10 @@ from tests.support import observe
 from tests.support.configs import tiny_configs
 
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
-LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "qlora", "qlora-fa")
+LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-plus", "pissa", "qlora", "qlora-fa")
 QUANTIZED = ("qlora", "qlora-fa")
+#: PEFT refuses DoRA for the fused parameters of experts, and has no decomposition for PiSSA there.
+NOT_OF_EXPERTS = ("dora", "pissa")
 #: transformers keeps some of T5's layers in fp32 whatever else is quantised; the engine refuses that.
 NOT_QUANTIZED = ("t5",)
 
@@ -77,7 +79,7 @@ class TestCatalog:
         assert found == {method: real.of(method) for method in methods}
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("method", ["lora-qv", "vera"])
+    @pytest.mark.parametrize("method", ["lora-qv", "vera", "dora"])
     @pytest.mark.parametrize("name", model_names())
     def test_other_adapters(self, name: str, method: str) -> None:
         """LoRA on query and value alone; VeRA, whose shared matrices are buffers and no parameters."""
@@ -86,7 +88,7 @@ class TestCatalog:
 
     def test_every_method_is_here(self) -> None:
         """A method that is registered with the engine appears in one of the tests of this class."""
-        assert {*modelled_methods()} == {"full", *LOW_RANK, "lora-qv", "vera"}
+        assert {*modelled_methods()} == {"full", *LOW_RANK, "lora-qv", "vera", "dora"}
 
 
 class TestFamilies:
@@ -99,6 +101,10 @@ class TestFamilies:
         run = run_of(family, method, attn="eager")
         if method in QUANTIZED and family in NOT_QUANTIZED:
             with pytest.raises(UnsupportedError, match="t5"):
+                count_parameters(run)
+            return
+        if method in NOT_OF_EXPERTS and run.model.moe is not None:
+            with pytest.raises(UnsupportedError, match=f"does not model {method} for {run.model.architecture}"):
                 count_parameters(run)
             return
         plain = run_of(family, method.removeprefix("q"), attn="eager")

@@ -77,11 +77,28 @@ def test_every_family(family: str, method: str, options: dict[str, Any]) -> None
 @pytest.mark.parametrize("vocabulary", [LOSS, pytest.param(LAYER, marks=pytest.mark.slow)], ids=["loss", "layer"])
 @pytest.mark.parametrize("adapter_dtype", ["auto", "bf16"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("method", ["lora", "lora-fa", "lora-fb", "lora-qv", "vera", "qlora", "qlora-fa"])
+@pytest.mark.parametrize(
+    "method", ["lora", "lora-fa", "lora-fb", "lora-qv", "lora-plus", "dora", "vera", "qlora", "qlora-fa"]
+)
 def test_every_method(method: str, dropout: float, adapter_dtype: str, vocabulary: dict[str, int]) -> None:
     """Adapters in fp32 as PEFT makes them, and in bf16; with and without their dropout."""
     options = {"dropout": dropout, "adapter_dtype": adapter_dtype, "optimizer": "adamw"}
     check(run_of("llama", method, layers=6, changes=vocabulary, **options))
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("family", ["gpt2", "llama-bias", "phi3", "roberta", "t5"])
+def test_dora_s_matrices(family: str, amp: bool) -> None:
+    """Biases, fused and transposed projections; a batch so small that the matrices of a weight's size are the peak."""
+    check(run_of(family, "dora", layers=6, changes=LAYER if family != "t5" else {}, bs=1, seq=3, amp=amp, rank=2))
+
+
+@pytest.mark.parametrize("rank", [2, 64])
+def test_lora_plus_steps_group_by_group(rank: int) -> None:
+    """At a high rank the optimizer's step is the peak: its temporaries are those of one group at a time."""
+    planned = plan(run := run_of("llama", "lora-plus", layers=6, changes=LAYER, bs=1, seq=2, rank=rank))
+    assert (planned.peak(1, 2).place.phase == "optimizer step") is (rank == 64)
+    check(run)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-fused", "sgd"])

@@ -16,6 +16,7 @@ import pytest
 
 from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.analytic.sizes import product_of, symbol_values
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 from tests.analytic.runs import EXPERTS, FAMILIES, METHODS, WINDOWED, attentions, grouped_in_fp32, label, run_of
 from tests.support import observe
@@ -184,6 +185,19 @@ class TestUnderCudasKernels:
         """After attention, MLP and embeddings, and inside attention, where the fused kernel keeps only its seed."""
         run = run_of(family, method, attn=attn, amp=amp, config_dropout=True)
         assert run.model.hidden_dropout == 0.1
+        assert saved_bytes(plan(run), run) == kept(run, "meta")
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.1])
+    @pytest.mark.parametrize("amp", [False, True])
+    @pytest.mark.parametrize("adapter_dtype", ["auto", "bf16"])
+    @pytest.mark.parametrize("family", ["llama", "llama-bias", "phi3", "gpt2", "roberta"])
+    def test_dora(self, family: str, adapter_dtype: str, amp: bool, dropout: float) -> None:
+        """Nothing stays of the graph of B A, which no gradient ever reaches."""
+        run = run_of(family, "dora", adapter_dtype=adapter_dtype, amp=amp, dropout=dropout)
+        if (family, adapter_dtype) == ("gpt2", "bf16") and dropout:
+            with pytest.raises(UnsupportedError, match="of which PEFT computes a gradient that nobody uses"):
+                plan(run)
+            return
         assert saved_bytes(plan(run), run) == kept(run, "meta")
 
     @pytest.mark.parametrize("method", ["qlora", "qlora-fa"])

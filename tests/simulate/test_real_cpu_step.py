@@ -30,7 +30,7 @@ NUMBER = 16
 #: `repeat` makes vectors of sizes inside (in T5's masks of older releases); an axis has 8 bytes in each.
 REPEAT, SIZES = "aten::repeat", 64
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera")
+METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp32": {"dtype": "fp32"},
@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
 }
+#: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
+REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"))
 
 
 def cases() -> list[Any]:
@@ -49,7 +51,7 @@ def cases() -> list[Any]:
     for i, family in enumerate(FAMILIES):
         for j, method in enumerate(METHODS):
             for name, options in OPTIONS.items():
-                if method == "full" and "adapter_dtype" in options:
+                if (method, name) in REFUSED:
                     continue
                 quick = (name == "plain" and (i + j) % 2 == 0) or (family == "llama" and method in ("full", "lora-fa"))
                 marks = () if quick else pytest.mark.slow

@@ -27,6 +27,7 @@ from lorafa_prof.workload.naming import tensors_in
 from lorafa_prof.workload.step import PHASES, Workload, training_step
 
 _PHASE = "phase: "
+_BEFORE = "the step before"
 _CALL = "call: "
 
 
@@ -165,13 +166,18 @@ class ProfiledStep:
         return max(self.events, key=lambda event: event.live)
 
 
-def profile_step(run: RunSpec, steps: int = 2) -> ProfiledStep:
-    """Run `steps` real training steps on the CPU and profile the last, without any dispatch mode."""
+def profile_step(run: RunSpec, steps: int = 3) -> ProfiledStep:
+    """Run `steps` real training steps on the CPU and return the profile of the last, without any dispatch mode.
+
+    The step before it is profiled too: the end of what it leaves for the last to replace would not be heard else.
+    """
     work = Workload.build(run, "cpu")
-    for _ in range(steps - 1):
+    for _ in range(steps - 2):
         training_step(work)
 
     def step() -> None:
+        with record_function(_BEFORE):
+            training_step(work)
         with contextlib.ExitStack() as phase:
 
             def enter(name: str) -> None:
@@ -180,7 +186,10 @@ def profile_step(run: RunSpec, steps: int = 2) -> ProfiledStep:
 
             training_step(work, enter)
 
-    return by_phase(allocations(step))
+    events = allocations(step)
+    before = [event for event in events if _BEFORE in event.stack]
+    left = before[-1].live if before else 0
+    return by_phase([dataclasses.replace(event, live=event.live - left) for event in events[len(before) :]])
 
 
 def by_phase(events: list[Allocation]) -> ProfiledStep:
