@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from lorafa_prof.errors import LorafaProfError, MissingComponentError, UnsupportedError
-from lorafa_prof.simulate.modules import ModulePaths
 from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.workload.modules import ModulePaths
 
 #: An operator as the errors of the dispatcher and of the meta functions name it.
 _OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises unimplemented)")
