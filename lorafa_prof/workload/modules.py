@@ -29,7 +29,8 @@ class ModulePaths:
         self.model = model
         self.stack: list[str] = []
         """Paths of the modules whose forward is executing, outermost first; the loss is one of them."""
-        self._names = {id(module): short_name(name) for name, module in model.named_modules()}
+        self.names = {id(module): short_name(name) for name, module in model.named_modules()}
+        """Path of each module, by its `id`."""
         self._handles: list[Any] = []
 
     def __enter__(self) -> ModulePaths:
@@ -96,7 +97,7 @@ class ModulePaths:
         return wrapped
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        path = self._names.get(id(module))
+        path = self.names.get(id(module))
         if path is None:  # made within forward, as RoBERTa and T5 make their CrossEntropyLoss
             path = LOSS if isinstance(module, torch.nn.modules.loss._Loss) else type(module).__name__
         self._label(args, self.current)
