@@ -263,6 +263,18 @@ class TestHostileConfigurations:
         assert made.text_config == {"model_type": "opt"}
 
 
+def test_no_kernel_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package `kernels` is installed transformers takes Mamba's kernels from the hub; not here."""
+    from transformers.integrations import hub_kernels
+
+    asked: list[str] = []
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda name, **options: asked.append(name))
+    monkeypatch.setattr(hub_kernels, "_KERNEL_MODULE_MAPPING", {})
+    assert predict(run_of("mamba", "full", seq=8)).memory.peak_allocated_bytes
+    assert asked == []
+
+
 def test_a_run_survives_a_file() -> None:
     """Written and read back it is the same, its configuration included; another configuration is another run."""
     run = run_of("opt", "lora")
