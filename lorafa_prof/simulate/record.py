@@ -21,6 +21,7 @@ from lorafa_prof.workload.methods import named_states
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
 from lorafa_prof.workload.quantized import quantization_state
+from lorafa_prof.workload.remote_code import without_hub
 
 
 def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
@@ -41,7 +42,7 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
-    with platform.kernels(), explained(failure):
+    with platform.kernels(), explained(failure), without_hub():
         with contextlib.nullcontext() if known is None else Watching(known):
             work = build(run, "meta")
         if known is not None:

@@ -77,15 +77,15 @@ def runnable_model(name: str, config: Mapping[str, Any], *, folder: str | None, 
     )  # fmt: skip
 
 
-def configuration(name: str, config: Mapping[str, Any], code: str | None, **changes: Any) -> Any:
-    """Return transformers' configuration object; `changes` are made to the keys first.
+def configuration(name: str, config: Mapping[str, Any], code: str | None) -> Any:
+    """Return transformers' configuration object, its class from the folder `code` where there is one.
 
     Raises:
         BadInputError: values that the class refuses.
         UnsupportedError: no such type in the installed transformers.
     """
-    keys = {**_plain(config), **changes}
-    with explained(name), bounded(name, memory=True):
+    keys = _plain(config)
+    with explained(name), bounded(name, memory=True), remote_code.without_hub():
         if code is not None:
             return remote_code.configuration(config, keys, code)
         return transformers.AutoConfig.for_model(config["model_type"], **keys)
@@ -110,7 +110,8 @@ def build(run: RunSpec, model: RunnableModel, device: str, options: dict[str, An
             part.use_cache = False
     if run.attn == "eager":
         options["attn_implementation"] = "eager"
-    with explained(model.name), bounded(model.name, memory=device == "meta"), torch.device(device):
+    bounds = bounded(model.name, memory=device == "meta")
+    with explained(model.name), bounds, remote_code.without_hub(), torch.device(device):
         made: torch.nn.Module = AUTO_CLASSES[model.task].from_config(
             config, trust_remote_code=model.code is not None, **options
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
+import huggingface_hub
 import transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -55,6 +58,19 @@ def folder_of(name: str, config: Mapping[str, Any], folder: str | None, *, trust
         if not os.path.isfile(file):
             raise UnsupportedError(f"{name}: auto_map names code in {os.path.basename(file)!r}, which is not there")
     return os.path.abspath(folder)
+
+
+@contextlib.contextmanager
+def without_hub() -> Iterator[None]:
+    """Keep the libraries from the Hugging Face hub: from its files, and from kernels that transformers takes there."""
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
+        with contextlib.suppress(ImportError):  # older releases have none
+            from transformers.integrations import hub_kernels
+
+            if hasattr(hub_kernels, "_kernels_enabled"):
+                patches.enter_context(mock.patch.object(hub_kernels, "_kernels_enabled", False))
+        yield
 
 
 def _references(config: Mapping[str, Any]) -> dict[str, str]:
