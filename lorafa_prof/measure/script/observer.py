@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.measure.devices import Device, open_device
 from lorafa_prof.measure.memory import untraced_memory, with_trace
 from lorafa_prof.measure.script.batches import sizes_of_logits, tokens_of
@@ -90,12 +91,16 @@ class Observer:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begin to look."""
-        self._watch.__enter__()
+        """Begin to look.
+
+        Raises:
+            UnsupportedError: the model that was given is on a device that is not looked at.
+        """
         if self._root is None:
             self._watch.see_calls_of_any()
         else:
             self._know(self._root)
+        self._watch.__enter__()
 
     def finish(self, outcome: Outcome = "ok", error: str | None = None, exit_code: int | None = None) -> Measurement:
         """Stop looking, and return what was observed.
@@ -246,11 +251,12 @@ class Observer:
 
     def _know(self, root: torch.nn.Module) -> None:
         """Take in what the model tells of itself."""
-        self._root_was_missing = False
-        self._watch.see_calls_of(root)
         place = device_of(root)
         if place is None or place.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"a model on {place}: only cpu and cuda are looked at")
+            where = "without parameters" if place is None else f"on {place.type}"
+            raise UnsupportedError(f"a model {where} is not looked at: it has to be on cpu or cuda")
+        self._root_was_missing = False
+        self._watch.see_calls_of(root)
         self._device = open_device(str(place), attached=True)
         self._vocabulary = vocabulary_of(inner_of(root))
         environment = {**self._seen.environment, **self._device.environment()}
