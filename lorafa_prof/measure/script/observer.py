@@ -160,7 +160,7 @@ class Observer:
     # -- what the training does ------------------------------------------------------------------------------------
 
     def enter_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """See `watching.Listener`."""
+        """See `watching.Listener`. The forward goes on until its backward begins: the loss may be the script's."""
         if not torch.is_grad_enabled():
             return
         if self._root is None:
@@ -177,9 +177,6 @@ class Observer:
             self._traced.see_batch(args, kwargs)
         elif self._stage != "timed" or len(self._ended) + len(self._times) + 1 >= self._plan.steps:
             self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
-
-    def leave_model(self, module: torch.nn.Module, output: Any) -> None:
-        """See `watching.Listener`. The forward goes on until its backward begins: the loss may be the script's."""
 
     def enter_backward(self) -> None:
         """See `watching.Listener`."""
@@ -289,7 +286,8 @@ class Observer:
         """Go on with another timed step, or with what comes after the last."""
         assert self._device is not None
         if len(self._ended) + len(self._times) < self._plan.steps:
-            self._read_clocks(only_ready=True)
+            if time.monotonic() - self._told_at > _PAUSE_S:
+                self._read_clocks(only_ready=True)
             self._clock = StepClock(self._device.clock())
             self._enter(SCRIPT)
             return
@@ -304,15 +302,11 @@ class Observer:
         self._done()
 
     def _read_clocks(self, *, only_ready: bool = False) -> None:
-        """Take in the times of the steps that have ended; wait for the device unless told otherwise.
-
-        What follows from them is not worked out after each step, whose time it would take.
-        """
+        """Take in the times of the steps that have ended; wait for the device unless told otherwise."""
         while self._ended and (not only_ready or self._ended[0].is_ready()):
             self._times.append(self._ended.pop(0).read())
-        if not only_ready or time.monotonic() - self._told_at > _PAUSE_S:
-            steps = tuple(self._times)
-            self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
+        steps = tuple(self._times)
+        self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
 
     def _why_not_traced(self) -> str | None:
         """Return why the next step cannot be traced; None where it can."""
