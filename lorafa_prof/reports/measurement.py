@@ -248,7 +248,8 @@ _TITLE_PARTS: tuple[Callable[[RunSpec], str], ...] = (
 def _column_name(m: Measurement) -> str:
     if m.run is not None:
         return method_name(m.run.method.name)
-    return " ".join(m.command[:1]).rsplit("/", 1)[-1] or "script"
+    words = m.command[1:] if m.command[:1] == ("-m",) else m.command
+    return " ".join(words[:1]).rsplit("/", 1)[-1] or "script"
 
 
 def _notes(seen: Sequence[Measurement]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class PhaseMemory:
 
     phase: str
     """"load" (what is there before the step), "forward", "loss", "backward", "recompute", "optimizer step",
-    "zero_grad"."""
+    "zero_grad"; "script" (what a user's own script does in between)."""
     peak_requested_bytes: int | None
     """Before any rounding."""
     peak_allocated_bytes: int | None

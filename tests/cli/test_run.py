@@ -114,16 +114,19 @@ def test_a_process_that_is_gone_leaves_what_it_had_told(tmp_path: Path) -> None:
 # -- how a script ends -------------------------------------------------------------------------------------------
 
 
-def test_a_script_that_raises(tmp_path: Path) -> None:
-    """Its traceback is Python's own, and what was seen up to there is kept."""
-    args = [str(SCRIPTS / "mlp.py"), "5", "raise"]
+@pytest.mark.parametrize(
+    ("end", "text"), [("raise", "ValueError: the data are wrong"), ("shape", "RuntimeError: mat1 and mat2 shapes")]
+)
+def test_a_script_that_raises(tmp_path: Path, end: str, text: str) -> None:
+    """Its traceback is Python's own, also from within its model, and what was seen up to there is kept."""
+    args = [str(SCRIPTS / "mlp.py"), "5", end]
     alone = python(*args, cwd=tmp_path, code=1)
     looked_at = run("-o", "run.json", *PLAN, *args, cwd=tmp_path, code=1)
     assert alone.stderr in looked_at.stderr
     assert looked_at.stdout == alone.stdout
     [entry] = saved(tmp_path / "run.json")
     assert (entry["outcome"], entry["exit_code"], len(entry["steps"])) == ("error", 1, 3)
-    assert entry["error"].startswith("ValueError: the data are wrong")
+    assert entry["error"].startswith(text)
     assert entry["memory"] is None
     assert "the training ended after 5 optimizer steps" in entry["unmodelled"][-1]
 

@@ -14,7 +14,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 import lorafa_prof
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.results import PART_FIELDS, Measurement
 from tests.scripts.tiny import TOKENS, lora_llama, sequences
@@ -180,6 +180,13 @@ class TestProfile:
     def test_numbers_that_are_none_are_refused(self, options: dict[str, Any]) -> None:
         with pytest.raises(BadInputError, match="whole number"):
             lorafa_prof.profile(**options)
+
+    def test_a_model_elsewhere_is_refused(self) -> None:
+        with (
+            pytest.raises(UnsupportedError, match="on meta"),
+            lorafa_prof.profile(torch.nn.Linear(1, 1, device="meta")),
+        ):
+            pass
 
     def test_the_package_imports_no_torch(self) -> None:
         code = "import sys, lorafa_prof; dir(lorafa_prof); sys.exit('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""A small training that ends as it is told: `mlp.py STEPS [raise|exit|hard|sleep]`."""
+"""A small training that ends as it is told: `mlp.py STEPS [raise|shape|exit|hard|sleep]`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def main(steps: int, end: str = "") -> None:
         print(number, loss.item(), flush=True)
     if end == "raise":
         raise ValueError("the data are wrong")
+    if end == "shape":
+        model(torch.randn(5, 9))
     if end == "exit":
         sys.exit(3)
     if end == "hard":

@@ -19,6 +19,7 @@ from typing import Any
 
 from lorafa_prof.errors import BadInputError
 
+_OWN_FOLDER = os.path.join(os.path.dirname(__file__), "")
 #: What a shell reports for a process that Ctrl-C has ended.
 EXIT_INTERRUPTED = 130
 
@@ -164,14 +165,27 @@ def _exit_code(code: object) -> int:
 
 def _report(error: BaseException) -> None:
     """Print the traceback, from the script's own frames on, by the hook that the script may have set."""
-    trace = error.__traceback__
-    while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    error = error.with_traceback(trace)
+    told: BaseException | None = error
+    while told is not None:
+        _leave_out_ours(told)
+        told = told.__cause__ or told.__context__
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
-    sys.excepthook(type(error), error, trace)
+    sys.excepthook(type(error), error, error.__traceback__)
 
 
-def _is_ours(file: str) -> bool:
-    return file == __file__ or file.endswith("<frozen runpy>") or file == runpy.__file__
+def _leave_out_ours(error: BaseException) -> None:
+    """Take our own frames out of a traceback, at its beginning and where we listen in between."""
+    trace = error.__traceback__
+    while trace is not None and _is_ours(trace):
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    while trace is not None:
+        while trace.tb_next is not None and _is_ours(trace.tb_next):
+            trace.tb_next = trace.tb_next.tb_next
+        trace = trace.tb_next
+
+
+def _is_ours(trace: types.TracebackType) -> bool:
+    file = trace.tb_frame.f_code.co_filename
+    return file.startswith(_OWN_FOLDER) or file.endswith("<frozen runpy>") or file == runpy.__file__

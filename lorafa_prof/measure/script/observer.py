@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.measure.devices import Device, open_device
 from lorafa_prof.measure.memory import untraced_memory, with_trace
 from lorafa_prof.measure.script.batches import sizes_of_logits, tokens_of
@@ -90,12 +91,16 @@ class Observer:
     # -- beginning and end -------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begin to look."""
-        self._watch.__enter__()
+        """Begin to look.
+
+        Raises:
+            UnsupportedError: the model that was given is on a device that is not looked at.
+        """
         if self._root is None:
             self._watch.see_calls_of_any()
         else:
             self._know(self._root)
+        self._watch.__enter__()
 
     def finish(self, outcome: Outcome = "ok", error: str | None = None, exit_code: int | None = None) -> Measurement:
         """Stop looking, and return what was observed.
@@ -155,7 +160,7 @@ class Observer:
     # -- what the training does ------------------------------------------------------------------------------------
 
     def enter_model(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """See `watching.Listener`."""
+        """See `watching.Listener`. The forward goes on until its backward begins: the loss may be the script's."""
         if not torch.is_grad_enabled():
             return
         if self._root is None:
@@ -172,9 +177,6 @@ class Observer:
             self._traced.see_batch(args, kwargs)
         elif self._stage != "timed" or len(self._ended) + len(self._times) + 1 >= self._plan.steps:
             self._logits_sizes |= sizes_of_logits(args, kwargs, self._vocabulary)
-
-    def leave_model(self, module: torch.nn.Module, output: Any) -> None:
-        """See `watching.Listener`. The forward goes on until its backward begins: the loss may be the script's."""
 
     def enter_backward(self) -> None:
         """See `watching.Listener`."""
@@ -246,11 +248,12 @@ class Observer:
 
     def _know(self, root: torch.nn.Module) -> None:
         """Take in what the model tells of itself."""
-        self._root_was_missing = False
-        self._watch.see_calls_of(root)
         place = device_of(root)
         if place is None or place.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"a model on {place}: only cpu and cuda are looked at")
+            where = "without parameters" if place is None else f"on {place.type}"
+            raise UnsupportedError(f"a model {where} is not looked at: it has to be on cpu or cuda")
+        self._root_was_missing = False
+        self._watch.see_calls_of(root)
         self._device = open_device(str(place), attached=True)
         self._vocabulary = vocabulary_of(inner_of(root))
         environment = {**self._seen.environment, **self._device.environment()}
@@ -283,7 +286,8 @@ class Observer:
         """Go on with another timed step, or with what comes after the last."""
         assert self._device is not None
         if len(self._ended) + len(self._times) < self._plan.steps:
-            self._read_clocks(only_ready=True)
+            if time.monotonic() - self._told_at > _PAUSE_S:
+                self._read_clocks(only_ready=True)
             self._clock = StepClock(self._device.clock())
             self._enter(SCRIPT)
             return
@@ -298,15 +302,11 @@ class Observer:
         self._done()
 
     def _read_clocks(self, *, only_ready: bool = False) -> None:
-        """Take in the times of the steps that have ended; wait for the device unless told otherwise.
-
-        What follows from them is not worked out after each step, whose time it would take.
-        """
+        """Take in the times of the steps that have ended; wait for the device unless told otherwise."""
         while self._ended and (not only_ready or self._ended[0].is_ready()):
             self._times.append(self._ended.pop(0).read())
-        if not only_ready or time.monotonic() - self._told_at > _PAUSE_S:
-            steps = tuple(self._times)
-            self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
+        steps = tuple(self._times)
+        self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
 
     def _why_not_traced(self) -> str | None:
         """Return why the next step cannot be traced; None where it can."""

@@ -30,10 +30,6 @@ class Listener(Protocol):
         """A module is called from outside of any other."""
         ...
 
-    def leave_model(self, module: torch.nn.Module, output: Any) -> None:
-        """Its call is over; the output is None where it has raised."""
-        ...
-
     def enter_backward(self) -> None:
         """A backward begins."""
         ...
@@ -100,18 +96,15 @@ class Watch:
             if not (self._is_on and is_wanted(module)):
                 return original(module, *args, **kwargs)
             self._guarded(self._listener.enter_model, module, args, kwargs)
-            output = None
             # Modules within are called as ever, which matters to compilers too.
             again = self._calls is calls and kind is torch.nn.Module
             if again:
                 calls.close()
             try:
-                output = original(module, *args, **kwargs)
+                return original(module, *args, **kwargs)
             finally:
                 if again and self._calls is calls:
                     calls.enter_context(_replaced(kind, "__call__", call))
-                self._guarded(self._listener.leave_model, module, output)
-            return output
 
         self._calls = calls = contextlib.ExitStack()
         calls.enter_context(_replaced(kind, "__call__", call))
