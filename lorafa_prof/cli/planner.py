@@ -1,0 +1,98 @@
+"""`lorafa-prof planner`: one HTML page in which the analytic engine's answers move with its controls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorafa_prof.cli.emit import check_output, write_stdout
+from lorafa_prof.cli.options import name_list
+from lorafa_prof.cli.predict import DEFAULT_METHODS
+from lorafa_prof.specs import METHODS, require_choice
+
+if TYPE_CHECKING:
+    from lorafa_prof.analytic.export import Answer, Task
+
+DEFAULT_MODELS = ("llama3.1-8b", "llama3.2-1b", "llama2-7b", "qwen3-8b", "mistral-7b", "gemma2-9b")
+#: The card that the page opens with, where it is among those asked for.
+FIRST_CARD = "rtx4090"
+
+
+@click.command()
+@click.option(
+    "--model", "models", multiple=True, metavar="M",
+    help=f"Model of the page (alias, hub id or path); may be repeated.  [default: {', '.join(DEFAULT_MODELS)}]",
+)  # fmt: skip
+@click.option(
+    "--method", "methods", multiple=True, metavar="M",
+    help=f"Method of the page; may be repeated or a comma list.  [default: {', '.join(DEFAULT_METHODS)}]",
+)  # fmt: skip
+@click.option(
+    "--gpu", "gpus", multiple=True, metavar="G",
+    help="Card of the page (alias or JSON file); may be repeated or a comma list.  [default: all that are known]",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", default="planner.html", show_default=True, metavar="FILE", callback=check_output,
+    help="Write the page to FILE, whole or not at all; - is stdout.",
+)  # fmt: skip
+def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, ...], output: str | None) -> None:
+    """Write a self-contained page that plans memory: model, method, card and options are its controls.
+
+    The page needs no network and no installation, and its numbers are those of `predict --engine analytic`.
+
+    \b
+    Examples:
+      lorafa-prof planner
+      lorafa-prof planner --model qwen3-8b --gpu rtx4090,h100 -o team.html
+      lorafa-prof planner --model ./my-model --method lora,lora-fa,full
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    from lorafa_prof.analytic.export import export
+    from lorafa_prof.catalog import load_device, load_model
+    from lorafa_prof.catalog.devices import device_names
+    from lorafa_prof.reports.planner import planner_page
+
+    chosen = name_list(methods) or list(DEFAULT_METHODS)
+    for name in chosen:
+        require_choice("method", name, METHODS)
+    specs = [load_model(name) for name in name_list(models) or DEFAULT_MODELS]
+    cards = [load_device(name) for name in name_list(gpus) or device_names()]
+    if not gpus:
+        cards.sort(key=lambda card: (card.total_bytes, card.name))
+    plans = export(specs, chosen, cards, mapped=_in_processes)
+    page = planner_page(plans, opening(plans))
+    if output is None:
+        write_stdout(page)
+        return
+    from lorafa_prof.reports.output import write_atomically
+
+    write_atomically(output, page)
+    click.echo(
+        f"{Path(output)}: {len(page.encode()) / 1e6:.1f} MB, {len(specs)} models, {len(chosen)} methods", err=True
+    )
+
+
+def opening(plans: dict[str, Any]) -> dict[str, Any]:
+    """Return the run that the page opens with: the command line's defaults, with the first names of the page."""
+    methods = list(plans["models"][0]["methods"])
+    cards = [device["name"] for device in plans["devices"]]
+    return {
+        "model": plans["models"][0]["name"],
+        "method": "lora-fa" if "lora-fa" in methods else methods[0],
+        "gpu": FIRST_CARD if FIRST_CARD in cards else cards[0],
+        "bs": 1, "seq": 1024, "rank": 64,
+        **{name: values[0] for name, values in plans["options"]},
+    }  # fmt: skip
+
+
+def _in_processes(function: Callable[[Task], list[Answer]], tasks: list[Task]) -> Iterable[list[Answer]]:
+    """Apply the function to the tasks with all processors, and say on stderr how far it is."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
+        for number, ((model, method, _), answers) in enumerate(zip(tasks, pool.map(function, tasks), strict=True), 1):
+            click.echo(f"lorafa-prof: {number}/{len(tasks)} {model.name}, {method}", err=True)
+            yield answers
