@@ -76,12 +76,11 @@ function drawBars(host, rows, device, looks, names) {
   const fills = patterns(root, looks);
   rows.forEach((row, i) => {
     const y = top + i * rowHeight;
-    const right = row.refused ? "no prediction" : `${gib(row.needed)} GiB  ${row.fits ? "fits" : "does not fit"}`;
-    const state = row.refused ? "none" : row.fits ? "good" : "bad";
-    root.append(
-      svg("text", { x: 1, y: y + 13, class: row.chosen ? "bar-name chosen" : "bar-name" }, row.label),
-      svg("text", { x: width - 1, y: y + 13, class: `bar-value ${state}`, "text-anchor": "end" }, right),
-    );
+    const size = row.refused ? "no prediction" : `${gib(row.needed)} GiB`;
+    const verdict = row.refused ? "" : row.fits ? "✓ fits" : "✕ does not fit";
+    root.append(svg("text", { x: 1, y: y + 13, class: row.chosen ? "bar-name chosen" : "bar-name" }, row.label,
+      svg("tspan", { dx: 10, class: "bar-size" }, size),
+      svg("tspan", { dx: 10, class: row.fits ? "good" : "bad" }, verdict)));
     let x = 1;
     for (const [part, bytes] of row.parts) {
       const w = bytes * scale;

@@ -237,10 +237,17 @@ class Planner {
     return this.choices.method.map((method) => ({
       label: this.words.methods[method],
       chosen: method === this.run.method,
-      points: this.lengths()
-        .map((seq) => [seq, this.largestBatch(method, seq)])
-        .filter(([, bs]) => bs >= 1),
+      points: this.curve(method),
     }));
+  }
+
+  /** [sequence length, largest batch] as far as one sequence fits, the longest such one included. */
+  curve(method) {
+    const points = this.lengths().map((seq) => [seq, this.largestBatch(method, seq)]);
+    const end = points.findIndex(([, bs]) => bs < 1);
+    if (end < 1) return end ? points : [];
+    const last = bisect((seq) => this.largestBatch(method, seq) >= 1, points[end - 1][0], points[end][0]);
+    return [...points.slice(0, end), [last, this.largestBatch(method, last)]];
   }
 
   largestBatch(method, seq) {
