@@ -20,9 +20,10 @@ from lorafa_prof.analytic.timeline import Place
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.intp]
 
 #: Rows held against all others at once, to bound the memory that this takes.
-CHUNK = 64
+CHUNK = 32
 
 Terms = tuple[tuple[Size, int], ...]
 """(bytes of one tensor, how many): their sum, each size rounded up to the allocator's granule, is bytes."""
@@ -121,26 +122,41 @@ def _is_top(plan: StepPlan, position: int) -> bool:
 def _undominated(rows: Floats, columns: _Columns) -> list[int]:
     """Return the numbers of the rows that no other one beats for every batch, sequence length and rank.
 
-    A row beats another if it is always higher, or always as high and earlier. Rounding adds less than a granule a
-    tensor (see `grid`).
+    A row beats another if it is always higher, or always as high and earlier: it has as many of every size, or its
+    polynomial is at least the other's with a granule more a rounded tensor (see `grid`).
     """
-    sizes = list(dict.fromkeys(size for _, size in columns.pairs))
-    total = np.zeros((len(rows), len(sizes)))
-    for number, (_, size) in enumerate(columns.pairs):
-        total[:, sizes.index(size)] += rows[:, number]
-    lower = (total * (np.array([size[0] for size in sizes]) / ALLOCATION_GRANULE)) @ shifted_coefficients(sizes)
-    rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
-    upper = lower.copy()
-    upper[:, 0] += total[:, rounding].sum(axis=1)  # the first monomial is the constant
-    solid = np.array([not any(symbol in CAN_VANISH for symbol in symbols) for _, symbols in sizes])
-    order = np.arange(len(rows))
-    kept = []
-    for part in np.array_split(order, -(-len(rows) // CHUNK)):
-        more = (total[part, None] <= total).all(axis=2)
-        above = (upper[part, None] <= lower).all(axis=2)
-        strictly = (more & (total[part, None] < total)[:, :, solid].any(axis=2)) | (
-            above & (upper[part, None, 0] < lower[:, 0])
-        )
-        beaten = (more | above) & (strictly | (order < part[:, None]))
-        kept.extend(part[~beaten.any(axis=1)].tolist())
-    return kept
+    bounds = _Bounds(rows, columns)
+    highest_first = np.argsort(-bounds.lower.sum(axis=1), kind="stable")
+    kept = np.arange(len(rows))
+    # Beating is transitive, so what the highest few beat need not be held against the others.
+    for rivals in (highest_first[:CHUNK], None):
+        by = kept if rivals is None else rivals
+        beaten = [bounds.beaten(part, by) for part in np.array_split(kept, -(-len(kept) // CHUNK))]
+        kept = kept[~np.concatenate(beaten)]
+    return [int(i) for i in kept]
+
+
+class _Bounds:
+    """What every row is at least and at most, as polynomials in granules."""
+
+    def __init__(self, rows: Floats, columns: _Columns) -> None:
+        sizes = list(dict.fromkeys(size for _, size in columns.pairs))
+        self.total = np.zeros((len(rows), len(sizes)))
+        for number, (_, size) in enumerate(columns.pairs):
+            self.total[:, sizes.index(size)] += rows[:, number]
+        granules = np.array([size[0] for size in sizes]) / ALLOCATION_GRANULE
+        self.lower = (self.total * granules) @ shifted_coefficients(sizes)
+        rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
+        self.upper = self.lower.copy()
+        self.upper[:, 0] += self.total[:, rounding].sum(axis=1)  # the first monomial is the constant
+        self.solid = np.array([not any(symbol in CAN_VANISH for symbol in symbols) for _, symbols in sizes])
+
+    def beaten(self, rows: Numbers, by: Numbers) -> npt.NDArray[np.bool_]:
+        """Return which of the rows are beaten by one of `by`."""
+        total, rival = self.total[rows, None], self.total[by]
+        upper, lower = self.upper[rows, None], self.lower[by]
+        more = (total <= rival).all(axis=2)
+        above = (upper <= lower).all(axis=2)
+        higher = (more & (total < rival)[:, :, self.solid].any(axis=2)) | (above & (upper[:, :, 0] < lower[:, 0]))
+        found: npt.NDArray[np.bool_] = ((more | above) & (higher | (by < rows[:, None]))).any(axis=1)
+        return found
