@@ -17,7 +17,7 @@ from lorafa_prof.specs import METHODS, require_choice
 if TYPE_CHECKING:
     from lorafa_prof.analytic.export import Answer, Task
 
-DEFAULT_MODELS = ("llama3.1-8b", "llama3.2-1b", "llama2-7b", "qwen3-8b", "mistral-7b", "gemma2-9b")
+DEFAULT_MODELS = ("llama3.1-8b", "llama3.2-1b", "llama2-7b", "qwen3-8b", "qwen2.5-7b", "mistral-7b-v0.3")
 #: The card that the page opens with, where it is among those asked for.
 FIRST_CARD = "rtx4090"
 
