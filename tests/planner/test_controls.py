@@ -27,7 +27,7 @@ class TestControls:
     def test_the_verdict_comes_first_and_moves_with_the_controls(self, browser: Browser) -> None:
         """LoRA-FA of a small model fits on a 24 GB card; full fine-tuning of a 7B model does not."""
         assert browser.text("answer") == "Fits"
-        first = browser.run("return document.querySelector('main section').id")
+        first = browser.run("return document.querySelector('main > *').id")
         assert first == "verdict"
         browser.choose("model", "mistral-7b")
         browser.choose("method", "full")
@@ -62,15 +62,31 @@ class TestControls:
         assert browser.run("return document.querySelectorAll('#batches tbody tr').length") >= 8
 
     def test_the_frontier_is_where_the_verdict_turns(self, browser: Browser) -> None:
-        """A curve's last length is the longest sequence of which one fits; its batches fit and the next does not."""
+        """Each point of a curve fits, 16 tokens more do not, and at its left end one sequence more does not."""
         script = """
-            const curve = planner.curve("full"), run = { ...planner.run, method: "full" };
-            const fits = (bs, seq) => planner.engine.evaluate({ ...run, bs, seq }).fit.fits;
-            const last = curve.at(-1)[0];
-            return [curve.every(([seq, bs]) => fits(bs, seq) && !fits(bs + 1, seq)), fits(1, last), fits(1, last + 1)];
+            const run = { ...planner.run, method: "full" };
+            const fits = (seq, bs) => planner.engine.evaluate({ ...run, bs, seq }).fit.fits;
+            const curve = planner.curve("full"), [seq, bs] = curve.at(-1);
+            return [curve.length, curve.every((point) => fits(...point)), fits(seq, bs + 1),
+              curve.slice(0, -1).some(([seq, bs]) => fits(seq + 16, bs))];
         """
-        browser.choose("model", "llama3.2-1b")
-        assert browser.run(script) == [True, True, False]
+        points, all_fit, one_more, longer = browser.run(script)
+        assert points >= 10
+        assert (all_fit, one_more, longer) == (True, False, False)
+
+    def test_what_would_fit_does(self, browser: Browser, page: Path) -> None:
+        """Each change that is offered fits when it is taken, and is then what the controls show."""
+        start = "#model=mistral-7b&method=full&bs=4&seq=2048&gpu=rtx4090"
+        browser.open(page, start)
+        offers = browser.run("return [...document.querySelectorAll('#advice button')].map((b) => b.textContent)")
+        assert "LoRA-FA with checkpointing" in offers
+        assert "Smallest card: B200 180GB (SXM), 178.4 GiB" in offers
+        for number in range(len(offers)):
+            browser.open(page, start)
+            browser.driver.find_elements("css selector", "#advice button")[number].click()
+            assert browser.text("answer") == "Fits", offers[number]
+            assert browser.focused() == "verdict"
+        assert browser.find("gpu").get_attribute("value") == "b200"
 
     def test_a_sequence_beyond_the_positions_is_refused(self, browser: Browser) -> None:
         """In the words of the command line, and without a figure."""

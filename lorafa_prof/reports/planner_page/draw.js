@@ -31,6 +31,11 @@ function count(number) {
   return number.toLocaleString("en-US");
 }
 
+/** A card's name without its vendor's, where that is the usual one. */
+function plainName(device) {
+  return device.full_name.replace(/^NVIDIA (GeForce )?/, "");
+}
+
 /** The hatches of lorafa_prof/reports/figures.py: lines or dots over a colour, told apart without colour. */
 const HATCHES = {
   "...": "M1.5 1.5h1v1h-1z M5.5 5.5h1v1h-1z",
@@ -74,11 +79,12 @@ function drawBars(host, rows, device, looks, names) {
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "figure", role: "img",
     "aria-label": `Memory at the peak by method, against ${device.full_name}. The table below has the figures.` });
   const fills = patterns(root, looks);
+  const labels = [];
   rows.forEach((row, i) => {
     const y = top + i * rowHeight;
     const size = row.refused ? "no prediction" : `${gib(row.needed)} GiB`;
     const verdict = row.refused ? "" : row.fits ? "✓ fits" : "✕ does not fit";
-    root.append(svg("text", { x: 1, y: y + 13, class: row.chosen ? "bar-name chosen" : "bar-name" }, row.label,
+    labels.push(svg("text", { x: 1, y: y + 13, class: row.chosen ? "bar-name chosen" : "bar-name" }, row.label,
       svg("tspan", { dx: 10, class: "bar-size" }, size),
       svg("tspan", { dx: 10, class: row.fits ? "good" : "bad" }, verdict)));
     let x = 1;
@@ -91,14 +97,15 @@ function drawBars(host, rows, device, looks, names) {
     }
     if (row.chosen) root.append(svg("rect", { x: 0.5, y: y + 17, width: Math.max(x, 4), height: 24, class: "outline" }));
   });
-  const x = 1 + device.total_bytes * scale;
+  const limit = 1 + device.total_bytes * scale;
   const bottom = top + rows.length * rowHeight - 4;
-  const label = `${device.full_name.replace(/^NVIDIA /, "")}: ${gib(device.total_bytes)} GiB`;
-  const left = x > width / 2;
+  const label = `${plainName(device)}: ${gib(device.total_bytes)} GiB`;
+  const left = limit > width / 2;
   root.append(
-    svg("line", { x1: x, x2: x, y1: 16, y2: bottom, class: "capacity" }),
-    svg("text", { x: left ? x + 1 : x - 1, y: 11, class: "capacity-name", "text-anchor": left ? "end" : "start" }, label),
+    svg("line", { x1: limit, x2: limit, y1: 16, y2: bottom, class: "capacity" }),
+    svg("text", { x: left ? limit + 1 : limit - 1, y: 11, class: "capacity-name", "text-anchor": left ? "end" : "start" }, label),
   );
+  root.append(...labels); // over the line, which breaks around them
   drawSizes(root, width, bottom + 18, scale);
   host.replaceChildren(root);
 }
@@ -106,7 +113,8 @@ function drawBars(host, rows, device, looks, names) {
 /** A scale of sizes under the bars. */
 function drawSizes(root, width, y, scale) {
   const most = width / scale / GIB;
-  const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000].find((s) => most / s <= 8) ?? most;
+  const steps = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
+  const step = steps.find((size) => most / size <= width / 64) ?? most;
   for (let size = 0; size * GIB * scale <= width - 24; size += step) {
     const x = 1 + size * GIB * scale;
     root.append(
@@ -131,8 +139,8 @@ function mark(kind, x, y) {
   return shapes[kind];
 }
 
-/** The largest batch that fits against the sequence length, both in powers of two, a curve for each method.
- *  curves: [{label, points: [[seq, batch]], chosen, refused}] */
+/** The batch that fits against the sequence length, both in powers of two, a curve for each method.
+ *  curves: [{points: [[seq, batch], ...], chosen}] */
 function drawFrontier(host, curves, here) {
   const width = Math.max(280, Math.round(host.clientWidth || 640));
   const height = Math.round(Math.min(400, Math.max(260, width * 0.6)));
@@ -144,13 +152,13 @@ function drawFrontier(host, curves, here) {
   const x = (seq) => box.left + ((Math.log2(seq) - xs[0]) / (xs[1] - xs[0])) * (box.right - box.left);
   const y = (bs) => box.bottom - ((Math.log2(bs) - ys[0]) / (ys[1] - ys[0])) * (box.bottom - box.top);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "figure", role: "img",
-    "aria-label": "Largest batch that fits against sequence length, by method. The table below has the figures." });
+    "aria-label": "Batch that fits against sequence length, by method. The table below has the figures." });
   drawGrid(root, box, xs, ys, x, y);
   curves.forEach((curve, i) => {
     if (!curve.points.length) return;
     const path = curve.points.map(([seq, bs], j) => `${j ? "L" : "M"}${x(seq).toFixed(1)} ${y(bs).toFixed(1)}`).join("");
     const style = `curve curve-${i % MARKS.length}${curve.chosen ? " chosen" : ""}`;
-    const every = curve.points.filter(([seq], j) => Number.isInteger(Math.log2(seq)) || j === curve.points.length - 1);
+    const every = curve.points.filter(([, bs]) => Number.isInteger(Math.log2(bs)));
     root.append(
       svg("path", { d: path, class: style, "stroke-dasharray": DASHES[i % DASHES.length] || null }),
       svg("path", { d: every.map(([seq, bs]) => mark(MARKS[i % MARKS.length], x(seq), y(bs))).join(""),
@@ -184,9 +192,9 @@ function drawGrid(root, box, xs, ys, x, y) {
   }
   root.append(
     svg("text", { x: (box.left + box.right) / 2, y: box.bottom + 34, class: "axis-name", "text-anchor": "middle" },
-      "sequence length (tokens)"),
+      "sequence length, tokens"),
     svg("text", { x: -(box.top + box.bottom) / 2, y: 11, class: "axis-name", "text-anchor": "middle",
-      transform: "rotate(-90)" }, "largest batch"),
+      transform: "rotate(-90)" }, "batch"),
   );
 }
 

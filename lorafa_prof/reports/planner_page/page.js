@@ -8,6 +8,9 @@ const STOPS = {
   rank: [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 };
 
+/** The shortest sequence of the frontier. */
+const SHORTEST = 128;
+
 const byId = (id) => document.getElementById(id);
 
 class Planner {
@@ -40,7 +43,11 @@ class Planner {
   }
 
   set(field, value) {
-    this.run = { ...this.run, [field]: value };
+    this.change({ [field]: value });
+  }
+
+  change(fields) {
+    this.run = { ...this.run, ...fields };
     byId("notice").hidden = true;
     history.replaceState(null, "", hashOf(this.run));
     this.render();
@@ -54,10 +61,10 @@ class Planner {
       method: (name) => this.words.methods[name],
       gpu: (name) => {
         const device = this.engine.devices.get(name);
-        return `${device.full_name}, ${gib(device.total_bytes, 1)} GiB`;
+        return `${plainName(device)}, ${gib(device.total_bytes, 1)} GiB`;
       },
-      adapter_dtype: (name) => (name === "auto" ? "auto (fp32, as PEFT)" : name),
-      amp: (on) => (on ? "bf16 autocast" : "off"),
+      adapter_dtype: (name) => (name === "auto" ? "auto: fp32" : name),
+      amp: (on) => (on ? "bf16" : "off"),
       checkpointing: (name) => (name === "full" ? "every layer" : "off"),
     };
     for (const [field, values] of Object.entries(this.choices)) {
@@ -125,6 +132,7 @@ class Planner {
     this.answers = new Map(this.choices.method.map((method) => [method, this.engine.evaluate({ ...this.run, method })]));
     this.device = this.engine.devices.get(this.run.gpu);
     this.showVerdict();
+    this.showAdvice();
     this.showTable();
     this.showFrontierTable();
     this.drawFigures();
@@ -135,10 +143,10 @@ class Planner {
 
   showVerdict() {
     const answer = this.answers.get(this.run.method);
-    const box = byId("verdict");
+    const box = byId("main");
     const method = this.words.methods[this.run.method];
     const adapters = this.run.method === "full" ? "" : `, rank ${this.run.rank}`;
-    byId("asked").textContent = `${method} of ${this.run.model} on ${this.device.full_name}: ` +
+    byId("asked").textContent = `${method} of ${this.run.model} on ${plainName(this.device)}: ` +
       `batch ${count(this.run.bs)} × ${count(this.run.seq)} tokens${adapters}`;
     if (answer.refused) {
       box.dataset.state = "none";
@@ -162,6 +170,22 @@ class Planner {
     ];
     byId("facts").replaceChildren(...facts.map(([name, value, note]) => element("div", {},
       element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, note))));
+  }
+
+  showAdvice() {
+    const found = advise(this.engine, this.run, this.words);
+    const fits = this.answers.get(this.run.method).fit?.fits;
+    byId("details").hidden = byId("facts").childElementCount === 0;
+    byId("advice-box").hidden = found.length === 0;
+    byId("advice-title").textContent = fits ? "What also fits" : "What would fit";
+    byId("advice").replaceChildren(...found.map(({ text, change }) => {
+      const button = element("button", { type: "button" }, text);
+      button.addEventListener("click", () => {
+        this.change(change);
+        byId("verdict").focus();
+      });
+      return button;
+    }));
   }
 
   showTable() {
@@ -209,8 +233,9 @@ class Planner {
     }));
     const answer = this.answers.get(this.run.method);
     const state = answer.refused ? "none" : answer.fit.fits ? "good" : "bad";
-    drawFrontier(byId("frontier"), this.curves(), { bs: this.run.bs, seq: this.run.seq, state });
-    this.showCurveNames();
+    const curves = this.curves();
+    drawFrontier(byId("frontier"), curves, { bs: this.run.bs, seq: this.run.seq, state });
+    this.showCurveNames(curves);
   }
 
   bar(method) {
@@ -225,29 +250,25 @@ class Planner {
     };
   }
 
-  /** Sequence lengths of the curves, four an octave. */
-  lengths() {
-    const longest = Math.min(this.engine.models.get(this.run.model).max_positions ?? 2 ** 17, 2 ** 17);
-    const found = [];
-    for (let power = 7; 2 ** power <= longest; power += 0.25) found.push(Math.round(2 ** power / 16) * 16);
-    return found.includes(longest) ? found : [...found, longest];
-  }
-
   curves() {
     return this.choices.method.map((method) => ({
-      label: this.words.methods[method],
       chosen: method === this.run.method,
       points: this.curve(method),
     }));
   }
 
-  /** [sequence length, largest batch] as far as one sequence fits, the longest such one included. */
+  /** [longest sequence, batch] for ever larger batches, as far as the figure goes. */
   curve(method) {
-    const points = this.lengths().map((seq) => [seq, this.largestBatch(method, seq)]);
-    const end = points.findIndex(([, bs]) => bs < 1);
-    if (end < 1) return end ? points : [];
-    const last = bisect((seq) => this.largestBatch(method, seq) >= 1, points[end - 1][0], points[end][0]);
-    return [...points.slice(0, end), [last, this.largestBatch(method, last)]];
+    const points = [];
+    for (let power = 0; power <= 20; power += 0.125) {
+      const bs = Math.round(2 ** power);
+      if (bs === points.at(-1)?.[1]) continue;
+      const seq = longestSequence(this.engine, { ...this.run, method, bs }, this.device);
+      if (seq < SHORTEST) break;
+      points.push([seq, bs]);
+    }
+    const most = this.largestBatch(method, SHORTEST);
+    return most ? [...points, [SHORTEST, most]] : points;
   }
 
   largestBatch(method, seq) {
@@ -255,19 +276,21 @@ class Planner {
     return this.engine.refusal(run) === null ? this.engine.largestBatch(run, this.device) : 0;
   }
 
-  showCurveNames() {
+  showCurveNames(curves) {
     byId("curves").replaceChildren(...this.choices.method.map((method, i) => {
       const style = `curve-${i % MARKS.length}`;
       const swatch = svg("svg", { viewBox: "0 0 32 12", width: 32, height: 12, "aria-hidden": "true" },
         svg("path", { d: "M0 6H32", class: `curve ${style}`, "stroke-dasharray": DASHES[i % DASHES.length] || null }),
         svg("path", { d: mark(MARKS[i % MARKS.length], 16, 6), class: `mark ${style}` }));
-      return element("li", {}, swatch, this.words.methods[method]);
+      const none = curves[i].points.length ? "" : " (does not fit)";
+      return element("li", {}, swatch, this.words.methods[method] + none);
     }));
   }
 
   showFrontierTable() {
     const methods = this.choices.method;
-    const lengths = this.lengths().filter((seq) => Number.isInteger(Math.log2(seq)));
+    const longest = Math.min(this.engine.models.get(this.run.model).max_positions ?? 2 ** 17, 2 ** 17);
+    const lengths = STOPS.seq.filter((seq) => Number.isInteger(Math.log2(seq)) && seq <= longest);
     const head = element("tr", {}, element("th", { scope: "col" }, "tokens"),
       ...methods.map((method) => this.methodHead(method)));
     const rows = lengths.map((seq) => element("tr", {}, element("th", { scope: "row" }, count(seq)),
