@@ -158,5 +158,6 @@ class _Bounds:
         more = (total <= rival).all(axis=2)
         above = (upper <= lower).all(axis=2)
         higher = (more & (total < rival)[:, :, self.solid].any(axis=2)) | (above & (upper[:, :, 0] < lower[:, 0]))
-        found: npt.NDArray[np.bool_] = ((more | above) & (higher | (by < rows[:, None]))).any(axis=1)
+        beats = (more | above) & (higher | (by < rows[:, None]))
+        found: npt.NDArray[np.bool_] = np.any(beats, axis=1)
         return found

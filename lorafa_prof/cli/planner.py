@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +14,7 @@ import click
 from lorafa_prof.cli.emit import check_output, write_stdout
 from lorafa_prof.cli.options import name_list
 from lorafa_prof.cli.predict import DEFAULT_METHODS
+from lorafa_prof.cli.program import PROGRAM
 from lorafa_prof.specs import METHODS, require_choice
 
 if TYPE_CHECKING:
@@ -62,7 +65,7 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
     cards = [load_device(name) for name in name_list(gpus) or device_names()]
     if not gpus:
         cards.sort(key=lambda card: (card.total_bytes, card.name))
-    plans = export(specs, chosen, cards, mapped=_in_processes)
+    plans = export(specs, chosen, cards, mapped=in_processes)
     page = planner_page(plans, opening(plans))
     if output is None:
         write_stdout(page)
@@ -70,9 +73,7 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
     from lorafa_prof.reports.output import write_atomically
 
     write_atomically(output, page)
-    click.echo(
-        f"{Path(output)}: {len(page.encode()) / 1e6:.1f} MB, {len(specs)} models, {len(chosen)} methods", err=True
-    )
+    click.echo(f"{PROGRAM}: {output}: {len(page.encode()) / 1e6:.1f} MB", err=True)
 
 
 def opening(plans: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +89,15 @@ def opening(plans: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _in_processes(function: Callable[[Task], list[Answer]], tasks: list[Task]) -> Iterable[list[Answer]]:
+def in_processes(function: Callable[[Task], list[Answer]], tasks: list[Task]) -> Iterator[list[Answer]]:
     """Apply the function to the tasks with all processors, and say on stderr how far it is."""
-    from concurrent.futures import ProcessPoolExecutor
-
-    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1)) as pool:
-        for number, ((model, method, _), answers) in enumerate(zip(tasks, pool.map(function, tasks), strict=True), 1):
-            click.echo(f"lorafa-prof: {number}/{len(tasks)} {model.name}, {method}", err=True)
+    with contextlib.ExitStack() as stack:
+        mapped: Callable[..., Iterator[list[Answer]]] = map
+        workers = min(len(tasks), os.cpu_count() or 1)
+        if workers > 1:
+            # Not fork: this process may have threads by now (a caller's, a library's).
+            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+            mapped = stack.enter_context(pool).map
+        for number, ((model, method, _), answers) in enumerate(zip(tasks, mapped(function, tasks), strict=True), 1):
+            click.echo(f"{PROGRAM}: {number}/{len(tasks)} {model.name}, {method}", err=True)
             yield answers

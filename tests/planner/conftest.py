@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from lorafa_prof.analytic.export import OPTIONS, export
 from lorafa_prof.catalog import load_device, load_model
-from lorafa_prof.cli.planner import opening
+from lorafa_prof.cli.planner import in_processes, opening
 from lorafa_prof.reports.planner import planner_page
 from tests.planner.browser import Browser
 
@@ -27,14 +26,8 @@ CARDS = ("rtx4090", "h100", "b200")
 def plans() -> dict[str, Any]:
     """Plans of two models and two methods, with 16-bit weights."""
     options = {**OPTIONS, "dtype": ("bf16", "fp16"), "adapter_dtype": ("auto", "bf16")}
-    with ProcessPoolExecutor(2) as pool:
-        return export(
-            [load_model(name) for name in MODELS],
-            METHODS,
-            [load_device(name) for name in CARDS],
-            options=options,
-            mapped=pool.map,
-        )
+    models, cards = [load_model(name) for name in MODELS], [load_device(name) for name in CARDS]
+    return export(models, METHODS, cards, options=options, mapped=in_processes)
 
 
 @pytest.fixture(scope="session")

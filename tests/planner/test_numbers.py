@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lorafa_prof.analytic.export import MIXED, OPTIONS, export
-from lorafa_prof.cli.planner import opening
+from lorafa_prof.cli.planner import in_processes, opening
 from lorafa_prof.cli.predict import DEFAULT_METHODS
 from lorafa_prof.reports.planner import planner_page
 from tests.planner.browser import Browser
@@ -74,8 +73,7 @@ def test_larger_pages_equal_predict(chromium: Browser, tmp_path: Path, kind: str
     """200 random runs each; what `predict` refuses, the page refuses in the same words."""
     names, methods, options = PAGES[kind]
     cards = [device_of(name) for name in ("rtx4090", "h100", "v100-16gb", "b200", "mi300x")]
-    with ProcessPoolExecutor(2) as pool:
-        plans = export([model_of(name) for name in names], methods, cards, options=options, mapped=pool.map)
+    plans = export([model_of(name) for name in names], methods, cards, options=options, mapped=in_processes)
     page = tmp_path / "planner.html"
     page.write_text(planner_page(plans, opening(plans)), "utf-8")
     chromium.forget()
