@@ -61,8 +61,9 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
     chosen = name_list(methods) or list(DEFAULT_METHODS)
     for name in chosen:
         require_choice("method", name, METHODS)
-    specs = [load_model(name) for name in name_list(models) or DEFAULT_MODELS]
-    cards = [load_device(name) for name in name_list(gpus) or device_names()]
+    # Two names of one model or card (an alias, a hub id) are one.
+    specs = list({spec.name: spec for spec in map(load_model, name_list(models) or DEFAULT_MODELS)}.values())
+    cards = list({card.name: card for card in map(load_device, name_list(gpus) or device_names())}.values())
     if not gpus:
         cards.sort(key=lambda card: (card.total_bytes, card.name))
     plans = export(specs, chosen, cards, mapped=in_processes)
@@ -78,13 +79,14 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
 
 def opening(plans: dict[str, Any]) -> dict[str, Any]:
     """Return the run that the page opens with: the command line's defaults, with the first names of the page."""
-    methods = list(plans["models"][0]["methods"])
+    model = plans["models"][0]
+    methods = list(model["methods"])
     cards = [device["name"] for device in plans["devices"]]
     return {
-        "model": plans["models"][0]["name"],
+        "model": model["name"],
         "method": "lora-fa" if "lora-fa" in methods else methods[0],
         "gpu": FIRST_CARD if FIRST_CARD in cards else cards[0],
-        "bs": 1, "seq": 1024, "rank": 64,
+        "bs": 1, "seq": min(1024, model["max_positions"] or 1024), "rank": 64,
         **{name: values[0] for name, values in plans["options"]},
     }  # fmt: skip
 

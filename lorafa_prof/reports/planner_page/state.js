@@ -54,11 +54,16 @@ function hashOf(run) {
   return `#${new URLSearchParams(pairs)}`;
 }
 
+/** A word as a shell takes it: a model may be a path. */
+function quoted(word) {
+  return /^[\w.@%+=:,/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
 /** The command that answers the same question. */
 function commandOf(run) {
   const words = [
-    "lorafa-prof predict", `--model ${run.model}`, `--method ${run.method}`, `--gpu ${run.gpu}`, `--bs ${run.bs}`,
-    `--seq ${run.seq}`,
+    "lorafa-prof predict", `--model ${quoted(run.model)}`, `--method ${run.method}`, `--gpu ${quoted(run.gpu)}`,
+    `--bs ${run.bs}`, `--seq ${run.seq}`,
   ];
   if (run.method !== "full") words.push(`--rank ${run.rank}`);
   if (run.dtype !== "bf16") words.push(`--dtype ${run.dtype}`);
