@@ -151,12 +151,11 @@ def _throughput(plan: StepPlan) -> Throughput:
 
 
 def _assumptions(plan: StepPlan, device: DeviceSpec | None) -> tuple[str, ...]:
-    return (*run_assumptions(plan), device_assumption(device))
+    return (*run_assumptions(plan.run, plan.assumptions), device_assumption(device))
 
 
-def run_assumptions(plan: StepPlan) -> tuple[str, ...]:
-    """Return what the figures of a plan rest on, whatever the card is."""
-    run = plan.run
+def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
+    """Return what the figures of a run rest on, whatever the card is; `of_model` is what its plan assumes."""
     lines = [
         "steady state: optimizer states exist, gradients are set to None after each step",
         "every sequence is full, nothing is padded; labels are a tensor of their own",
@@ -171,7 +170,7 @@ def run_assumptions(plan: StepPlan) -> tuple[str, ...]:
         lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
-    return (*lines, *plan.assumptions)
+    return (*lines, *of_model)
 
 
 def device_assumption(device: DeviceSpec | None) -> str:

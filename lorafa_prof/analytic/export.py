@@ -20,6 +20,7 @@ peak is the highest of a few moments, the first where several are; a moment's pa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -68,6 +69,12 @@ class Step:
     moments: tuple[Moment, ...]
     assumptions: tuple[str, ...]
     unmodelled: tuple[str, ...]
+    of_model: tuple[str, ...]
+    """Those of the assumptions that come with the model."""
+
+    def of(self, run: RunSpec) -> Step:
+        """Return the step of a run that this one stands for: their sizes are the same, not their names of dtypes."""
+        return dataclasses.replace(self, assumptions=run_assumptions(run, self.of_model))
 
 
 Answer = Step | str
@@ -78,7 +85,7 @@ Task = tuple[ModelSpec, str, Options]
 def steps_of(task: Task) -> list[Answer]:
     """Return the steps of one model and method for all combinations of (windowed, single, *options).
 
-    The last option changes fastest. Combinations that are the same step are the same object.
+    The last option changes fastest.
 
     Args:
         task: model, method and the options' values.
@@ -101,7 +108,8 @@ def steps_of(task: Task) -> list[Answer]:
             continue
         if alike not in known:
             known[alike] = _traced(alike)
-        answers.append(known[alike])
+        answer = known[alike]
+        answers.append(answer if isinstance(answer, str) else answer.of(run))
     _check_rank(known)
     return answers
 
@@ -137,7 +145,8 @@ def _traced(run: RunSpec) -> Answer:
         traced = plan(run)
     except (UnsupportedError, ContradictionError) as error:
         return str(error)
-    return Step(tuple(candidate_moments(traced)), run_assumptions(traced), run_unmodelled(traced))
+    of_model = tuple(traced.assumptions)
+    return Step(tuple(candidate_moments(traced)), run_assumptions(run, of_model), run_unmodelled(traced), of_model)
 
 
 def _check_rank(known: Mapping[Hashable, Answer]) -> None:

@@ -61,6 +61,20 @@ class TestControls:
         assert browser.run("return document.querySelectorAll('#frontier path.curve').length") == 2
         assert browser.run("return document.querySelectorAll('#batches tbody tr').length") >= 8
 
+    def test_a_bar_chooses_its_method(self, browser: Browser) -> None:
+        """Clicked where it is empty too; from the keyboard the list does it."""
+        browser.run("document.querySelector('#bars .bar').dispatchEvent(new MouseEvent('click', { bubbles: true }))")
+        assert browser.find("method").get_attribute("value") == "full"
+
+    def test_bytes_are_shown_where_they_are_asked_for(self, browser: Browser) -> None:
+        """The table's integers are the engine's."""
+        browser.find("exact").click()
+        shown = browser.run("return [...document.querySelectorAll('#parts td.chosen')].map((c) => c.textContent)")
+        memory = browser.run("return planner.engine.evaluate(planner.run).memory")
+        assert shown[0] == f"{memory['weights_bytes']:,}"
+        assert shown[8] == f"{memory['peak_allocated_bytes']:,}"
+        assert browser.run("return document.querySelector('#parts th').textContent") == "bytes"
+
     def test_the_frontier_is_where_the_verdict_turns(self, browser: Browser) -> None:
         """Each point of a curve fits, 16 tokens more do not, and at its left end one sequence more does not."""
         script = """
@@ -215,7 +229,7 @@ class TestLooks:
         assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
         if width == 360:
             sizes = browser.run(
-                "return [...document.querySelectorAll('select, input:not([type=range]), button')]"
+                "return [...document.querySelectorAll('select, input[type=number], button')]"
                 ".map((e) => e.getBoundingClientRect()).map((r) => [r.height, r.right])"
             )
             assert all(height >= 32 and right <= 360 for height, right in sizes)

@@ -15,15 +15,25 @@ from tests.planner.browser import Browser
 from tests.planner.runs import comparable, device_of, model_of, predicted, random_runs
 
 
+TOO_LARGE = "batch and sequence length are too large for any memory"
+
+
 def held_against_predict(browser: Browser, plans: dict[str, Any], number: int) -> tuple[int, int]:
-    """Assert that every answer equals the command line's; return how many were figures and how many refusals."""
+    """Assert that every answer equals the command line's; return how many were figures and how many refusals.
+
+    The page refuses by itself what mixes bf16 and fp16 and what is beyond exact doubles.
+    """
     figures = refusals = 0
     for run in random_runs(plans, number):
         answer = browser.evaluate(run)
-        if answer.get("refused") == MIXED:  # which the page says it leaves out
+        if answer.get("refused") == MIXED:
             assert {"bf16", "fp16"} <= {run["dtype"], run["adapter_dtype"], "bf16" if run["amp"] else ""}
             continue
-        assert comparable(answer) == predicted(run), run
+        expected = predicted(run)
+        if answer.get("refused") == TOO_LARGE:  # for doubles; no card comes near
+            assert expected["memory"]["peak_allocated_bytes"] > 2**53, run
+            continue
+        assert comparable(answer) == expected, run
         figures, refusals = figures + ("memory" in answer), refusals + ("refused" in answer)
     return figures, refusals
 

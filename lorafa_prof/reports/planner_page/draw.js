@@ -67,9 +67,9 @@ function patterns(root, looks) {
   return fills;
 }
 
-/** Stacked bars, one a method, with the card's memory as a line.
+/** Stacked bars, one a method, with the card's memory as a line; a click on a bar chooses its method.
  *  rows: [{name, label, parts: [[part, bytes]], needed, fits, refused, chosen}] */
-function drawBars(host, rows, device, looks, names) {
+function drawBars(host, rows, device, looks, names, choose) {
   const width = Math.max(280, Math.round(host.clientWidth || 640));
   const rowHeight = 50;
   const top = 26;
@@ -87,11 +87,14 @@ function drawBars(host, rows, device, looks, names) {
     labels.push(svg("text", { x: 1, y: y + 13, class: row.chosen ? "bar-name chosen" : "bar-name" }, row.label,
       svg("tspan", { dx: 10, class: "bar-size" }, size),
       svg("tspan", { dx: 10, class: row.fits ? "good" : "bad" }, verdict)));
+    const group = svg("g", { class: "bar" }, svg("rect", { x: 0, y, width, height: rowHeight - 4, class: "row" }));
+    group.addEventListener("click", () => choose(row.name));
+    root.append(group);
     let x = 1;
     for (const [part, bytes] of row.parts) {
       const w = bytes * scale;
       if (w <= 0) continue;
-      root.append(svg("rect", { x, y: y + 19, width: w, height: 20, fill: fills[part], class: "segment" },
+      group.append(svg("rect", { x, y: y + 19, width: w, height: 20, fill: fills[part], class: "segment" },
         svg("title", {}, `${row.label}, ${names[part]}: ${gib(bytes)} GiB (${count(bytes)} bytes)`)));
       x += w;
     }

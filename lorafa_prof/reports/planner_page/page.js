@@ -74,6 +74,7 @@ class Planner {
       select.addEventListener("change", () => this.set(field, valueOf(field, select.value, this.data)));
     }
     for (const field of Object.keys(STOPS)) this.buildNumber(field);
+    byId("exact").addEventListener("change", () => this.showTable());
     byId("copy").addEventListener("click", () => this.copy());
   }
 
@@ -190,22 +191,20 @@ class Planner {
 
   showTable() {
     const methods = this.choices.method;
-    const head = element("tr", {}, element("th", { scope: "col" }, "GiB"),
+    const exact = byId("exact").checked;
+    const head = element("tr", {}, element("th", { scope: "col" }, exact ? "bytes" : "GiB"),
       ...methods.map((method) => this.methodHead(method)));
-    const row = (name, show, style = "") => element("tr", { class: style }, element("th", { scope: "row" }, name),
+    const row = (name, show, style = null) => element("tr", { class: style }, element("th", { scope: "row" }, name),
       ...methods.map((method) => this.cell(method, show)));
-    const parts = Object.entries(this.words.parts).map(([part, name]) =>
-      row(name, ({ memory }) => [gib(memory[part]), `${count(memory[part])} bytes`]));
-    const rows = [
+    const size = (bytes) => (exact ? [count(bytes), null] : [signed(bytes), `${count(bytes)} bytes`]);
+    const parts = Object.entries(this.words.parts).map(([part, name]) => row(name, ({ memory }) => size(memory[part])));
+    byId("parts").replaceChildren(element("thead", {}, head), element("tbody", {},
       ...parts,
-      row("peak allocated", ({ memory }) =>
-        [gib(memory.peak_allocated_bytes), `${count(memory.peak_allocated_bytes)} bytes`], "total"),
-      row("fits", ({ fit }) => [fit.fits ? "yes" : "no", ""]),
-      row("to spare", ({ fit }) => [signed(fit.headroom_bytes), `${count(fit.headroom_bytes)} bytes`]),
-      row("largest batch", ({ fit }) => [count(fit.max_bs), ""]),
-      row("reached in", ({ memory }) => [memory.peak_moment, ""], "words"),
-    ];
-    byId("parts").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+      row("peak allocated", ({ memory }) => size(memory.peak_allocated_bytes), "total"),
+      row("fits", ({ fit }) => [fit.fits ? "yes" : "no", null]),
+      row("to spare", ({ fit }) => size(fit.headroom_bytes)),
+      row("largest batch", ({ fit }) => [count(fit.max_bs), null]),
+      row("reached in", ({ memory }) => [memory.peak_moment, null], "words")));
   }
 
   methodHead(method) {
@@ -213,11 +212,11 @@ class Planner {
     return element("th", { scope: "col", class: chosen ? "chosen" : null }, this.words.methods[method]);
   }
 
+  /** A cell of a method: what `show` makes of its answer, [text, tooltip]; a dash with the reason where it has none. */
   cell(method, show) {
     const answer = this.answers.get(method);
     const [text, title] = answer.refused ? ["–", answer.refused] : show(answer);
-    const chosen = method === this.run.method ? "chosen" : null;
-    return element("td", { title: title || null, class: chosen }, text);
+    return element("td", { title, class: method === this.run.method ? "chosen" : null }, text);
   }
 
   // -- figures -------------------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ class Planner {
   drawFigures() {
     const names = { ...this.words.parts, context_bytes: "CUDA context" };
     const rows = this.choices.method.map((method) => this.bar(method));
-    drawBars(byId("bars"), rows, this.device, this.words.looks, names);
+    drawBars(byId("bars"), rows, this.device, this.words.looks, names, (method) => this.set("method", method));
     byId("legend").replaceChildren(...Object.entries(this.words.looks).map(([part, look]) => {
       const swatch = svg("svg", { viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true" },
         svg("rect", { x: 0.5, y: 0.5, width: 15, height: 15, fill: `url(#fill-${part})`, class: "segment" }));
@@ -240,7 +239,7 @@ class Planner {
 
   bar(method) {
     const answer = this.answers.get(method);
-    const row = { label: this.words.methods[method], chosen: method === this.run.method, parts: [], ...answer };
+    const row = { name: method, label: this.words.methods[method], chosen: method === this.run.method, parts: [], ...answer };
     if (answer.refused) return row;
     const context = answer.memory.context_bytes ?? 0;
     const parts = Object.keys(this.words.parts).map((part) => [part, answer.memory[part]]);
