@@ -12,7 +12,8 @@ peak is the highest of a few moments, the first where several are; a moment's pa
     terms      sizes of one tensor: [coefficient, symbols]
     sums       [term, how many, term, how many, ...]
     texts      names of moments, remarks and refusals
-    plans      {"moments": [text, a sum for each of `parts`, text, ...], "assumptions": texts, "unmodelled": texts}
+    moments    those of a step: [text, a sum for each of `parts`, text, ...]
+    plans      {"moments": which, "assumptions": texts, "unmodelled": texts}
     models     for each method the number of a plan, or -1 - n where it is refused for texts[n], one for each
                combination of (windowed, single, *options), the last option changing fastest
     devices    bytes, context (null: not known), workspaces, and remarks by attention
@@ -231,15 +232,21 @@ class _Tables:
     terms: _Numbered = field(default_factory=_Numbered)
     sums: _Numbered = field(default_factory=_Numbered)
     texts: _Numbered = field(default_factory=_Numbered)
+    moments: _Numbered = field(default_factory=_Numbered)
     plans: _Numbered = field(default_factory=_Numbered)
+    _seen: dict[int, tuple[Sequence[Moment], int]] = field(default_factory=dict)
+    """Moments by identity (they are kept, so that it stays theirs): runs that share a step share these."""
 
     def number(self, answer: Answer) -> int:
         """Return the number of a plan, or -1 - n where text n says why there is none."""
         if isinstance(answer, str):
             return -1 - self.texts(answer)
-        rows = tuple(number for moment in answer.moments for number in self._row(moment))
+        known = self._seen.get(id(answer.moments))
+        if known is None:
+            rows = tuple(number for moment in answer.moments for number in self._row(moment))
+            known = self._seen[id(answer.moments)] = (answer.moments, self.moments(rows))
         remarks = [tuple(self.texts(line) for line in lines) for lines in (answer.assumptions, answer.unmodelled)]
-        return self.plans((rows, *remarks))
+        return self.plans((known[1], *remarks))
 
     def plain(self) -> dict[str, Any]:
         """Return the tables, without what their keys are for."""
@@ -247,9 +254,10 @@ class _Tables:
             "terms": [list(term) for term in self.terms.all],
             "sums": [list(terms) for terms in self.sums.all],
             "texts": self.texts.all,
+            "moments": [list(rows) for rows in self.moments.all],
             "plans": [
-                {"moments": list(rows), "assumptions": list(assumed), "unmodelled": list(left_out)}
-                for rows, assumed, left_out in self.plans.all
+                {"moments": moments, "assumptions": list(assumed), "unmodelled": list(left_out)}
+                for moments, assumed, left_out in self.plans.all
             ],
         }
 

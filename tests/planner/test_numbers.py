@@ -14,7 +14,6 @@ from lorafa_prof.reports.planner import planner_page
 from tests.planner.browser import Browser
 from tests.planner.runs import comparable, device_of, model_of, predicted, random_runs
 
-
 TOO_LARGE = "batch and sequence length are too large for any memory"
 
 

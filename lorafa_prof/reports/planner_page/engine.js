@@ -54,7 +54,7 @@ class Engine {
 
   /** The peak without library workspaces: its bytes, and the row of the moment: the first of the highest. */
   peak(number, bs, seq, rank) {
-    const { moments } = this.data.plans[number];
+    const moments = this.data.moments[this.data.plans[number].moments];
     const sizes = this.termSizes(bs, seq, rank);
     const width = this.data.parts.length + 1;
     let bytes = -1;
@@ -87,19 +87,21 @@ class Engine {
   evaluate(run) {
     const refused = this.refusal(run);
     if (refused !== null) return { refused };
-    const plan = this.data.plans[this.planNumber(run, run.bs)];
-    const peak = this.peak(this.planNumber(run, run.bs), run.bs, run.seq, run.rank);
+    const number = this.planNumber(run, run.bs);
+    const plan = this.data.plans[number];
+    const moments = this.data.moments[plan.moments];
+    const peak = this.peak(number, run.bs, run.seq, run.rank);
     if (peak.bytes > EXACT) return { refused: "batch and sequence length are too large for any memory" };
     const device = this.devices.get(run.gpu);
     const memory = {};
     this.data.parts.forEach((part, i) => {
-      memory[part] = this.total(plan.moments[peak.row + 1 + i], peak.sizes);
+      memory[part] = this.total(moments[peak.row + 1 + i], peak.sizes);
     });
     memory.workspace_bytes = device.workspace_bytes;
     memory.peak_allocated_bytes = peak.bytes + device.workspace_bytes;
     memory.context_bytes = device.context_bytes;
-    memory.peak_moment = this.data.texts[plan.moments[peak.row]];
-    const texts = (numbers) => numbers.map((number) => this.data.texts[number]);
+    memory.peak_moment = this.data.texts[moments[peak.row]];
+    const texts = (numbers) => numbers.map((text) => this.data.texts[text]);
     return {
       memory,
       fit: this.fit(run, device, peak.bytes),
