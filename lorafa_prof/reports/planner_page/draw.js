@@ -21,14 +21,18 @@ function filled(made, attributes, children) {
 
 const GIB = 2 ** 30;
 
+// Made once: a formatter costs more than all that it formats.
+const WHOLE = new Intl.NumberFormat("en-US");
+const DECIMALS = [0, 1, 2].map((digits) =>
+  new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+
 function gib(bytes, digits = 2) {
   const size = bytes / GIB;
-  if (bytes > 0 && size < 0.005) return "<0.01";
-  return size.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  return bytes > 0 && size < 0.005 ? "<0.01" : DECIMALS[digits].format(size);
 }
 
 function count(number) {
-  return number.toLocaleString("en-US");
+  return WHOLE.format(number);
 }
 
 /** A card's name without its vendor's, where that is the usual one. */
@@ -129,7 +133,7 @@ function drawSizes(root, width, y, scale) {
 
 /** Marks of curves, told apart without colour. */
 const MARKS = ["circle", "square", "diamond", "triangle", "cross"];
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4"];
+const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4", "12 3 4 3"];
 
 function mark(kind, x, y) {
   const shapes = {
@@ -160,12 +164,13 @@ function drawFrontier(host, curves, here) {
   curves.forEach((curve, i) => {
     if (!curve.points.length) return;
     const path = curve.points.map(([seq, bs], j) => `${j ? "L" : "M"}${x(seq).toFixed(1)} ${y(bs).toFixed(1)}`).join("");
-    const style = `curve curve-${i % MARKS.length}${curve.chosen ? " chosen" : ""}`;
+    const hue = `curve-${i % DASHES.length}`;
+    const style = `curve ${hue}${curve.chosen ? " chosen" : ""}`;
     const every = curve.points.filter(([, bs]) => Number.isInteger(Math.log2(bs)));
     root.append(
       svg("path", { d: path, class: style, "stroke-dasharray": DASHES[i % DASHES.length] || null }),
       svg("path", { d: every.map(([seq, bs]) => mark(MARKS[i % MARKS.length], x(seq), y(bs))).join(""),
-        class: `mark curve-${i % MARKS.length}${curve.chosen ? " chosen" : ""}` }),
+        class: `mark ${hue}` }),
     );
   });
   const [cx, cy] = [x(here.seq), y(here.bs)];

@@ -232,7 +232,8 @@ class Planner {
     }));
     const answer = this.answers.get(this.run.method);
     const state = answer.refused ? "none" : answer.fit.fits ? "good" : "bad";
-    const curves = this.curves();
+    const curves = this.frontier().curves.map((points, i) =>
+      ({ points, chosen: this.choices.method[i] === this.run.method }));
     drawFrontier(byId("frontier"), curves, { bs: this.run.bs, seq: this.run.seq, state });
     this.showCurveNames(curves);
   }
@@ -249,11 +250,19 @@ class Planner {
     };
   }
 
-  curves() {
-    return this.choices.method.map((method) => ({
-      chosen: method === this.run.method,
-      points: this.curve(method),
-    }));
+  /** The curve of each method and the largest batch at each length; they depend on neither batch, length nor method. */
+  frontier() {
+    const key = JSON.stringify({ ...this.run, bs: 0, seq: 0, method: "" });
+    if (this.known?.key !== key) {
+      const longest = Math.min(this.engine.models.get(this.run.model).max_positions ?? 2 ** 17, 2 ** 17);
+      const lengths = STOPS.seq.filter((seq) => Number.isInteger(Math.log2(seq)) && seq <= longest);
+      this.known = {
+        key,
+        curves: this.choices.method.map((method) => this.curve(method)),
+        batches: lengths.map((seq) => [seq, this.choices.method.map((method) => this.largestBatch(method, seq))]),
+      };
+    }
+    return this.known;
   }
 
   /** [longest sequence, batch] for ever larger batches, as far as the figure goes. */
@@ -271,13 +280,13 @@ class Planner {
   }
 
   largestBatch(method, seq) {
-    const run = { ...this.run, method, seq };
+    const run = { ...this.run, method, seq, bs: 1 };
     return this.engine.refusal(run) === null ? this.engine.largestBatch(run, this.device) : 0;
   }
 
   showCurveNames(curves) {
     byId("curves").replaceChildren(...this.choices.method.map((method, i) => {
-      const style = `curve-${i % MARKS.length}`;
+      const style = `curve-${i % DASHES.length}`;
       const swatch = svg("svg", { viewBox: "0 0 32 12", width: 32, height: 12, "aria-hidden": "true" },
         svg("path", { d: "M0 6H32", class: `curve ${style}`, "stroke-dasharray": DASHES[i % DASHES.length] || null }),
         svg("path", { d: mark(MARKS[i % MARKS.length], 16, 6), class: `mark ${style}` }));
@@ -287,13 +296,10 @@ class Planner {
   }
 
   showFrontierTable() {
-    const methods = this.choices.method;
-    const longest = Math.min(this.engine.models.get(this.run.model).max_positions ?? 2 ** 17, 2 ** 17);
-    const lengths = STOPS.seq.filter((seq) => Number.isInteger(Math.log2(seq)) && seq <= longest);
     const head = element("tr", {}, element("th", { scope: "col" }, "tokens"),
-      ...methods.map((method) => this.methodHead(method)));
-    const rows = lengths.map((seq) => element("tr", {}, element("th", { scope: "row" }, count(seq)),
-      ...methods.map((method) => element("td", {}, count(this.largestBatch(method, seq))))));
+      ...this.choices.method.map((method) => this.methodHead(method)));
+    const rows = this.frontier().batches.map(([seq, batches]) => element("tr", {},
+      element("th", { scope: "row" }, count(seq)), ...batches.map((bs) => element("td", {}, count(bs)))));
     byId("batches").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
   }
 
