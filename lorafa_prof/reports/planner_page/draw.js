@@ -102,7 +102,7 @@ function drawBars(host, rows, device, looks, names, choose) {
         svg("title", {}, `${row.label}, ${names[part]}: ${gib(bytes)} GiB (${count(bytes)} bytes)`)));
       x += w;
     }
-    if (row.chosen) root.append(svg("rect", { x: 0.5, y: y + 17, width: Math.max(x, 4), height: 24, class: "outline" }));
+    if (row.chosen && !row.refused) root.append(svg("rect", { x: 0.5, y: y + 17, width: Math.max(x, 4), height: 24, class: "outline" }));
   });
   const limit = 1 + device.total_bytes * scale;
   const bottom = top + rows.length * rowHeight - 4;
@@ -151,7 +151,7 @@ function mark(kind, x, y) {
 function drawFrontier(host, curves, here) {
   const width = Math.max(280, Math.round(host.clientWidth || 640));
   const height = Math.round(Math.min(400, Math.max(260, width * 0.6)));
-  const box = { left: 42, right: width - 12, top: 12, bottom: height - 40 };
+  const box = { left: 42, right: width - 20, top: 12, bottom: height - 40 };
   const all = curves.flatMap((curve) => curve.points);
   const seqs = [...all.map((point) => point[0]), here.seq];
   const xs = [Math.floor(Math.log2(Math.min(128, ...seqs))), Math.ceil(Math.log2(Math.max(2048, ...seqs)))];

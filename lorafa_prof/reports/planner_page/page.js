@@ -61,7 +61,7 @@ class Planner {
       method: (name) => this.words.methods[name],
       gpu: (name) => {
         const device = this.engine.devices.get(name);
-        return `${plainName(device)}, ${gib(device.total_bytes, 1)} GiB`;
+        return `${gib(device.total_bytes, 1)} GiB, ${plainName(device)}`;
       },
       adapter_dtype: (name) => (name === "auto" ? "auto: fp32" : name),
       amp: (on) => (on ? "bf16" : "off"),
@@ -138,7 +138,8 @@ class Planner {
     this.showFrontierTable();
     this.drawFigures();
     this.showRemarks();
-    byId("command").textContent = commandOf(this.run);
+    const pieces = commandOf(this.run).map((piece) => element("span", {}, piece));
+    byId("command").replaceChildren(...pieces.flatMap((piece, i) => (i ? [" ", piece] : [piece])));
     document.title = `${this.words.methods[this.run.method]}, ${this.run.model}, ${this.run.gpu}: memory planner`;
   }
 
@@ -306,6 +307,7 @@ class Planner {
   showRemarks() {
     const answer = this.answers.get(this.run.method);
     const items = (lines) => (lines ?? []).map((line) => element("li", {}, line));
+    byId("remarks").hidden = answer.refused !== undefined;
     byId("assumptions").replaceChildren(...items(answer.assumptions));
     byId("unmodelled").replaceChildren(...items(answer.unmodelled));
   }

@@ -59,7 +59,7 @@ function quoted(word) {
   return /^[\w.@%+=:,/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
-/** The command that answers the same question. */
+/** The command that answers the same question, as pieces that belong together. */
 function commandOf(run) {
   const words = [
     "lorafa-prof predict", `--model ${quoted(run.model)}`, `--method ${run.method}`, `--gpu ${quoted(run.gpu)}`,
@@ -71,5 +71,5 @@ function commandOf(run) {
   if (run.amp) words.push("--amp");
   if (run.attn !== "sdpa") words.push(`--attn ${run.attn}`);
   if (run.checkpointing !== "none") words.push(`--checkpointing ${run.checkpointing}`);
-  return words.join(" ");
+  return words;
 }
