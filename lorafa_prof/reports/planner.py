@@ -21,7 +21,7 @@ from lorafa_prof.reports.figures import CONTEXT_LOOK, DARK, LOOKS
 from lorafa_prof.reports.prediction import PART_NAMES, method_name
 
 #: The scripts in the order in which each needs those before it.
-_SCRIPTS = ("engine.js", "state.js", "draw.js", "advice.js", "page.js")
+_SCRIPTS = ("engine.js", "state.js", "draw.js", "bars.js", "frontier.js", "advice.js", "page.js")
 _FOLDER = "planner_page"
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 

@@ -1,6 +1,6 @@
 // What would fit: changes of one thing (or of method and checkpointing together), each evaluated, none guessed.
 
-/** Sequence lengths are looked for in steps of this many tokens: between them kernels pad, and memory may fall again. */
+/** Sequence lengths are looked for in steps of so many tokens: between them kernels pad, and memory may fall again. */
 const SEQUENCE_STEP = 16;
 
 /** The longest sequence that fits for a batch, in whole steps; 0 where not even one step does. */

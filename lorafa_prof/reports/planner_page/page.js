@@ -130,7 +130,8 @@ class Planner {
 
   render() {
     this.showControls();
-    this.answers = new Map(this.choices.method.map((method) => [method, this.engine.evaluate({ ...this.run, method })]));
+    this.answers = new Map();
+    for (const method of this.choices.method) this.answers.set(method, this.engine.evaluate({ ...this.run, method }));
     this.device = this.engine.devices.get(this.run.gpu);
     this.showVerdict();
     this.showAdvice();
@@ -241,7 +242,8 @@ class Planner {
 
   bar(method) {
     const answer = this.answers.get(method);
-    const row = { name: method, label: this.words.methods[method], chosen: method === this.run.method, parts: [], ...answer };
+    const chosen = method === this.run.method;
+    const row = { name: method, label: this.words.methods[method], chosen, parts: [], ...answer };
     if (answer.refused) return row;
     const context = answer.memory.context_bytes ?? 0;
     const parts = Object.keys(this.words.parts).map((part) => [part, answer.memory[part]]);
