@@ -30,7 +30,7 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
         UnsupportedError: what this engine does not model; the text names the way out.
         ContradictionError: options that the method cannot take.
     """
-    _refuse_unmodelled(run)
+    refuse_unmodelled(run)
     plans = Plans(run)
     plan = plans.of(run.bs)
     peak = plan.peak(run.bs, run.seq)
@@ -46,13 +46,19 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
         throughput=_throughput(plan),
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
         fit=fits,
-        assumptions=_assumptions(plan, device, workspace),
-        unmodelled=_unmodelled(plan, devices),
+        assumptions=_assumptions(plan, device),
+        unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
     )
 
 
-def _refuse_unmodelled(run: RunSpec) -> None:
+def refuse_unmodelled(run: RunSpec) -> None:
+    """Refuse what this engine does not model, whatever the model is.
+
+    Raises:
+        UnsupportedError: the text names the way out.
+        ContradictionError: options that the method cannot take.
+    """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
@@ -144,15 +150,17 @@ def _throughput(plan: StepPlan) -> Throughput:
 # -- what the figures rest on ----------------------------------------------------------------------------------------
 
 
-def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> tuple[str, ...]:
-    run = plan.run
-    where = device.name if device is not None else "a card before Hopper"
+def _assumptions(plan: StepPlan, device: DeviceSpec | None) -> tuple[str, ...]:
+    return (*run_assumptions(plan.run, plan.assumptions), device_assumption(device))
+
+
+def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
+    """Return what the figures of a run rest on, whatever the card is; `of_model` is what its plan assumes."""
     lines = [
         "steady state: optimizer states exist, gradients are set to None after each step",
         "every sequence is full, nothing is padded; labels are a tensor of their own",
         "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
         f"optimizer {run.resolved_optimizer}",
-        f"two cuBLAS workspaces, {format_bytes(workspace)} together, as on {where}",
     ]
     if run.method.name != "full":
         lines.append(f"adapters in {run.resolved_adapter_dtype}")
@@ -162,25 +170,38 @@ def _assumptions(plan: StepPlan, device: DeviceSpec | None, workspace: int) -> t
         lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
-    return (*lines, *plan.assumptions)
+    return (*lines, *of_model)
 
 
-def _unmodelled(plan: StepPlan, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
-    lines = [
+def device_assumption(device: DeviceSpec | None) -> str:
+    """Return what the figures rest on that depends on the card."""
+    where = device.name if device is not None else "a card before Hopper"
+    return f"two cuBLAS workspaces, {format_bytes(cublas_workspaces(device))} together, as on {where}"
+
+
+def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
+    """Return what is not modelled of a plan's run, whatever the card is."""
+    return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
         "step time and MFU",
-    ]
-    unknown = [device.name for device in devices if device.context_bytes is None]
+        *plan.optimizer.notes,
+    )
+
+
+def devices_unmodelled(attn: str, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
+    """Return what is not modelled of the cards, by the attention that is asked for."""
     if not devices:
-        lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
-    elif unknown:
+        return ("CUDA context and libraries outside the allocator (name a card with --gpu)",)
+    lines = []
+    unknown = [device.name for device in devices if device.context_bytes is None]
+    if unknown:
         lines.append(f"CUDA context of {', '.join(unknown)}: no measurement is known")
-    if any(_is(device, (9, 0), (11, 0)) for device in devices) and plan.run.attn == "sdpa":
+    if any(_is(device, (9, 0), (11, 0)) for device in devices) and attn == "sdpa":
         lines.append("cuDNN attention, which PyTorch may prefer to flash attention on Hopper and data-centre Blackwell")
-    if any(_is(device, (0, 0), (8, 0)) for device in devices) and plan.run.attn == "sdpa":
+    if any(_is(device, (0, 0), (8, 0)) for device in devices) and attn == "sdpa":
         lines.append("memory-efficient attention, which stands in for flash attention on cards before Ampere")
-    return (*lines, *plan.optimizer.notes)
+    return tuple(lines)
 
 
 def _is(device: DeviceSpec, low: tuple[int, int], high: tuple[int, int]) -> bool:

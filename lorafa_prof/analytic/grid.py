@@ -114,9 +114,7 @@ def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
     rounded storage is at most B's polynomial. That holds for all symbols from 1 up where B - A, written in the symbols
     less one, has no negative coefficient. The symbols that can be 0 stay as they are.
     """
-    lower = np.zeros((len(rows), len(_shifted_monomials(sizes))))
-    for i, (coefficient, symbols) in enumerate(sizes):
-        lower += np.outer(rows[:, i] * (coefficient / ALLOCATION_GRANULE), _shifted(symbols, sizes))
+    lower = (rows * (np.array([size[0] for size in sizes]) / ALLOCATION_GRANULE)) @ shifted_coefficients(sizes)
     rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
     upper = lower.copy()
     upper[:, 0] += rows[:, rounding].sum(axis=1)  # the first monomial is the constant
@@ -128,18 +126,17 @@ def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
     return rows[kept]
 
 
-def _shifted_monomials(sizes: list[Size]) -> list[str]:
-    """Return the constant and every monomial that a size's symbols leave when each is written as one plus the rest."""
+def shifted_coefficients(sizes: list[Size]) -> Floats:
+    """Return a row for each size: its product of symbols with each written as one plus the rest.
+
+    (1+x)(1+y) = 1 + x + y + xy. The columns are the monomials that turn up, the constant first.
+    """
     found = {"", *(monomial for _, symbols in sizes for monomial in _expanded(symbols))}
-    return sorted(found, key=lambda monomial: (len(monomial), monomial))
-
-
-def _shifted(symbols: str, sizes: list[Size]) -> Floats:
-    """Return the coefficients of a product of symbols in the shifted monomials: (1+x)(1+y) = 1 + x + y + xy."""
-    monomials = _shifted_monomials(sizes)
-    coefficients = np.zeros(len(monomials))
-    for monomial in _expanded(symbols):
-        coefficients[monomials.index(monomial)] += 1
+    column = {name: i for i, name in enumerate(sorted(found, key=lambda monomial: (len(monomial), monomial)))}
+    coefficients = np.zeros((len(sizes), len(column)))
+    for row, (_, symbols) in zip(coefficients, sizes, strict=True):
+        for monomial in _expanded(symbols):
+            row[column[monomial]] += 1
     return coefficients
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": "Hold measurements against the predictions of their runs, part by part.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",
     "paper": "Compute the LoRA-FA paper's own tables from their formulas.",
+    "planner": "Write a self-contained page in which the predictions move with controls.",
     "list": "List the models, GPUs and methods that are known.",
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: A colour and a hatch for each part, bottom to top. The colours are told apart by people who do not see red and green
 #: alike (after Okabe and Ito), dark and light alternate and no two hatches are the same, for print in grey.
-_LOOKS: Mapping[str, tuple[str, str]] = {
+LOOKS: Mapping[str, tuple[str, str]] = {
     "weights_bytes": ("#004c7a", ""),
     "adapter_bytes": ("#f0e442", "..."),
     "gradients_bytes": ("#d55e00", "///"),
@@ -26,9 +26,11 @@ _LOOKS: Mapping[str, tuple[str, str]] = {
     "temporaries_bytes": ("#8a5a00", "++"),
     "workspace_bytes": ("#dddddd", "oo"),
 }
+#: What is outside the allocator, where a figure shows it.
+CONTEXT_LOOK = ("#8c8c8c", "")
 _NO_PART = ("#ffffff", "")
 #: Hatches and edges on these are white, on the others black.
-_DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")
+DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")
 
 Bar = tuple[str, Mapping[str, float | None], float | None, float | None]
 """(label, parts, peak allocated, peak reserved), bytes."""
@@ -81,7 +83,7 @@ def _bars(comparison: Comparison) -> list[Bar]:
     for number, label in enumerate(labels):
         found = values(number)
         ended = comparison.outcome if number == 0 and comparison.outcome != "ok" else ""
-        parts = {name: found.get(name) for name in _LOOKS}
+        parts = {name: found.get(name) for name in LOOKS}
         bars.append(
             (f"{label}\n({ended})" if ended else label, parts, found.get("peak_allocated_bytes"),
              found.get("peak_reserved_bytes"))
@@ -129,12 +131,12 @@ def _draw_bar(axes: Axes, place: float, bar: Bar, scale: int, top: float) -> Non
         return
     bottom = 0.0
     rest = peak - sum(size for size in parts.values() if size is not None)
-    stack = [(PART_NAMES[name], parts[name] or 0, _LOOKS[name]) for name in _LOOKS]
+    stack = [(PART_NAMES[name], parts[name] or 0, LOOKS[name]) for name in LOOKS]
     for label, size, (color, hatch) in [*stack, ("in no part", rest, _NO_PART)]:
         if size > 0:
             axes.bar(
                 place, size / scale, 0.8, bottom, color=color, hatch=hatch, linewidth=0.6, label=label,
-                edgecolor="white" if color in _DARK else "black",
+                edgecolor="white" if color in DARK else "black",
             )  # fmt: skip
             bottom += size / scale
     if reserved is not None:

@@ -1,0 +1,163 @@
+"""The moments of a step that can be its peak, each with what is alive in it by part: a plan without its tensors.
+
+`grid` keeps what decides the height of the peak. Here the peak also keeps its name and its parts, to the byte, and is
+the one that `StepPlan.peak` finds: of moments that are equally high the first. Sizes are monomials in batch, sequence
+length and rank (`ranks`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lorafa_prof.analytic.grid import shifted_coefficients
+from lorafa_prof.analytic.plan import StepPlan
+from lorafa_prof.analytic.ranks import with_rank
+from lorafa_prof.analytic.sizes import CAN_VANISH, Size, rounded
+from lorafa_prof.analytic.timeline import Place
+from lorafa_prof.units import ALLOCATION_GRANULE
+
+Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.intp]
+
+#: Rows held against all others at once, to bound the memory that this takes.
+CHUNK = 32
+
+Terms = tuple[tuple[Size, int], ...]
+"""(bytes of one tensor, how many): their sum, each size rounded up to the allocator's granule, is bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One moment of the step."""
+
+    name: str
+    parts: dict[str, Terms]
+    """What is alive, by category."""
+
+
+def candidate_moments(plan: StepPlan) -> list[Moment]:
+    """Return the moments of a plan that was traced with the sentinel rank, one of which is the peak, in their order."""
+    columns = _Columns(plan)
+    rows, names = _rows(plan, columns)
+    kept = _undominated(rows, columns)
+    return [Moment(names[i], columns.parts(rows[i])) for i in kept]
+
+
+class _Columns:
+    """Numbers the (category, size) pairs of a plan; sizes that need no rounding share one pair a monomial."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+        self.pairs: list[tuple[str, Size]] = []
+        self._number: dict[tuple[str, Size], int] = {}
+
+    def of(self, category: str, size: Size) -> tuple[int, int]:
+        """Return (column, how many of its size one tensor is)."""
+        coefficient, symbols = with_rank(size)
+        if not symbols:
+            coefficient = rounded(coefficient)
+        times = 1
+        if coefficient % ALLOCATION_GRANULE == 0:
+            coefficient, times = ALLOCATION_GRANULE, coefficient // ALLOCATION_GRANULE
+        pair = (category, (coefficient, symbols))
+        number = self._number.setdefault(pair, len(self.pairs))
+        if number == len(self.pairs):
+            self.pairs.append(pair)
+        return number, times
+
+    def parts(self, row: Floats) -> dict[str, Terms]:
+        """Return a row of counts by category."""
+        found: dict[str, list[tuple[Size, int]]] = {}
+        for number in np.flatnonzero(row):
+            category, size = self.pairs[number]
+            found.setdefault(category, []).append((size, int(row[number])))
+        return {category: tuple(sorted(terms)) for category, terms in found.items()}
+
+
+def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
+    """Return the counts of the columns at every moment that could be the first of the highest, and their names."""
+    timeline = plan.timeline
+    held = [(*columns.of(kind.category, kind.size), count) for kind, count in plan.static]
+    of_kind = [columns.of(kind.category, kind.size) for kind in timeline.kinds]
+    stepping = [(*columns.of(kind.category, kind.size), count) for kind, count in plan.step_temporaries]
+    live = np.zeros(len(columns.pairs))
+    for column, times, count in held:
+        live[column] += times * count
+    changes = np.zeros((len(timeline.events) + 2, len(columns.pairs)))
+    changes[0] = live
+    names = [timeline.places[0].moment]
+    for i, (kind, change, place) in enumerate(timeline.events, start=1):
+        column, times = of_kind[kind]
+        changes[i, column] = times * change
+        names.append(timeline.places[place].moment)
+    for column, times, count in stepping:
+        changes[-1, column] += times * count
+    names.append(Place("optimizer step", "").moment)
+    rows = np.cumsum(changes, axis=0)
+    last = len(rows) - 1
+    tops = [0, *(i for i in range(1, last) if _is_top(plan, i)), last]
+    _, first = np.unique(rows[tops], axis=0, return_index=True)
+    tops = [tops[i] for i in sorted(first)]
+    return rows[tops], [names[i] for i in tops]
+
+
+def _is_top(plan: StepPlan, position: int) -> bool:
+    """Say whether the moment after the event `position` (from 1) can be higher than its neighbours.
+
+    It begins with a birth, and what follows is a death, the optimizer step, or the birth of what can have no size: that
+    leaves the memory where it is, and the first moment of a height is the peak.
+    """
+    events, kinds = plan.timeline.events, plan.timeline.kinds
+    if events[position - 1][1] < 0:
+        return False
+    if position == len(events):
+        return True
+    kind, change, _ = events[position]
+    return change < 0 or any(symbol in CAN_VANISH for symbol in kinds[kind].size[1])
+
+
+def _undominated(rows: Floats, columns: _Columns) -> list[int]:
+    """Return the numbers of the rows that no other one beats for every batch, sequence length and rank.
+
+    A row beats another if it is always higher, or always as high and earlier: it has as many of every size, or its
+    polynomial is at least the other's with a granule more a rounded tensor (see `grid`).
+    """
+    bounds = _Bounds(rows, columns)
+    highest_first = np.argsort(-bounds.lower.sum(axis=1), kind="stable")
+    kept = np.arange(len(rows))
+    # Beating is transitive, so what the highest few beat need not be held against the others.
+    for rivals in (highest_first[:CHUNK], None):
+        by = kept if rivals is None else rivals
+        beaten = [bounds.beaten(part, by) for part in np.array_split(kept, -(-len(kept) // CHUNK))]
+        kept = kept[~np.concatenate(beaten)]
+    return [int(i) for i in kept]
+
+
+class _Bounds:
+    """What every row is at least and at most, as polynomials in granules."""
+
+    def __init__(self, rows: Floats, columns: _Columns) -> None:
+        sizes = list(dict.fromkeys(size for _, size in columns.pairs))
+        self.total = np.zeros((len(rows), len(sizes)))
+        for number, (_, size) in enumerate(columns.pairs):
+            self.total[:, sizes.index(size)] += rows[:, number]
+        granules = np.array([size[0] for size in sizes]) / ALLOCATION_GRANULE
+        self.lower = (self.total * granules) @ shifted_coefficients(sizes)
+        rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
+        self.upper = self.lower.copy()
+        self.upper[:, 0] += self.total[:, rounding].sum(axis=1)  # the first monomial is the constant
+        self.solid = np.array([not any(symbol in CAN_VANISH for symbol in symbols) for _, symbols in sizes])
+
+    def beaten(self, rows: Numbers, by: Numbers) -> npt.NDArray[np.bool_]:
+        """Return which of the rows are beaten by one of `by`."""
+        total, rival = self.total[rows, None], self.total[by]
+        upper, lower = self.upper[rows, None], self.lower[by]
+        more = (total <= rival).all(axis=2)
+        above = (upper <= lower).all(axis=2)
+        higher = (more & (total < rival)[:, :, self.solid].any(axis=2)) | (above & (upper[:, :, 0] < lower[:, 0]))
+        beats = (more | above) & (higher | (by < rows[:, None]))
+        found: npt.NDArray[np.bool_] = np.any(beats, axis=1)
+        return found
