@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from lorafa_prof.analytic.frontier import Plans, largest_batch
@@ -18,6 +19,9 @@ from lorafa_prof.units import format_bytes
 #: The formulas follow these versions; others save and allocate differently.
 MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
 
+#: The operations that count as the model's own, by pass and kind.
+NEEDED_FLOPS = frozenset(itertools.product(("forward", "backward"), ("linear", "attention", "experts")))
+
 
 def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
     """Predict the memory and the arithmetic of one training step in its steady state.
@@ -30,7 +34,7 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
         UnsupportedError: what this engine does not model; the text names the way out.
         ContradictionError: options that the method cannot take.
     """
-    _refuse_unmodelled(run)
+    refuse_unmodelled(run)
     plans = Plans(run)
     plan = plans.of(run.bs)
     peak = plan.peak(run.bs, run.seq)
@@ -52,7 +56,13 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
     )
 
 
-def _refuse_unmodelled(run: RunSpec) -> None:
+def refuse_unmodelled(run: RunSpec) -> None:
+    """Refuse options that this engine does not model, whatever the batch and the sequence.
+
+    Raises:
+        UnsupportedError: what this engine does not model; the text names the way out.
+        ContradictionError: options that the method cannot take.
+    """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
@@ -133,9 +143,8 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
 def _throughput(plan: StepPlan) -> Throughput:
     run = plan.run
     flops = plan.flops(run.bs, run.seq)
-    needed = {(where, kind) for where in ("forward", "backward") for kind in ("linear", "attention", "experts")}
     return Throughput(
-        model_flops=sum(number for key, number in flops.items() if key in needed),
+        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS),
         executed_flops=sum(flops.values()),
         model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
     )
