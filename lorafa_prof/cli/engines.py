@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lorafa_prof.errors import MissingComponentError
@@ -67,6 +68,32 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+
+
+def simulating_on_cards(*, largest_batch: bool) -> Callable[[RunSpec, DeviceSpec | None], Prediction]:
+    """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
+
+    Cards with the same kernels, asked for one after the other, share a recording.
+
+    Args:
+        largest_batch: also look for the largest batch that fits on the card, which takes more recordings.
+
+    Raises:
+        MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
+    """
+    with _importing_the_real_step():
+        from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
+    known: dict[tuple[object, ...], Simulation] = {}
+
+    def predict(run: RunSpec, device: DeviceSpec | None) -> Prediction:
+        key = (run, device_traits(device))
+        if key not in known:
+            known.clear()
+            known[key] = simulate(run, device)
+        on_card = replace(known[key], device=device)
+        return on_card.prediction([device] if device else [], largest_batch=largest_batch)
+
+    return predict
 
 
 def simulate_on_cpu(run: RunSpec, threads: int) -> Prediction:

@@ -13,7 +13,12 @@ from lorafa_prof.reports.output import require_writable
 from lorafa_prof.reports.table import csv_line
 
 _END = b"\r\n"
-_WAYS_OUT = "give the same options again, name another file with -o, or give up these rows with --restart"
+WAYS_OUT = "give the same options again, name another file with -o, or give up these rows with --restart"
+
+
+def refused_in(lines: bytes) -> int:
+    """Return how many of some lines have an error, which is their last field."""
+    return lines.count(_END) - lines.count(b"," + _END)
 
 
 class SweepFile:
@@ -30,6 +35,9 @@ class SweepFile:
     def __init__(self, path: str, columns: Sequence[str]) -> None:
         self.path, self._columns = path, columns
         self._header = csv_line(list(columns)).encode()
+        self._last = 0
+        self.refused = 0
+        """Rows that hold an error and no figures."""
         require_writable(path)
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -71,7 +79,14 @@ class SweepFile:
             raise self._unwritable(error) from error
         if end == 0:
             self.write(self._header)
+            self.refused = 0
         return rows
+
+    def last(self) -> bytes:
+        """Return the lines of the last configuration that was there; none where there was none."""
+        with open(self.path, "rb") as stream:
+            stream.seek(self._last)
+            return stream.read(os.lseek(self._handle, 0, os.SEEK_CUR) - self._last)
 
     def write(self, lines: bytes) -> None:
         """Add whole lines; where that fails, or is interrupted, the file ends with a whole line all the same.
@@ -84,6 +99,7 @@ class SweepFile:
             left = memoryview(lines)
             while left:
                 left = left[os.write(self._handle, left) :]
+            self.refused += refused_in(lines)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 there = os.lseek(self._handle, 0, os.SEEK_CUR) - start
@@ -118,13 +134,13 @@ class SweepFile:
 
     def _common(self, keys: Iterable[str], together: int) -> tuple[int, int]:
         """Return how many of the sweep's rows the file has, and where they end."""
-        rows = kept = 0
+        rows = kept = refused = 0
         with open(self.path, "rb") as stream:
             header = stream.readline()
             if not header.endswith(_END):
                 return 0, 0
             if header != self._header:
-                raise BadInputError(f"{self.path!r} has other columns than this sweep: {_WAYS_OUT}")
+                raise BadInputError(f"{self.path!r} has other columns than this sweep: {WAYS_OUT}")
             end = position = len(header)
             expected = iter(keys)
             for line in stream:
@@ -133,21 +149,21 @@ class SweepFile:
                 key = next(expected, None)
                 if key is None or not line.startswith(key.encode()) or line.count(b",") < len(self._columns) - 1:
                     raise self._other(rows + 1, line, key)
-                rows, position = rows + 1, position + len(line)
+                rows, position, refused = rows + 1, position + len(line), refused + refused_in(line)
                 if rows % together == 0:
-                    kept, end = rows, position
+                    self._last, kept, end, self.refused = end, rows, position, refused
         return kept, end
 
     def _other(self, number: int, line: bytes, key: str | None) -> BadInputError:
         """Return the refusal of a row that is not the sweep's; the text names how the two differ."""
         if key is None:
-            return BadInputError(f"{self.path!r} has more rows than the {number - 1:,} of this sweep: {_WAYS_OUT}")
+            return BadInputError(f"{self.path!r} has more rows than the {number - 1:,} of this sweep: {WAYS_OUT}")
         there, wanted = (next(csv.reader([text])) for text in (line.decode("utf-8", "replace"), key))
         differing = [f"{name} {a}, not {b}" for name, a, b in zip(KEYS, there, wanted, strict=False) if a != b]
         if not differing:
-            return BadInputError(f"row {number:,} of {self.path!r} is damaged: mend it, or {_WAYS_OUT}")
+            return BadInputError(f"row {number:,} of {self.path!r} is damaged: mend it, or {WAYS_OUT}")
         return BadInputError(
-            f"{self.path!r} was made with other options: row {number:,} is of {'; '.join(differing)}: {_WAYS_OUT}"
+            f"{self.path!r} was made with other options: row {number:,} is of {'; '.join(differing)}: {WAYS_OUT}"
         )
 
     def _unwritable(self, error: OSError) -> BadInputError:

@@ -22,6 +22,13 @@ KEYS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
     "quant", "targets", "dropout", "amp", "prepare_kbit", "loss", "gpus", "shard", "device",
 )  # fmt: skip
+#: Columns of words, of yes or no, and of fractions; all others hold integers.
+TEXTS = frozenset(
+    {"model", "method", "engine", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets",
+     "prepare_kbit", "loss", "shard", "device", "peak_moment", "error"}
+)  # fmt: skip
+SWITCHES = frozenset({"amp", "fits"})
+FRACTIONS = frozenset({"dropout"})
 #: Options that full fine-tuning does not have: of each the first value is taken.
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 #: The axes within a block: the innermost but the devices.
@@ -129,6 +136,13 @@ class SweepGrid:
                     model=model, method=method, engine=self.engine, options=dict(zip(axes, values, strict=True)),
                     bs=self.axes["bs"], seq=self.axes["seq"], devices=self.devices,
                 )  # fmt: skip
+
+    def definition(self) -> dict[str, Any]:
+        """Return what makes this sweep the same as another, as plain data."""
+        axes = {name: list(values) for name, values in self.axes.items()}
+        devices = [device.name for device in self.devices if device]
+        models = [model.name for model in self.models]
+        return {"model": models, "method": list(self.methods), "engine": self.engine, **axes, "gpu": devices}
 
     def _axes_of(self, model: ModelSpec, method: str) -> dict[str, tuple[Any, ...]]:
         """Return the axes around the blocks of a method: of values that mean the same for it the first alone."""

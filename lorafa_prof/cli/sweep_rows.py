@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,17 @@ class Task:
     block: Block
     start: int
     stop: int
+
+
+Rows = Callable[[Task], str]
+"""What makes the lines of a task's rows."""
+
+
+def failed_rows(task: Task, text: str, *, max_bs: bool) -> str:
+    """Return the rows of a task that came to nothing, each with `text` as its error."""
+    figures = csv_line([text if name == "error" else None for name in columns(max_bs=max_bs)[len(KEYS) :]])
+    keys = itertools.islice(task.block.keys(task.start), (task.stop - task.start) * len(task.block.devices))
+    return "".join(f"{key}{figures}" for key in keys)
 
 
 class SimulatedRows:
