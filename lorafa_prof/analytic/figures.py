@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lorafa_prof.analytic.engine import NEEDED_FLOPS, refuse_unmodelled
 from lorafa_prof.analytic.families.common import reaches_window
+from lorafa_prof.analytic.frontier import LARGEST_BATCH
 from lorafa_prof.analytic.grid import Candidates, Grid, granules, totals
 from lorafa_prof.analytic.plan import ParameterCount, StepPlan, plan
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, product_of, rounded, symbol_values
@@ -85,6 +86,38 @@ class RunFigures:
         """Return how many parameters there are; the same for all."""
         return self._plan(bs, seq).plan.parameters
 
+    def allocated(self, bs: Numbers, seq: Numbers) -> Numbers:
+        """Return the peak allocated bytes, library workspaces not counted, of configurations of any group."""
+        peaks = np.empty(bs.size, dtype=object)
+        for where in self.groups(bs, seq):
+            plan = self._plan(int(bs[where[0]]), int(seq[where[0]]))
+            peaks[where] = plan.allocated(bs[where], seq[where])
+        return peaks
+
+    def largest_batches(self, seq: Numbers, limit: int) -> Numbers:
+        """Return the largest batch of each sequence length whose peak stays within `limit` bytes, 0 where none does.
+
+        As `frontier.largest_batch` finds it: one sequence is a step of its own, from two on memory rises with them.
+        """
+        lengths, back = np.unique(seq, return_inverse=True)
+
+        def fits(bs: Numbers, where: Numbers) -> npt.NDArray[np.bool_]:
+            return np.asarray(self.allocated(bs, lengths[where]) <= limit, dtype=bool)
+
+        best = np.zeros(lengths.size, dtype=np.int64)
+        rising = np.arange(lengths.size)
+        for batch in [2**power for power in range(LARGEST_BATCH.bit_length())]:
+            rising = rising[fits(np.full(rising.size, batch), rising)]
+            best[rising] = batch
+            if not rising.size:
+                break
+        between = np.nonzero((best > 1) & (best < LARGEST_BATCH))[0]
+        for power in range(int(best.max()).bit_length() - 2, -1, -1):
+            tried = between[best[between] >= 2 ** (power + 1)]
+            more = tried[fits(best[tried] + 2**power, tried)]
+            best[more] += 2**power
+        return best[back]
+
     def _plan(self, bs: int, seq: int) -> PlanFigures:
         key = (bs == 1, bool(reaches_window(self._run.model, seq)))
         if key not in self._plans:
@@ -119,6 +152,13 @@ class PlanFigures:
             moments=[one.moment for one in alive], moment=moment, saved_activations=saved, model_flops=model,
             executed_flops=executed,
         )  # fmt: skip
+
+    def allocated(self, bs: Numbers, seq: Numbers) -> Numbers:
+        """Return the peak allocated bytes for arrays of batch sizes and sequence lengths."""
+        values = self._values(bs, seq)
+        live = totals(self._candidates.rows, granules(self._candidates.sizes, values))
+        peaks: Numbers = live.max(axis=0).astype(object) * ALLOCATION_GRANULE + self.plan.static_bytes
+        return peaks
 
     # -- which moment is the peak ---------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from lorafa_prof.reports.table import Scalar, csv_line
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.figures import Figures, Numbers, RunFigures
-    from lorafa_prof.analytic.plan import ParameterCount
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, RunSpec
 
@@ -62,15 +61,22 @@ class SimulatedRows:
             prediction = self._predict(block.run(bs, seq), device)
             values = record(prediction, prediction.fit[0] if prediction.fit else None)
         except LorafaProfError as error:
-            values = {"error": " ".join(str(error).split())}
+            values = {"error": _in_one_line(error)}
         return csv_line([values.get(name) for name in self._figures])
+
+
+_Values = Mapping[str, Any]
+"""Figures by column: lists, one value a configuration, or one value for all."""
+_Places = Any
+"""Where in arrays some configurations are."""
 
 
 class AnalyticRows:
     """Rows by closed forms; what has been worked out for a block serves for its next task."""
 
     def __init__(self, *, max_bs: bool) -> None:
-        self._figures = columns(max_bs=max_bs)[len(KEYS) :]
+        self._columns = columns(max_bs=max_bs)[len(KEYS) :]
+        self._max_bs = max_bs
         self._known: tuple[object, RunFigures] | None = None
 
     def __call__(self, task: Task) -> str:
@@ -81,40 +87,34 @@ class AnalyticRows:
         row, column = np.divmod(np.arange(task.start, task.stop), len(block.bs))
         bs, seq = np.array(block.bs)[column], np.array(block.seq)[row]
         lines = np.empty((bs.size, len(block.devices)), dtype=object)
-        for where, values in self._answers(block, bs, seq):
-            for number, device in enumerate(block.devices):
-                head, tail = block.key_parts[number]
-                sizes = (bs[where].tolist(), seq[where].tolist())
-                lines[where, number] = self._lines(head, sizes, tail, values(device))
+        for where, answers in self._answers(block, bs, seq):
+            sizes = (bs[where].tolist(), seq[where].tolist())
+            for number, values in enumerate(answers):
+                lines[where, number] = self._lines(block.key_parts[number], sizes, values)
         return "".join(lines.ravel().tolist())
 
-    def _answers(self, block: Block, bs: Numbers, seq: Numbers) -> list[tuple[Any, _Values]]:
-        """Return the answers for groups of the configurations, each with where in the arrays they are."""
+    def _answers(self, block: Block, bs: Numbers, seq: Numbers) -> Iterator[tuple[_Places, Sequence[_Values]]]:
+        """Yield the answers for groups of the configurations: where they are, and the figures for each device."""
         import numpy as np
 
-        answers: list[tuple[Any, _Values]] = []
-        limit = block.model.max_positions
-        left = np.arange(seq.size)
-        if limit is not None and seq.max() > limit:
-            too_long = np.unique(seq[seq > limit]).tolist()
-            answers += [(np.nonzero(seq == length)[0], _refusal_of(block, length)) for length in too_long]
-            left = np.nonzero(seq <= limit)[0]
+        refused = len(block.devices)
+        limit = block.model.max_positions or int(seq.max())
+        for length in np.unique(seq[seq > limit]).tolist():
+            yield np.nonzero(seq == length)[0], [_refusal_of(block, length)] * refused
+        left = np.nonzero(seq <= limit)[0]
         if not left.size:
-            return answers
+            return
         try:
             figures = self._figures_of(block, int(bs[left[0]]), int(seq[left[0]]))
         except LorafaProfError as error:
-            return [*answers, (left, _refused(error))]
+            yield left, [_refused(error)] * refused
+            return
         for group in figures.groups(bs[left], seq[left]):
             where = left[group]
             try:
-                values = _values(
-                    figures.at(bs[where], seq[where]), figures.parameters(int(bs[where[0]]), int(seq[where[0]]))
-                )
+                yield where, list(self._values(figures, block.devices, bs[where], seq[where]))
             except LorafaProfError as error:
-                values = _refused(error)
-            answers.append((where, values))
-        return answers
+                yield where, [_refused(error)] * refused
 
     def _figures_of(self, block: Block, bs: int, seq: int) -> RunFigures:
         from lorafa_prof.analytic.figures import RunFigures
@@ -123,47 +123,45 @@ class AnalyticRows:
             self._known = block.key_parts, RunFigures(block.run(bs, seq))
         return self._known[1]
 
-    def _lines(self, head: str, sizes: tuple[list[int], list[int]], tail: str, values: Mapping[str, Any]) -> list[str]:
+    def _values(
+        self, figures: RunFigures, devices: Sequence[DeviceSpec | None], bs: Numbers, seq: Numbers
+    ) -> Iterator[_Values]:
+        """Yield the figures of configurations of one group, for each device."""
+        from lorafa_prof.analytic.workspaces import cublas_workspaces
+
+        found, parameters = figures.at(bs, seq), figures.parameters(int(bs[0]), int(seq[0]))
+        alike = {
+            **{name: _column(part) for name, part in found.parts.items()}, "peak_moment": _moments(found),
+            "saved_activations_bytes": _column(found.saved_activations), "model_flops": _column(found.model_flops),
+            "executed_flops": _column(found.executed_flops), "parameters_total": parameters.total,
+            "parameters_trainable": parameters.trainable,
+        }  # fmt: skip
+        for device in devices:
+            workspace = cublas_workspaces(device)
+            peak = found.peak_allocated + workspace
+            values = {**alike, "workspace_bytes": workspace, "peak_allocated_bytes": _column(peak)}
+            if device is not None:
+                room = device.total_bytes - (device.context_bytes or 0)
+                values |= {
+                    "capacity_bytes": device.total_bytes, "context_bytes": device.context_bytes,
+                    "headroom_bytes": _column(room - peak), "fits": [_YES if fits else _NO for fits in peak <= room],
+                }  # fmt: skip
+                if self._max_bs:
+                    values["max_bs"] = _column(figures.largest_batches(seq, room - workspace))
+            yield values
+
+    def _lines(self, key: tuple[str, str], sizes: tuple[list[int], list[int]], values: _Values) -> list[str]:
         """Return lines in one form: values that are lists differ from line to line, others are the same in all."""
-        columns = [values.get(name) for name in self._figures]
-        texts = ["%s" if isinstance(value, list) else _field(value) for value in columns]
-        form = f"{_literal(head)}%d,%d{_literal(tail)}{','.join(texts)}{END}"
+        columns = [values.get(name) for name in self._columns]
+        texts = ["%s" if isinstance(value, list) else _literal(_field(value)) for value in columns]
+        form = f"{_literal(key[0])}%d,%d{_literal(key[1])}{','.join(texts)}{END}"
         varying = [value for value in columns if isinstance(value, list)]
         return [form % row for row in zip(*sizes, *varying, strict=True)]
 
 
-_Values = Callable[["DeviceSpec | None"], Mapping[str, Any]]
-"""From a device to figures by column: lists, one value a configuration, or one value for all."""
-
-
-def _values(figures: Figures, parameters: ParameterCount) -> _Values:
-    import numpy as np
-
-    from lorafa_prof.analytic.workspaces import cublas_workspaces
-
-    moments = np.array([csv_line([moment, None])[: -len(END) - 1] for moment in figures.moments], dtype=object)[
-        figures.moment
-    ]
-    alike = {
-        **{name: _column(part) for name, part in figures.parts.items()},
-        "peak_moment": moments.tolist(), "saved_activations_bytes": _column(figures.saved_activations),
-        "model_flops": _column(figures.model_flops), "executed_flops": _column(figures.executed_flops),
-        "parameters_total": parameters.total, "parameters_trainable": parameters.trainable,
-    }  # fmt: skip
-
-    def on(device: DeviceSpec | None) -> Mapping[str, Any]:
-        workspace = cublas_workspaces(device)
-        peak = figures.peak_allocated + workspace
-        values = {**alike, "workspace_bytes": workspace, "peak_allocated_bytes": _column(peak)}
-        if device is not None:
-            headroom = device.total_bytes - (device.context_bytes or 0) - peak
-            values.update(
-                capacity_bytes=device.total_bytes, context_bytes=device.context_bytes, headroom_bytes=_column(headroom),
-                fits=np.where(headroom >= 0, "true", "false").tolist(),
-            )  # fmt: skip
-        return values
-
-    return on
+def _moments(figures: Figures) -> list[str]:
+    fields = [_field(moment) for moment in figures.moments]
+    return [fields[number] for number in figures.moment.tolist()]
 
 
 def _column(array: Numbers) -> Any:
@@ -172,7 +170,7 @@ def _column(array: Numbers) -> Any:
 
 
 def _refused(error: LorafaProfError) -> _Values:
-    return lambda device: {"error": " ".join(str(error).split())}
+    return {"error": _in_one_line(error)}
 
 
 def _refusal_of(block: Block, length: int) -> _Values:
@@ -184,10 +182,18 @@ def _refusal_of(block: Block, length: int) -> _Values:
     raise AssertionError(f"{length} tokens are beyond the positions of {block.model.name}")
 
 
+def _in_one_line(error: LorafaProfError) -> str:
+    return " ".join(str(error).split())
+
+
 def _field(value: Scalar) -> str:
-    """Return one value as it stands in a line, in a form's constant part."""
-    return _literal(csv_line([value, None])[: -len(END) - 1])
+    """Return one value as it stands in a line."""
+    return csv_line([value, None])[: -len(END) - 1]
 
 
 def _literal(text: str) -> str:
+    """Return what stands for a text in a form of the operator %."""
     return text.replace("%", "%%")
+
+
+_YES, _NO = _field(True), _field(False)

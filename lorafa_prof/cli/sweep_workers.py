@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,7 @@ class _Worker:
 
 def _work(line: Connection, engine: str, max_bs: bool) -> None:
     """Answer tasks with lines until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     rows = None
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -149,6 +151,7 @@ def _interrupts_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # when it is started with a process, it lets go what is held back
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
