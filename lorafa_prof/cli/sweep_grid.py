@@ -31,8 +31,12 @@ SWITCHES = frozenset({"amp", "fits"})
 FRACTIONS = frozenset({"dropout"})
 #: Options that full fine-tuning does not have: of each the first value is taken.
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
-#: The axes within a block: the innermost but the devices.
-_WITHIN = ("seq", "bs")
+#: The axes around the blocks, outermost first, in whatever order a command names its options; those within a block
+#: are the sequence lengths, the batch sizes and the devices.
+_AROUND = (
+    "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets", "dropout", "amp",
+    "prepare_kbit", "loss", "gpus", "shard", "rank",
+)  # fmt: skip
 
 
 def columns(*, max_bs: bool) -> tuple[str, ...]:
@@ -146,7 +150,7 @@ class SweepGrid:
 
     def _axes_of(self, model: ModelSpec, method: str) -> dict[str, tuple[Any, ...]]:
         """Return the axes around the blocks of a method: of values that mean the same for it the first alone."""
-        axes = {name: values for name, values in self.axes.items() if name not in _WITHIN}
+        axes = {name: self.axes[name] for name in _AROUND}
         probe = run_spec(model, method, seq=1, **{name: values[0] for name, values in axes.items()} | _HARMLESS)
         for name in ("adapter_dtype", "optimizer", "quant"):
             distinct: dict[str, Any] = {}
