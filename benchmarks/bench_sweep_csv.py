@@ -2,10 +2,10 @@
 
     python benchmarks/bench_sweep_csv.py [--runs N]
 
-The whole command in a fresh process: imports, plans, every figure of every row, the file. Two methods at 500 batch sizes
-and 1000 sequence lengths of Llama-2-7B, held against one card. The clock is the processor time of the command, user and
-system, so that other work on the machine hardly counts; it uses one core. Its memory at the highest has a bar too, since
-rows are streamed: 512 MiB.
+The whole command in a fresh process: imports, plans, every figure of every row, the file. Two methods at 500 batch
+sizes and 1000 sequence lengths of Llama-2-7B, held against one card. The clock is the processor time of the command,
+user and system, so that other work on the machine hardly counts; it uses one core. Its memory at the highest has a bar
+too, since rows are streamed: 512 MiB.
 
 Some rows are looked up in the file and compared with what `predict` says of them alone.
 
@@ -59,7 +59,7 @@ def check(file: Path) -> int:
     number = 0
     with file.open(encoding="utf-8", newline="") as stream:
         columns = stream.readline().rstrip().split(",")
-        for number, line in enumerate(stream, start=1):  # noqa: B007 - the last one is how many there are
+        for number, line in enumerate(stream, start=1):
             if number in looked_at:
                 check_row(number, dict(zip(columns, line.rstrip().split(","), strict=True)), per_method)
     return number
