@@ -14,6 +14,8 @@ from lorafa_prof.reports.output import writing
 
 #: Key of a Parquet file's metadata.
 _METADATA = b"lorafa_prof_sweep"
+#: Bytes of CSV that become one row group.
+_BLOCK = 2**24
 _FIRST, _BETWEEN, _LAST = '{"sweep": ', ', "rows": [\n', "\n]}\n"
 
 
@@ -98,7 +100,8 @@ def _to_parquet(source: str, target: str, definition: str) -> None:
     )
     schema = schema.with_metadata({_METADATA: definition.encode()})
     try:
-        with writing(target) as stream, pyarrow.csv.open_csv(source, convert_options=options) as batches:
+        blocks = pyarrow.csv.ReadOptions(block_size=_BLOCK)
+        with writing(target) as stream, pyarrow.csv.open_csv(source, blocks, convert_options=options) as batches:
             with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch.replace_schema_metadata(schema.metadata))
