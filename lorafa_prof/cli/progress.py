@@ -12,7 +12,7 @@ from collections.abc import Callable
 from lorafa_prof.cli.program import PROGRAM
 
 REDRAW_S = 0.1
-BAR_WIDTH = 24
+BAR_WIDTH = 16
 
 
 class _Stderr:

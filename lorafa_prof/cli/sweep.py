@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -25,8 +25,9 @@ from lorafa_prof.cli.sweep_rows import END, Task
 from lorafa_prof.cli.sweep_workers import Workers, here, rows_of
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
-from lorafa_prof.specs import METHODS, require_choice
+from lorafa_prof.specs import METHODS, DeviceSpec, ModelSpec, require_choice
 
+Spec = TypeVar("Spec", ModelSpec, DeviceSpec)
 FORMATS = ("csv", "parquet", "json")
 SUFFIX_FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".json": "json"}
 #: Configurations in a task: those that the closed forms take at once; one simulation takes seconds.
@@ -81,12 +82,13 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     from lorafa_prof.catalog import load_device, load_model
 
-    names = name_list(methods) or list(DEFAULT_METHODS)
+    names = name_list(methods, "--method") or list(DEFAULT_METHODS)
     for name in names:
         require_choice("method", name, METHODS)
     grid = SweepGrid(
-        models=tuple(load_model(name) for name in name_list(models)), methods=tuple(names), engine=engine, axes=axes,
-        devices=tuple(load_device(name) for name in name_list(gpus_asked)) or (None,),
+        models=_distinct(load_model(name) for name in name_list(models, "--model")), methods=tuple(names),
+        engine=engine, axes=axes,
+        devices=_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")) or (None,),
     )  # fmt: skip
     grid.refuse_too_many()
     if max_bs and grid.devices == (None,):
@@ -97,6 +99,21 @@ def command(
         sweep.to_csv(output)
     else:
         sweep.to_document(kind, output)
+
+
+def _distinct(specs: Iterable[Spec]) -> tuple[Spec, ...]:
+    """Return models or devices, each once.
+
+    Raises:
+        BadInputError: two that differ have one name, by which their rows would be the same; a name of several lines.
+    """
+    found: dict[str, Spec] = {}
+    for spec in specs:
+        if not spec.name.isprintable():
+            raise BadInputError(f"a name with a line break or the like cannot stand in a row: {spec.name[:60]!r}")
+        if found.setdefault(spec.name, spec) != spec:
+            raise BadInputError(f"two that differ are both called {spec.name[:60]!r}: a row could be of either")
+    return tuple(found.values())
 
 
 def _versions(engine: str) -> Mapping[str, str]:

@@ -107,7 +107,8 @@ class SweepFile:
                     self._handle, start + lines[:there].rfind(_END) + len(_END) if _END in lines[:there] else start
                 )
             if isinstance(error, OSError):
-                raise self._unwritable(error) from error
+                text = f"{self._unwritable(error)}; the rows that are there are whole, and the same command goes on"
+                raise BadInputError(text) from error
             raise
 
     # -- what is there ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import lorafa_prof
 from lorafa_prof.cli import main, sweep
 from lorafa_prof.cli.sweep_grid import KEYS
 
@@ -243,6 +244,22 @@ def test_two_sweeps_do_not_write_one_file(capsys: pytest.CaptureFixture[str]) ->
     assert run("--seq", "64", "-o", "s.csv") == 0
 
 
+def test_names_tell_rows_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """A card that is named twice is one; two cards of one name are refused; a name of two lines stands in one."""
+    assert run("--seq", "64", "--gpu", "rtx4090,h100", "--gpu", "4090", "-o", "s.csv") == 0
+    assert [row["device"] for row in rows()] == ["rtx4090", "h100"]
+    catalog = Path(lorafa_prof.__file__).parent / "catalog" / "devices"
+    Path("mine.json").write_text((catalog / "h100.json").read_text().replace('"h100"', '"rtx4090"'))
+    assert run("--seq", "64", "--gpu", "rtx4090,./mine.json", "-o", "t.csv") == 2
+    assert "two that differ are both called 'rtx4090'" in capsys.readouterr().err
+    if os.name != "nt":
+        Path("two\nlines").mkdir()
+        Path("two\nlines/config.json").write_text(json.dumps(CONFIG))
+        assert run("--model", "./two\nlines", "--seq", "64", "-o", "t.csv") == 0
+        assert run("--model", "./two\nlines", "--seq", "64", "--bs", "1", "-o", "t.csv") == 0
+        assert len(Path("t.csv").read_text().splitlines()) == 3
+
+
 @posix
 def test_a_full_disk_leaves_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fits is kept, the exit code is 2, and the same command goes on when there is room."""
@@ -268,6 +285,33 @@ def test_a_full_disk_leaves_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that is drawn anew, ten times a second at most, with what is left to wait; elsewhere nothing."""
+    from lorafa_prof.cli.progress import Bar
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    times = iter([0.0, 0.0, 0.05, 50.0, 51.0])
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    bar = Bar(1000, 200, clock=lambda: next(times))
+    for done in (200, 300, 400, 980):
+        bar.show(done)
+    bar.say("done")
+    shown = [line for line in screen.getvalue().split("\r") if line.strip()]
+    assert shown == [
+        "lorafa-prof: [###.............] 200 of 1,000 rows",
+        "lorafa-prof: [######..........] 400 of 1,000 rows, 240/min, 2 min 30 s left",
+        "lorafa-prof: [###############.] 980 of 1,000 rows, 15/s, 2 s left",
+        "lorafa-prof: done\n",
+    ]
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    Bar(1000, 0).show(500)
+    assert sys.stderr.getvalue() == ""
 
 
 # -- the forms -------------------------------------------------------------------------------------------------------
