@@ -68,18 +68,40 @@ class _Option:
     def _type(self) -> Any:
         return click.Choice(get_args(self.kind)) if get_args(self.kind) else self.kind
 
-    def many(self) -> Callable[[Any], Any]:
-        """Return the option whose values make an axis of a grid, as a tuple."""
-        about, flag = self.help, dict[str, Any]()
-        if self.kind is None:
+    def many(self) -> tuple[Callable[[Any], Any], ...]:
+        """Return the option whose values make an axis of a grid, as a tuple; for a switch also its denial."""
+        about, flag, metavar = self.help, dict[str, Any](), "VALUE,..."
+        if self.kind is int:
+            metavar = "RANGE,..."
+        elif get_args(self.kind):
+            metavar = f"[{'|'.join(get_args(self.kind))}],..."
+        elif self.kind is None:
             about, flag = f"{about[:-1]}: on, off, or both as on,off.", {"is_flag": False, "flag_value": "on"}
         elif self.kind is str:
             about = f"{about[:-1]}; once for each value."
-        return click.option(
-            *self.names, multiple=True, callback=self._values,
-            default=None, metavar="RANGE,..." if self.kind is int else "VALUE,...", type=str,
+        option = click.option(
+            *self.names, multiple=True, callback=self._values, default=None, metavar=metavar, type=str,
             help=f"{about}  [default: {self._shown_default()}]", **flag,
         )  # fmt: skip
+        return (option, self._denial()) if self.kind is None else (option,)
+
+    def _denial(self) -> Callable[[Any], Any]:
+        return click.option(
+            f"--no-{self.names[0][2:]}", is_flag=True, expose_value=False, callback=self._deny,
+            help=f"The same as {self.names[0]} off.",
+        )  # fmt: skip
+
+    def _deny(self, ctx: click.Context, param: click.Parameter, denied: bool) -> None:
+        if denied:
+            self._refuse_both(ctx, ctx.params.get(self.names[-1], ()))
+            ctx.meta[self.names[0]] = "off"
+
+    def _refuse_both(self, ctx: click.Context, values: Sequence[Any]) -> None:
+        if True in values:
+            flag = self.names[0]
+            raise click.UsageError(
+                f"{flag} and --no-{flag[2:]} contradict each other; for both write {flag} on,off", ctx
+            )
 
     def _shown_default(self) -> str:
         return ("on" if self.default else "off") if self.kind is None else str(self.default)
@@ -92,7 +114,10 @@ class _Option:
             if self.kind is int:
                 return integers(self.what, ",".join(texts), most=self.most)
             parts = list(texts) if self.kind is str else name_list(texts, self.names[0])
-            return tuple(dict.fromkeys(self._value(part) for part in parts))
+            values = tuple(dict.fromkeys(self._value(part) for part in parts))
+            if self.names[0] in ctx.meta:
+                self._refuse_both(ctx, values)
+            return values
         except BadInputError as error:
             raise click.BadParameter(str(error), ctx, param) from None
 
@@ -177,7 +202,7 @@ def sweep_options(function: Function) -> Function:
 
 def grid_options(function: Function) -> Function:
     """Add the run options, but the model, to a command that takes many values of each, as tuples."""
-    return _with(function, *(option.many() for option in (*_SIZES, *_OPTIONS)))
+    return _with(function, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
 
 
 def _with(function: Function, *options: Callable[[Any], Any]) -> Function:

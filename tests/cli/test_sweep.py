@@ -88,6 +88,8 @@ def test_every_run_option_has_values(capsys: pytest.CaptureFixture[str]) -> None
     assert [row["targets"] for row in rows("t.csv")] == ["q_proj,v_proj", "qv"]
     assert run("--seq", "64", "--amp", "-o", "amp.csv") == 0
     assert [row["amp"] for row in rows("amp.csv")] == ["true"]
+    assert run("--seq", "64", "--no-amp", "-o", "no.csv") == 0
+    assert [row["amp"] for row in rows("no.csv")] == ["false"]
 
 
 def test_what_means_the_same_is_one_row() -> None:
@@ -129,6 +131,8 @@ def test_a_refusal_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
         (("--attn", "sdpa,"), "an empty name among the values of --attn"),
         (("--attn", "spda"), "did you mean sdpa"),
         (("--amp", "maybe"), "Known: on, off"),
+        (("--amp", "on,off", "--no-amp"), "contradict each other; for both write --amp on,off"),
+        (("--no-amp", "--amp"), "contradict each other"),
         (("--dropout", "0,high"), "'high' is not a number"),
         (("--dropout", "1.5"), "dropout must be between 0 and 1"),
         (("--targets", "q_proj,"), "empty name"),
