@@ -62,7 +62,7 @@ def test_every_row_is_what_predict_says(capsys: pytest.CaptureFixture[str]) -> N
     found = rows()
     assert len(found) == 2 * 2 * 3 * (1 + 2) * 2 * 2 * 2
     assert len({tuple(row[key] for key in KEYS) for row in found}) == len(found)
-    for row in found[::5]:
+    for row in found[::9]:
         options = ("model", "bs", "seq", "method", "rank", "attn")
         one = [word for name in options for word in (f"--{name}", row[name])]
         one += ["--gpu", row["device"], "--amp" if row["amp"] == "true" else "--no-amp"]
