@@ -78,6 +78,7 @@ bench: $(TEST)
 	@status=0; \
 	$(BIN)/python benchmarks/bench_cold_start.py || status=1; \
 	$(BIN)/python benchmarks/bench_sweep.py || status=1; \
+	$(BIN)/python benchmarks/bench_sweep_csv.py || status=1; \
 	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
 	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	$(BIN)/python benchmarks/bench_run_overhead.py || status=1; \

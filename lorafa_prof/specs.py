@@ -40,6 +40,7 @@ METHODS = (
 
 #: No size of a real run comes near this; what lies beyond is a mistake, and would only overflow further on.
 LARGEST_SIZE = 2**40
+LARGEST_BATCH, LARGEST_SEQUENCE, LARGEST_RANK, MOST_GPUS = 2**20, 2**30, 2**16, 2**20
 
 
 def require_int(what: str, value: object, low: int = 1, high: int = LARGEST_SIZE) -> int:
@@ -276,7 +277,7 @@ class MethodSpec:
 
     def __post_init__(self) -> None:
         require_choice("method", self.name, METHODS)
-        require_int("rank", self.rank, 1, 2**16)
+        require_int("rank", self.rank, 1, LARGEST_RANK)
         if not 0.0 <= require_number("dropout", self.dropout, 0.0, 1.0) < 1.0:
             raise BadInputError("dropout must be below 1")
         if not self.targets or not all(isinstance(t, str) and t for t in self.targets):
@@ -312,8 +313,8 @@ class RunSpec:
     shard: Shard = "none"
 
     def __post_init__(self) -> None:
-        require_int("batch size", self.bs, 1, 2**20)
-        require_int("sequence length", self.seq, 1, 2**30)
+        require_int("batch size", self.bs, 1, LARGEST_BATCH)
+        require_int("sequence length", self.seq, 1, LARGEST_SEQUENCE)
         for what, value, choices in (
             ("dtype", self.dtype, Dtype), ("adapter dtype", self.adapter_dtype, AdapterDtype),
             ("attention", self.attn, Attention), ("checkpointing", self.checkpointing, Checkpointing),
@@ -321,7 +322,7 @@ class RunSpec:
             ("loss", self.loss, Loss), ("sharding", self.shard, Shard),
         ):  # fmt: skip
             require_choice(what, value, choices)
-        require_int("gpus", self.gpus, 1, 2**20)
+        require_int("gpus", self.gpus, 1, MOST_GPUS)
         require_choice("k-bit preparation", self.prepare_kbit, KbitPreparation)
         if self.prepare_kbit != "none" and self.resolved_quant == "none":
             raise ContradictionError("the k-bit preparation is for quantised weights: add --quant, or a q-method")

@@ -243,10 +243,10 @@ class TestTheImports:
 def declared() -> tuple[set[str], set[str]]:
     """Module names of the core's dependencies, and of the extras that users install."""
     text = (ROOT / "pyproject.toml").read_text("utf-8")
-    lists = dict(re.findall(r"^(dependencies|torch|qlora) = \[(.*?)\]", text, flags=re.DOTALL | re.MULTILINE))
+    lists = dict(re.findall(r"^(dependencies|parquet|torch|qlora) = \[(.*?)\]", text, flags=re.DOTALL | re.MULTILINE))
     names = {key: set(re.findall(r'"([\w-]+)', value)) for key, value in lists.items()}
     modules = {key: {MODULE_OF.get(n, n.replace("-", "_")) for n in value} for key, value in names.items()}
-    return modules["dependencies"], modules["torch"] | modules["qlora"]
+    return modules["dependencies"], modules["parquet"] | modules["torch"] | modules["qlora"]
 
 
 class TestTheWalker:

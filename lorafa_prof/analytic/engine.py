@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from lorafa_prof.analytic.frontier import Plans, largest_batch
@@ -17,6 +18,9 @@ from lorafa_prof.units import format_bytes
 
 #: The formulas follow these versions; others save and allocate differently.
 MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
+
+#: The operations that count as the model's own, by pass and kind.
+NEEDED_FLOPS = frozenset(itertools.product(("forward", "backward"), ("linear", "attention", "experts")))
 
 
 def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
@@ -53,7 +57,7 @@ def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
 
 
 def refuse_unmodelled(run: RunSpec) -> None:
-    """Refuse what this engine does not model, whatever the model is.
+    """Refuse options that this engine does not model, whatever the model, the batch and the sequence.
 
     Raises:
         UnsupportedError: the text names the way out.
@@ -139,9 +143,8 @@ def _fit(plans: Plans, device: DeviceSpec) -> Fit:
 def _throughput(plan: StepPlan) -> Throughput:
     run = plan.run
     flops = plan.flops(run.bs, run.seq)
-    needed = {(where, kind) for where in ("forward", "backward") for kind in ("linear", "attention", "experts")}
     return Throughput(
-        model_flops=sum(number for key, number in flops.items() if key in needed),
+        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS),
         executed_flops=sum(flops.values()),
         model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
     )

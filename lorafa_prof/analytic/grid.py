@@ -7,9 +7,9 @@ moments, and the peak of a million configurations is the maximum of one matrix p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,13 @@ class Grid:
 
     def __init__(self, plan: StepPlan) -> None:
         self._static = plan.static_bytes // ALLOCATION_GRANULE
-        rows, sizes = _candidates(plan)
-        rows, sizes = _merged(rows, sizes)
-        self.rows = _undominated(rows, sizes)
+        candidates = Candidates(plan)
+        rows, sizes = _merged(candidates.rows, candidates.sizes)
+        kept = _undominated(rows, sizes)
+        self.rows = rows[kept]
         self.sizes = sizes
+        self.positions = [candidates.positions[i] for i in kept]
+        """Position in the plan's events of each row's moment, rising."""
 
     def peak_allocated(self, bs: npt.ArrayLike, seq: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return the peak in bytes for each (bs, seq), broadcast together.
@@ -55,43 +58,76 @@ class Grid:
         out = np.empty(flat_b.size, dtype=np.int64)
         for start in range(0, flat_b.size, CHUNK):
             part = slice(start, start + CHUNK)
-            out[part] = self._evaluate(flat_b[part], flat_s[part])
+            out[part] = self._peak(symbol_values(flat_b[part], flat_s[part]))
         return (out * ALLOCATION_GRANULE).reshape(b.shape)
 
-    def _evaluate(self, bs: Floats, seq: Floats) -> npt.NDArray[np.int64]:
-        values = symbol_values(bs, seq)
-        products = {symbols: product_of(symbols, values) for symbols in {size[1] for size in self.sizes}}
-        granules = np.empty((len(self.sizes), bs.size))
-        for i, (coefficient, symbols) in enumerate(self.sizes):
-            np.multiply(products[symbols], coefficient / ALLOCATION_GRANULE, out=granules[i])
-            if coefficient % ALLOCATION_GRANULE:
-                np.ceil(granules[i], out=granules[i])
-        peak = (self.rows @ granules).max(axis=0) + self._static
+    def _peak(self, values: Mapping[str, Floats]) -> npt.NDArray[np.int64]:
+        peak = (self.rows @ granules(self.sizes, values)).max(axis=0) + self._static
         if peak.size and peak.max() >= EXACT:
             raise BadInputError("batch and sequence length are too large for any memory")
         granules_needed: npt.NDArray[np.int64] = peak.astype(np.int64)
         return granules_needed
 
 
-def _candidates(plan: StepPlan) -> tuple[Floats, list[Size]]:
-    """Return how many of each size are alive at every moment after which something dies, and the sizes."""
-    kinds = [kind.size for kind in plan.timeline.kinds]
-    stepping = plan.step_temporaries
-    sizes = list(dict.fromkeys([*kinds, *(temporary.size for temporary, _ in stepping)]))
-    column = {size: i for i, size in enumerate(sizes)}
-    live = np.zeros(len(sizes))
-    rows = [live.copy()]
-    rising = False
-    for kind, change, _ in plan.timeline.events:
-        if change < 0 and rising:
-            rows.append(live.copy())
-        rising = change > 0
-        live[column[kinds[kind]]] += change
-    rows.append(live.copy())
-    for temporary, count in stepping:
-        live[column[temporary.size]] += count
-    rows.append(live)
-    return np.unique(np.array(rows), axis=0), sizes
+def granules(sizes: Sequence[Size], values: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Return the granules that each size takes for each configuration: (sizes, configurations).
+
+    Floats for symbols that are arrays of float64, exact below 2^53 bytes; Python's integers for arrays of objects.
+    """
+    products = {symbols: product_of(symbols, values) for symbols in {size[1] for size in sizes}}
+    number = values["b"]
+    found = np.empty((len(sizes), number.size), dtype=number.dtype)
+    for i, (coefficient, symbols) in enumerate(sizes):
+        if number.dtype == object:
+            found[i] = -(-coefficient * products[symbols] // ALLOCATION_GRANULE)
+            continue
+        np.multiply(products[symbols], coefficient / ALLOCATION_GRANULE, out=found[i])
+        if coefficient % ALLOCATION_GRANULE:
+            np.ceil(found[i], out=found[i])
+    return found
+
+
+def totals(counts: Floats, found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the granules of each row of counts, (rows, configurations), from those of the sizes."""
+    weights = counts.astype(np.int64).astype(object) if found.dtype == object else counts
+    total: npt.NDArray[Any] = weights @ found
+    return total
+
+
+class Candidates:
+    """The moments that can be the peak, each with how many of each size are alive in it."""
+
+    def __init__(self, plan: StepPlan) -> None:
+        kinds = [kind.size for kind in plan.timeline.kinds]
+        stepping = plan.step_temporaries
+        self.sizes: list[Size] = list(dict.fromkeys([*kinds, *(temporary.size for temporary, _ in stepping)]))
+        self._live = np.zeros(len(self.sizes))
+        self._rows: list[Floats] = []
+        self._positions: list[int] = []
+        self._walk(plan, [self.sizes.index(size) for size in kinds])
+        for temporary, count in stepping:
+            self._live[self.sizes.index(temporary.size)] += count
+        self._note(len(plan.timeline.events))
+        # of moments with the same alive in them the first
+        first = np.sort(np.unique(np.array(self._rows), axis=0, return_index=True)[1])
+        self.rows: Floats = np.array(self._rows)[first]
+        self.positions = [self._positions[i] for i in first]
+
+    def _walk(self, plan: StepPlan, column: Sequence[int]) -> None:
+        """Note the moments after which something dies, or something is born that may have no bytes."""
+        may_vanish = [any(symbol in CAN_VANISH for symbol in kind.size[1]) for kind in plan.timeline.kinds]
+        self._note(-1)
+        rising = False
+        for position, (kind, change, _) in enumerate(plan.timeline.events):
+            if rising and (change < 0 or may_vanish[kind]):
+                self._note(position - 1)
+            rising = change > 0
+            self._live[column[kind]] += change
+        self._note(len(plan.timeline.events) - 1)
+
+    def _note(self, position: int) -> None:
+        self._rows.append(self._live.copy())
+        self._positions.append(position)
 
 
 def _merged(rows: Floats, sizes: list[Size]) -> tuple[Floats, list[Size]]:
@@ -107,23 +143,27 @@ def _merged(rows: Floats, sizes: list[Size]) -> tuple[Floats, list[Size]]:
     return np.stack(list(columns.values()), axis=1), list(columns)
 
 
-def _undominated(rows: Floats, sizes: list[Size]) -> Floats:
-    """Drop every row that another row bounds from above for all batch sizes and sequence lengths.
+def _undominated(rows: Floats, sizes: list[Size]) -> list[int]:
+    """Return the rows that no other row takes the place of, for all batch sizes and sequence lengths, in their order.
 
     Rounding adds less than a granule a storage, so row A is bounded by row B where A's polynomial plus one granule a
     rounded storage is at most B's polynomial. That holds for all symbols from 1 up where B - A, written in the symbols
-    less one, has no negative coefficient. The symbols that can be 0 stay as they are.
+    less one, has no negative coefficient. The symbols that can be 0 stay as they are. Of two rows that can be equal the
+    earlier stays, for the first moment of the largest memory is the peak: a later one has to be larger everywhere.
     """
     lower = (rows * (np.array([size[0] for size in sizes]) / ALLOCATION_GRANULE)) @ shifted_coefficients(sizes)
     rounding = [i for i, (coefficient, _) in enumerate(sizes) if coefficient % ALLOCATION_GRANULE]
     upper = lower.copy()
     upper[:, 0] += rows[:, rounding].sum(axis=1)  # the first monomial is the constant
+    there = [i for i, (_, symbols) in enumerate(sizes) if not any(symbol in CAN_VANISH for symbol in symbols)]
     kept: list[int] = []
     for i in np.argsort(-lower.sum(axis=1), kind="stable"):
-        bounds, live = lower[kept], rows[kept]
-        if not (upper[i] <= bounds).all(axis=1).any() and not (rows[i] <= live).all(axis=1).any():
+        bounds, live, earlier = lower[kept], rows[kept], np.array(kept, dtype=np.int64) < i
+        by_size = (upper[i] <= bounds).all(axis=1) & (earlier | (upper[i, 0] < bounds[:, 0]))
+        by_count = (rows[i] <= live).all(axis=1) & (earlier | (rows[i, there] < live[:, there]).any(axis=1))
+        if not (by_size | by_count).any():
             kept.append(int(i))
-    return rows[kept]
+    return sorted(kept)
 
 
 def shifted_coefficients(sizes: list[Size]) -> Floats:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
-from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
+from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.specs import RunSpec
@@ -46,14 +46,18 @@ class Peak:
 
 
 class StepPlan:
-    """One training step of a run, for any batch and sequence length of the same regime (see `regime`)."""
+    """One training step of a run, for any batch and sequence length that the same step is taken for.
+
+    One sequence is another step than several, and so is a sequence that reaches the sliding window.
+    """
 
     def __init__(self, run: RunSpec, trace: StepTrace) -> None:
         self.run = run
         self.assumptions = trace.builder.assumptions
         self._held = trace.builder.held
         self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
-        self._flops = list(repeated_flops(trace.tape))
+        self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
+        """All floating-point operations: (pass, kind, how many)."""
         self._trace = trace
 
     # -- parameters -----------------------------------------------------------------------------------------------
@@ -115,14 +119,14 @@ class StepPlan:
         sizes = [rounded(k.size[0] * product_of(k.size[1], values)) for k in self.timeline.kinds]
         places = self.timeline.places
         live = top = self.static_bytes
-        position, place_number = -1, 0
+        position = -1
         highest = [0] * len(places)
         for i, (kind, change, number) in enumerate(self.timeline.events):
             live += sizes[kind] * change
             if live > highest[number]:
                 highest[number] = live
                 if live > top:
-                    top, position, place_number = live, i, number
+                    top, position = live, i
         phases: dict[str, int] = {}
         for place, high in zip(places, highest, strict=True):
             name = "loss" if place.module == "loss" else place.phase
@@ -130,8 +134,8 @@ class StepPlan:
         stepping = live + sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
         phases["optimizer step"] = stepping
         if stepping > top:
-            return Peak(stepping, Place("optimizer step", ""), len(self.timeline.events), phases)
-        return Peak(top, places[place_number], position, phases)
+            top, position = stepping, len(self.timeline.events)
+        return Peak(top, self.place_at(position), position, phases)
 
     def alive(self, position: int) -> list[tuple[Kind, int]]:
         """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""
@@ -139,6 +143,12 @@ class StepPlan:
         found = [(self.timeline.kinds[kind], count) for kind, count in live.items() if count]
         stepping = self.step_temporaries if position >= len(self.timeline.events) else []
         return [*self.static, *found, *stepping]
+
+    def place_at(self, position: int) -> Place:
+        """Return where in the step a position of the timeline is, -1 for before it, its length for the optimizer."""
+        if position >= len(self.timeline.events):
+            return Place("optimizer step", "")
+        return self.timeline.places[self.timeline.events[position][2] if position >= 0 else 0]
 
     def saved(self) -> list[tuple[Kind, int]]:
         """Return what autograd keeps at the end of the forward: (kind, how many). Parameters and batch not counted."""
@@ -157,7 +167,7 @@ class StepPlan:
         """Return floating-point operations of one step by (pass, kind): "forward", "backward" or "recompute"."""
         values = symbol_values(bs, seq)
         total: dict[tuple[str, str], int] = {}
-        for where, kind, (coefficient, symbols) in self._flops:
+        for where, kind, (coefficient, symbols) in self.flops_by_size:
             total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
         return total
 

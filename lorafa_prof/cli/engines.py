@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lorafa_prof.errors import MissingComponentError, UnsupportedError
+from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
@@ -75,6 +76,28 @@ def runnable_model(name: str, *, trust: bool) -> ModelSpec | RunnableModel:
     return architectures.runnable_model(shown, found.config, folder=found.folder, trust=trust)
 
 
+def model_for(engine: str, name: str, *, trust: bool) -> ModelSpec | RunnableModel:
+    """Return the model that the user calls `name`, as an engine needs it.
+
+    Args:
+        engine: "analytic", whose closed forms need a model that the catalog knows, or one that runs the real step.
+        name: alias, hub id or path.
+        trust: run code that lies in the model's folder.
+
+    Raises:
+        UnsupportedError: a model that the engine does not know.
+        BadInputError: a configuration that cannot be read or used; trust in code that the engine does not run.
+        MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
+    """
+    if engine != "analytic":
+        return runnable_model(name, trust=trust)
+    if trust:
+        raise BadInputError("--trust-remote-code goes with --engine simulate: closed forms run no code of a model")
+    from lorafa_prof.catalog import load_model
+
+    return load_model(name)
+
+
 def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:
     """Predict a run with the engine `simulate` for the card that it was measured on, and judge whether it fits there.
 
@@ -92,6 +115,32 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+
+
+def simulating_on_cards(*, largest_batch: bool) -> Callable[[RunSpec, DeviceSpec | None], Prediction]:
+    """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
+
+    Cards with the same kernels, asked for one after the other, share a recording.
+
+    Args:
+        largest_batch: also look for the largest batch that fits on the card, which takes more recordings.
+
+    Raises:
+        MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
+    """
+    with _importing_the_real_step():
+        from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
+    known: dict[tuple[object, ...], Simulation] = {}
+
+    def predict(run: RunSpec, device: DeviceSpec | None) -> Prediction:
+        key = (run, device_traits(device))
+        if key not in known:
+            known.clear()
+            known[key] = simulate(run, device)
+        on_card = replace(known[key], device=device)
+        return on_card.prediction([device] if device else [], largest_batch=largest_batch)
+
+    return predict
 
 
 def simulate_on_cpu(run: RunSpec, threads: int) -> Prediction:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 import click
 
+from lorafa_prof.cli.ranges import integers
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.specs import (
+    LARGEST_BATCH,
+    LARGEST_RANK,
+    LARGEST_SEQUENCE,
     METHODS,
+    MOST_GPUS,
     AdapterDtype,
     Attention,
     Checkpointing,
@@ -30,10 +36,6 @@ from lorafa_prof.specs import (
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def _choice(literal: Any) -> click.Choice[str]:
-    return click.Choice(get_args(literal))
-
-
 def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
     """Return the integers of a comma list, each once; a click callback."""
     try:
@@ -43,71 +45,179 @@ def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[i
         raise click.BadParameter(text, ctx, param) from None
 
 
-def _sizes(**kind: Any) -> tuple[Callable[[Any], Any], ...]:
-    """Return the options that a sweep takes lists of."""
-    return (
-        click.option("--bs", "--batch-size", "bs", default=1, show_default=True, help="Sequences in a batch.", **kind),
-        click.option("--seq", "--seq-len", "seq", default=1024, show_default=True, help="Tokens a sequence.", **kind),
-        click.option("--rank", default=64, show_default=True, help="Rank of the adapters.", **kind),
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Option:
+    """One run option: of one value for most commands, of many for a grid."""
+
+    names: tuple[str, ...]
+    """Flags, and last the parameter's name."""
+    default: Any
+    help: str
+    kind: Any = None
+    """A `Literal` to choose from, int, float or str; None: a switch."""
+    most: int = 0
+    """The largest integer."""
+    what: str = ""
+    """What an integer is, in words."""
+
+    def single(self, **kind: Any) -> Callable[[Any], Any]:
+        """Return the option of one value, or as `kind` says."""
+        flags = self.names if self.kind is not None else (f"{self.names[0]}/--no-{self.names[0][2:]}", self.names[-1])
+        kind = kind or {"type": self._type()}
+        return click.option(*flags, default=self.default, show_default=True, help=self.help, **kind)
+
+    def _type(self) -> Any:
+        return click.Choice(get_args(self.kind)) if get_args(self.kind) else self.kind
+
+    def many(self) -> tuple[Callable[[Any], Any], ...]:
+        """Return the option whose values make an axis of a grid, as a tuple; for a switch also its denial."""
+        about, flag, metavar = self.help, dict[str, Any](), "VALUE,..."
+        if self.kind is int:
+            metavar = "RANGE,..."
+        elif get_args(self.kind):
+            metavar = f"[{'|'.join(get_args(self.kind))}],..."
+        elif self.kind is None:
+            about, flag = f"{about[:-1]}: on, off, or both as on,off.", {"is_flag": False, "flag_value": "on"}
+        elif self.kind is str:
+            about = f"{about[:-1]}; once for each value."
+        option = click.option(
+            *self.names, multiple=True, callback=self._values, default=None, metavar=metavar, type=str,
+            help=f"{about}  [default: {self._shown_default()}]", **flag,
+        )  # fmt: skip
+        return (option, self._denial()) if self.kind is None else (option,)
+
+    def _denial(self) -> Callable[[Any], Any]:
+        return click.option(
+            f"--no-{self.names[0][2:]}", is_flag=True, expose_value=False, callback=self._deny,
+            help=f"The same as {self.names[0]} off.",
+        )  # fmt: skip
+
+    def _deny(self, ctx: click.Context, param: click.Parameter, denied: bool) -> None:
+        if denied:
+            self._refuse_both(ctx, ctx.params.get(self.names[-1], ()))
+            ctx.meta[self.names[0]] = "off"
+
+    def _refuse_both(self, ctx: click.Context, values: Sequence[Any]) -> None:
+        if True in values:
+            flag = self.names[0]
+            raise click.UsageError(
+                f"{flag} and --no-{flag[2:]} contradict each other; for both write {flag} on,off", ctx
+            )
+
+    def _shown_default(self) -> str:
+        return ("on" if self.default else "off") if self.kind is None else str(self.default)
+
+    def _values(self, ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> tuple[Any, ...]:
+        """Return the values of an axis, each once; a click callback."""
+        if not texts:
+            return (self.default,)
+        try:
+            if self.kind is int:
+                return integers(self.what, ",".join(texts), most=self.most)
+            parts = list(texts) if self.kind is str else name_list(texts, self.names[0])
+            values = tuple(dict.fromkeys(self._value(part) for part in parts))
+            if self.names[0] in ctx.meta:
+                self._refuse_both(ctx, values)
+            return values
+        except BadInputError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    def _value(self, text: str) -> Any:
+        if self.kind is None:
+            require_choice(self.names[0], text, ("on", "off"))
+            return text == "on"
+        if self.kind is str:
+            return ",".join(name.strip() for name in text.split(","))
+        if self.kind is float:
+            return MethodSpec(name="lora", dropout=_float(text)).dropout
+        require_choice(self.names[0], text, self.kind)
+        return text
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInputError(f"{text[:40]!r} is not a number; write a comma list as 0,0.05,0.1") from None
 
 
 _MODEL = click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder.")
+#: Says `trust_remote_code`: how a model is found, and so no part of what a run is.
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True,
+    help="Run Python code that lies in the model's folder, where its config.json names some (auto_map).",
+)  # fmt: skip
+#: The options that every sweep takes lists of.
+_SIZES = (
+    _Option(
+        names=("--bs", "--batch-size", "bs"), default=1, help="Sequences in a batch.", kind=int, most=LARGEST_BATCH,
+        what="batch size",
+    ),
+    _Option(
+        names=("--seq", "--seq-len", "seq"), default=1024, help="Tokens a sequence.", kind=int, most=LARGEST_SEQUENCE,
+        what="sequence length",
+    ),
+    _Option(
+        names=("--rank", "rank"), default=64, help="Rank of the adapters.", kind=int, most=LARGEST_RANK, what="rank"
+    ),
+)  # fmt: skip
 _OPTIONS = (
-    click.option(
-        "--targets", default="all-linear", show_default=True,
+    _Option(
+        names=("--targets", "targets"), default="all-linear", kind=str,
         help="all-linear, qv, or a comma list of module-name suffixes.",
     ),
-    click.option("--dtype", type=_choice(Dtype), default="bf16", show_default=True, help="Dtype of the base weights."),
-    click.option("--amp/--no-amp", default=False, show_default=True, help="bf16 autocast around the forward."),
-    click.option(
-        "--adapter-dtype", type=_choice(AdapterDtype), default="auto", show_default=True,
+    _Option(names=("--dtype", "dtype"), kind=Dtype, default="bf16", help="Dtype of the base weights."),
+    _Option(names=("--amp", "amp"), default=False, help="bf16 autocast around the forward."),
+    _Option(
+        names=("--adapter-dtype", "adapter_dtype"), kind=AdapterDtype, default="auto",
         help="Dtype of the adapters; auto is what PEFT does.",
     ),
-    click.option("--attn", type=_choice(Attention), default="sdpa", show_default=True, help="Attention code."),
-    click.option(
-        "--checkpointing", type=_choice(Checkpointing), default="none", show_default=True, help="Recompute activations."
+    _Option(names=("--attn", "attn"), kind=Attention, default="sdpa", help="Attention code."),
+    _Option(
+        names=("--checkpointing", "checkpointing"), kind=Checkpointing, default="none", help="Recompute activations."
     ),
-    click.option("--dropout", type=float, default=0.0, show_default=True, help="Dropout on the adapters' input."),
-    click.option(
-        "--optimizer", type=_choice(Optimizer), default="auto", show_default=True,
+    _Option(names=("--dropout", "dropout"), kind=float, default=0.0, help="Dropout on the adapters' input."),
+    _Option(
+        names=("--optimizer", "optimizer"), kind=Optimizer, default="auto",
         help="auto: adamw, and for LoRA-FA PEFT's lorafa.",
     ),
-    click.option(
-        "--quant", type=_choice(Quantization), default="none", show_default=True,
+    _Option(
+        names=("--quant", "quant"), kind=Quantization, default="none",
         help="How base weights are stored; the q-methods take nf4.",
     ),
-    click.option(
-        "--prepare-kbit", type=_choice(KbitPreparation), default="none", show_default=True,
+    _Option(
+        names=("--prepare-kbit", "prepare_kbit"), kind=KbitPreparation, default="none",
         help="What is cast to fp32 beside quantised weights: peft norms, embeddings and head, trl norms alone.",
     ),
-    click.option("--loss", type=_choice(Loss), default="hf", show_default=True, help="Loss code."),
-    click.option(
-        "--trust-remote-code", is_flag=True,
-        help="Run Python code that lies in the model's folder, where its config.json names some (auto_map).",
-    ),
-    click.option("--gpus", type=int, default=1, show_default=True, help="Number of GPUs."),
-    click.option("--shard", type=_choice(Shard), default="none", show_default=True, help="How GPUs share the state."),
+    _Option(names=("--loss", "loss"), kind=Loss, default="hf", help="Loss code."),
+    _Option(names=("--gpus", "gpus"), kind=int, default=1, help="Number of GPUs.", most=MOST_GPUS, what="gpus"),
+    _Option(names=("--shard", "shard"), kind=Shard, default="none", help="How GPUs share the state."),
 )  # fmt: skip
 
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    return _with_options(function, _sizes(type=int))
+    return _with(function, _MODEL, *(option.single() for option in (*_SIZES, *_OPTIONS)), trust_option)
 
 
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
-    return _with_options(function, _sizes(type=str, callback=_integers, metavar="N,..."))
+    sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)
+    return _with(function, _MODEL, *sizes, *(option.single() for option in _OPTIONS), trust_option)
 
 
-def _with_options(function: Function, sizes: tuple[Callable[[Any], Any], ...]) -> Function:
-    for option in reversed((_MODEL, *sizes, *_OPTIONS)):
+def grid_options(function: Function) -> Function:
+    """Add the run options, but the model, to a command that takes many values of each, as tuples."""
+    return _with(function, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
+
+
+def _with(function: Function, *options: Callable[[Any], Any]) -> Function:
+    for option in reversed(options):
         function = option(function)
     return function
 
 
-def name_list(values: Sequence[str]) -> list[str]:
+def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:
     """Return the names of a repeatable option whose values may be comma lists, each once.
 
     Raises:
@@ -115,7 +225,7 @@ def name_list(values: Sequence[str]) -> list[str]:
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if not all(names):
-        raise BadInputError("an empty name among the values of --method or --gpu")
+        raise BadInputError(f"an empty name among the values of {what}")
     return list(dict.fromkeys(names))
 
 

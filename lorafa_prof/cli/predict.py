@@ -88,18 +88,14 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
         raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
-    trust = options.pop("trust_remote_code")
-    if engine == "analytic" and trust:
-        raise BadInputError("--trust-remote-code goes with --engine simulate: closed forms run no code of a model")
     if snapshot == "-" and output is None:
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
-    from lorafa_prof.catalog import load_device, load_model
-    from lorafa_prof.cli.engines import runnable_model, simulating
+    from lorafa_prof.catalog import load_device
+    from lorafa_prof.cli.engines import model_for, simulating
 
-    name = options.pop("model")
-    model = load_model(name) if engine == "analytic" else runnable_model(name, trust=trust)
+    model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     devices = [load_device(name) for name in name_list(gpus_asked)]
 
     def run_of(name: str) -> RunSpec:

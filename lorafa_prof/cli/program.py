@@ -28,6 +28,7 @@ PROGRAM = "lorafa-prof"
 #: Each command, in the order of the help, with the line that the help says about it.
 COMMANDS = {
     "predict": "Predict the memory of a fine-tuning step, part by part, without a GPU.",
+    "sweep": "Predict every combination of options, one row each: CSV, Parquet or JSON.",
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",
     "run": "Profile a training script of your own, unchanged: memory by phase and part, step time.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",

@@ -3,60 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
 
 from lorafa_prof.cli.program import PROGRAM
 
+REDRAW_S = 0.1
+BAR_WIDTH = 16
 
-class Progress:
-    """Tells of `total` configurations; a stderr that is closed is no reason to stop measuring."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._number = 0
-        self._name = ""
+class _Stderr:
+    """Lines on stderr, and on a terminal one below them that changes; a stderr that is closed is no reason to stop."""
+
+    def __init__(self) -> None:
         self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._width = _terminal_width() if self._is_terminal else 0
         self._shown = 0
-
-    def begin(self, name: str) -> None:
-        """Say that the next configuration is measured."""
-        self._number, self._name = self._number + 1, name
-        if self._is_terminal:
-            self._draw("start")
-        else:
-            self._line("measuring")
-
-    def stage(self, text: str) -> None:
-        """Say how far it is."""
-        if self._is_terminal:
-            self._draw(text)
-
-    def end(self, text: str) -> None:
-        """Say how it ended."""
-        self._line(text)
-
-    def skip(self, name: str, text: str) -> None:
-        """Say that the next configuration need not be measured, and why."""
-        self._number, self._name = self._number + 1, name
-        self._line(text)
 
     def say(self, text: str) -> None:
         """Say something about the whole."""
         self._write(f"{self._wiped()}{PROGRAM}: {_clean(text)}\n")
 
-    def _line(self, text: str) -> None:
-        self.say(self._of_this(text))
-
     def _draw(self, text: str) -> None:
-        line = f"{PROGRAM}: {_clean(self._of_this(text))}"[: self._width - 1]
+        """Change the line that changes."""
+        line = f"{PROGRAM}: {_clean(text)}"[: self._width - 1]
         before = self._wiped()
         self._shown = len(line)
         self._write(before + line)
-
-    def _of_this(self, text: str) -> str:
-        return f"{self._number}/{self._total} {self._name}: {text}"
 
     def _wiped(self) -> str:
         """Return what takes the changing line away."""
@@ -67,6 +43,73 @@ class Progress:
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.write(text)
             sys.stderr.flush()
+
+
+class Progress(_Stderr):
+    """Tells of `total` configurations that are measured one after the other."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._total = total
+        self._number = 0
+        self._name = ""
+
+    def begin(self, name: str) -> None:
+        """Say that the next configuration is measured."""
+        self._number, self._name = self._number + 1, name
+        self.stage("start") if self._is_terminal else self.end("measuring")
+
+    def stage(self, text: str) -> None:
+        """Say how far it is."""
+        if self._is_terminal:
+            self._draw(self._of_this(text))
+
+    def end(self, text: str) -> None:
+        """Say how it ended."""
+        self.say(self._of_this(text))
+
+    def skip(self, name: str, text: str) -> None:
+        """Say that the next configuration need not be measured, and why."""
+        self._number, self._name = self._number + 1, name
+        self.end(text)
+
+    def _of_this(self, text: str) -> str:
+        return f"{self._number}/{self._total} {self._name}: {text}"
+
+
+class Bar(_Stderr):
+    """Tells how many of `total` rows are done, of which `there` were when it began; on a terminal alone.
+
+    Args:
+        clock: seconds, of which differences count.
+    """
+
+    def __init__(self, total: int, there: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._total, self._there, self._clock = total, there, clock
+        self._began = clock()
+        self._next = self._began
+
+    def show(self, done: int) -> None:
+        """Show how far it is, some ten times a second at most."""
+        now = self._clock()
+        if not self._is_terminal or now < self._next:
+            return
+        self._next = now + REDRAW_S
+        share = done / self._total
+        filled = int(share * BAR_WIDTH)
+        text = f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done:,} of {self._total:,} rows"
+        rate = (done - self._there) / max(now - self._began, 1e-9)
+        if done > self._there:
+            text += f", {rate:,.0f}/s" if rate >= 10 else f", {60 * rate:,.0f}/min"
+            text += f", {_duration((self._total - done) / rate)} left"
+        self._draw(text)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _terminal_width() -> int:

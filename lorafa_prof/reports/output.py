@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from lorafa_prof.errors import BadInputError
 
@@ -57,25 +59,39 @@ def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         BadInputError: the path cannot be written; the text says why.
     """
+    with writing(path) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a stream to write `path` with, whole or not at all; else as `write_bytes_atomically`.
+
+    Raises:
+        BadInputError: the path cannot be written; the text says why.
+    """
     target = require_writable(path)
     try:
         if _is_special(target):
-            target.write_bytes(data)
+            with target.open("wb") as stream:
+                yield stream
         else:
-            _replace(target, data)
+            with _replacing(target) as stream:
+                yield stream
     except BrokenPipeError:
         raise
     except OSError as error:
         raise BadInputError(f"cannot write {_shown(path)}: {_reason(error)}") from error
 
 
-def _replace(target: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
     temporary = target.with_name(f".lorafa-prof-{os.urandom(8).hex()}.tmp")
     try:
         # os.open and not tempfile: a new file gets the permissions that the user's umask gives, as any other output.
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         if target.exists():

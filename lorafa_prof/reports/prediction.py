@@ -139,33 +139,49 @@ def _item_row(item: MemoryItem) -> Row:
     return (_size(item.nbytes, digits=3), where, shape, f"{item.formula}{times}")
 
 
+#: Columns of a flat table of predictions, in their order.
+RECORD_COLUMNS = (
+    "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
+    "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
+    "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
+    "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
+    "context_bytes", "headroom_bytes", "max_bs",
+)  # fmt: skip
+
+
 def records_table(predictions: Sequence[Prediction]) -> Table:
     """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
-    names = (
-        "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
-        "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
-        "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
-        "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
-        "context_bytes", "headroom_bytes", "max_bs",
-    )  # fmt: skip
-    rows = [row for prediction in predictions for row in _record_rows(prediction)]
-    return Table(title="predictions", columns=tuple(Column(name=n, key=n) for n in names), rows=tuple(rows))
+    rows = [record(p, fit) for p in predictions for fit in (p.fit or (None,))]
+    columns = tuple(Column(name=name, key=name) for name in RECORD_COLUMNS)
+    return Table(
+        title="predictions", columns=columns, rows=tuple(tuple(row[n] for n in RECORD_COLUMNS) for row in rows)
+    )
 
 
-def _record_rows(p: Prediction) -> list[Row]:
-    run = p.run
-    head: Row = (
-        run.model.name, run.method.name, p.engine, run.bs, run.seq, run.method.rank, run.dtype,
-        run.resolved_adapter_dtype, run.attn, run.checkpointing, run.resolved_optimizer, run.resolved_quant,
-        *(getattr(p.memory, field) for field in PART_FIELDS), p.memory.peak_allocated_bytes,
-        p.memory.peak_requested_bytes,
-        p.memory.peak_reserved_bytes, p.memory.fragmentation_bytes, p.memory.peak_device_bytes, p.memory.peak_moment,
-        p.memory.saved_activations_bytes, p.throughput.model_flops, p.throughput.executed_flops, p.parameters["total"],
-        p.parameters["trainable"],
-    )  # fmt: skip
-    if not p.fit:
-        return [(*head, None, None, None, None, None, None)]
-    return [(*head, f.device, f.capacity_bytes, f.fits, f.context_bytes, f.headroom_bytes, f.max_bs) for f in p.fit]
+def record(p: Prediction, fit: Fit | None) -> dict[str, Scalar]:
+    """Return the values of `RECORD_COLUMNS` for a prediction, held against one device."""
+    figures = {name: getattr(p.memory, name) for name in RECORD_COLUMNS if hasattr(p.memory, name)}
+    return {
+        **run_record(p.run), "engine": p.engine, **figures,
+        "model_flops": p.throughput.model_flops, "executed_flops": p.throughput.executed_flops,
+        "parameters_total": p.parameters["total"], "parameters_trainable": p.parameters["trainable"],
+        **device_record(fit),
+    }  # fmt: skip
+
+
+def run_record(run: RunSpec) -> dict[str, Scalar]:
+    """Return the columns that say which run it is, with what is left to each method decided."""
+    return {
+        "model": run.model.name, "method": run.method.name, "bs": run.bs, "seq": run.seq, "rank": run.method.rank,
+        "dtype": run.dtype, "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn,
+        "checkpointing": run.checkpointing, "optimizer": run.resolved_optimizer, "quant": run.resolved_quant,
+    }  # fmt: skip
+
+
+def device_record(fit: Fit | None) -> dict[str, Scalar]:
+    """Return the columns about a device; all None where there is none."""
+    names = ("device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs")
+    return {name: getattr(fit, name, None) for name in names}
 
 
 # -- cells -----------------------------------------------------------------------------------------------------------

@@ -263,11 +263,15 @@ def _markdown(text: str) -> str:
 
 def render_csv(table: Table) -> str:
     """Return the table's values as RFC 4180 text: a header line, CRLF line ends, quotes where they are needed."""
+    lines = [csv_line([column.key or column.name for column in table.columns])]
+    lines += [csv_line([cell.value if isinstance(cell, Cell) else cell for cell in row]) for row in table.rows]
+    return "".join(lines)
+
+
+def csv_line(values: Sequence[Scalar]) -> str:
+    """Return values as one line of RFC 4180 text."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\r\n")
-    writer.writerow([_csv_field(column.key or column.name) for column in table.columns])
-    for row in table.rows:
-        writer.writerow([_csv_field(cell.value if isinstance(cell, Cell) else cell) for cell in row])
+    csv.writer(stream, lineterminator="\r\n").writerow([_csv_field(value) for value in values])
     return stream.getvalue()
 
 

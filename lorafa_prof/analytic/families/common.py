@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
@@ -124,8 +125,12 @@ def attention_options(run: RunSpec, *, mask: bool = False, causal: bool = True) 
 
 def window_binds(run: RunSpec) -> bool:
     """Say whether the sequence reaches the sliding window: from there on windowed layers get an explicit mask."""
-    window = run.spec.sliding_window
-    return window is not None and run.seq >= window
+    return bool(reaches_window(run.spec, run.seq))
+
+
+def reaches_window(spec: ModelSpec, seq: Any) -> Any:
+    """Say whether a sequence, or which of an array of them, is as long as the sliding window."""
+    return False if spec.sliding_window is None else seq >= spec.sliding_window
 
 
 def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
