@@ -147,7 +147,7 @@ def _draw(comparisons: Sequence[Comparison], file: str) -> None:
     from lorafa_prof.reports.figures import peaks_figure
     from lorafa_prof.reports.output import write_bytes_atomically
 
-    write_bytes_atomically(file, peaks_figure(comparisons, Path(file).suffix[1:].lower()))
+    write_bytes_atomically(file, peaks_figure(comparisons, "svg" if Path(file).suffix.lower() == ".svg" else "png"))
 
 
 def _holds(comparisons: Sequence[Comparison], tolerance: Tolerance) -> bool:

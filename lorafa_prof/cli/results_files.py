@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
-    from lorafa_prof.results import Result
+    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction, Record, Result
 
 #: Bytes of the largest file that is read: a traced step of a large model is a few megabytes.
 LARGEST_RESULT = 256 * 2**20
@@ -27,3 +29,60 @@ def read_results(path: str) -> list[Result]:
         return results_in(document)
     except BadInputError as error:
         raise BadInputError(f"{one_line(path)}: {one_line(str(error), 400)}") from error
+
+
+def read_collection(paths: Sequence[str]) -> Collection:
+    """Return what files of any kinds hold together; measurements are compared with the predictions of their runs.
+
+    A file whose name ends in .csv is a table of predictions, as `sweep` writes it; every other one is read as
+    `read_results` does. A file that is named twice is read once.
+
+    Raises:
+        BadInputError: a file that is none of these, or no result in all of them.
+    """
+    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction
+
+    rows: list[Record] = []
+    results: list[Result] = []
+    for path in dict.fromkeys(paths):
+        if Path(path).suffix.lower() == ".csv":
+            rows += _read_rows(path)
+        else:
+            results += read_results(path)
+    if not rows and not results:
+        raise BadInputError("no result in these files")
+    measurements = [result for result in results if isinstance(result, Measurement)]
+    predictions = [result for result in results if isinstance(result, Prediction)]
+    comparisons, compared = _paired(measurements, predictions)
+    saved = [result for result in results if isinstance(result, Comparison)]
+    return Collection(
+        measurements=tuple(measurements), predictions=tuple(predictions), comparisons=(*saved, *comparisons),
+        rows=tuple(rows), compared=tuple(compared),
+    )  # fmt: skip
+
+
+def _read_rows(path: str) -> list[Record]:
+    from lorafa_prof.catalog.json_files import one_line, read_text
+    from lorafa_prof.results import records_in_csv
+
+    text = read_text(path, largest=LARGEST_RESULT, what="a table")
+    try:
+        return records_in_csv(text)
+    except BadInputError as error:
+        raise BadInputError(f"{one_line(path)}: {one_line(str(error), 400)}") from error
+
+
+def _paired(
+    measurements: Sequence[Measurement], predictions: Sequence[Prediction]
+) -> tuple[list[Comparison], list[Measurement | Prediction]]:
+    """Return the comparisons of the measurements that predictions are there of, and the results in them."""
+    from lorafa_prof.compare import compare, is_of
+
+    comparisons: list[Comparison] = []
+    compared: list[Measurement | Prediction] = []
+    for measurement in measurements:
+        of_it = [prediction for prediction in predictions if is_of(prediction, measurement)]
+        if of_it:
+            comparisons.append(compare(measurement, of_it))
+            compared += [measurement, *of_it]
+    return comparisons, compared

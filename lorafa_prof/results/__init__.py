@@ -3,6 +3,7 @@
 A figure that an engine does not produce is None (null), never 0. Bytes and FLOPs are integers, times seconds.
 """
 
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.comparison import (
     Comparison,
     ItemDifference,
@@ -28,10 +29,12 @@ from lorafa_prof.results.measurement import (
 )
 from lorafa_prof.results.plain import run_from_json, run_to_json
 from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
+from lorafa_prof.results.records import Record, records_in_csv
 
 __all__ = [
     "PART_FIELDS",
     "SCHEMA",
+    "Collection",
     "Comparison",
     "Fit",
     "ItemDifference",
@@ -41,6 +44,7 @@ __all__ = [
     "PhaseMemory",
     "Prediction",
     "Promise",
+    "Record",
     "Result",
     "Row",
     "Section",
@@ -55,6 +59,7 @@ __all__ = [
     "comparisons_to_json",
     "measurements_to_json",
     "predictions_to_json",
+    "records_in_csv",
     "results_in",
     "run_from_json",
     "run_to_json",

@@ -1,0 +1,136 @@
+"""How every figure looks: colours, hatches, markers and lines, units, and the bytes of a file.
+
+Colours are told apart by people who do not see red and green alike (after Okabe and Ito), and none carries a meaning
+alone: parts have a hatch, methods a marker and a dash of their own, so that print in grey can be read as well.
+matplotlib is imported when a figure is drawn, and no window opens.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lorafa_prof.specs import METHODS
+from lorafa_prof.units import GIB, MIB
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Form = Literal["png", "svg"]
+FORMS: tuple[Form, ...] = ("png", "svg")
+
+#: A colour and a hatch for each part of the peak, bottom to top; dark and light alternate.
+PART_LOOKS: Mapping[str, tuple[str, str]] = {
+    "weights_bytes": ("#004c7a", ""),
+    "adapter_bytes": ("#f0e442", "..."),
+    "gradients_bytes": ("#d55e00", "///"),
+    "optimizer_bytes": ("#9fd7f5", "---"),
+    "activations_bytes": ("#008060", "xx"),
+    "logits_bytes": ("#f2c0dc", "\\\\\\"),
+    "temporaries_bytes": ("#8a5a00", "++"),
+    "workspace_bytes": ("#dddddd", "oo"),
+}
+NO_PART = ("#ffffff", "")
+#: Hatches and edges on these are white, on the others black.
+DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")
+
+#: For lines that are no method's.
+INK, FAINT, CAPACITY = "#000000", "#8c8c8c", "#555555"
+
+Dashes = str | tuple[int, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodLook:
+    """How a method's points and lines are drawn."""
+
+    marker: str
+    color: str
+    dashes: Dashes
+
+
+_COLORS = ("#000000", "#0072b2", "#d55e00", "#8a5a00", "#009e73", "#b0468a", "#3f8fc4", "#b07800")
+_DASHES: tuple[Dashes, ...] = (
+    "-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (1, 1.4)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)), (0, (9, 3)),
+    (0, (2, 3)), (0, (9, 2, 3, 2)), (0, (4, 1, 1, 1, 1, 1, 1, 1)), (0, (12, 2)), (0, (1, 3)), (0, (5, 5)),
+    (0, (8, 2, 2, 2, 2, 2)), (0, (3, 1, 1, 3)),
+)  # fmt: skip
+_MARKERS = "os^v<>DdPXph*8H"
+#: The methods that a prediction has by default come first, so that these are the furthest apart.
+_ORDER = tuple(dict.fromkeys(("full", "lora", "lora-fa", "qlora", "vera", *METHODS)))
+_SHAPES = dict(zip(("full", "lora", "lora-fa", "qlora", "vera"), "os^DP", strict=True))
+_SHAPES |= dict(zip(_ORDER[5:], [m for m in _MARKERS if m not in _SHAPES.values()], strict=True))
+METHOD_LOOKS: Mapping[str, MethodLook] = {
+    name: MethodLook(marker=_SHAPES[name], color=_COLORS[number % len(_COLORS)], dashes=_DASHES[number])
+    for number, name in enumerate(_ORDER)
+}
+
+Fill = Literal["full", "bottom", "none"]
+#: What an engine's points are filled with: an observation is solid, what was computed by formula is hollow.
+ENGINE_FILLS: Mapping[str, Fill] = {"observed": "full", "simulate": "bottom", "analytic": "none"}
+#: An observation has points and no line, as it claims nothing between them.
+OBSERVED = "observed"
+
+
+def method_look(method: str) -> MethodLook:
+    """Return the look of a method; what is no method of ours (a script of the user's own) is a grey cross."""
+    return METHOD_LOOKS.get(method, MethodLook(marker="X", color=CAPACITY, dashes="-"))
+
+
+def engine_fill(engine: str) -> Fill:
+    """Return how the points of an engine are filled."""
+    return ENGINE_FILLS.get(engine, "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure and the name of its file, without suffix."""
+
+    name: str
+    figure: Figure
+    caption: str
+    """What it shows, in a sentence or two, for those who do not see it."""
+
+
+@contextmanager
+def our_style() -> Iterator[None]:
+    """Draw with our settings alone, whatever the user's matplotlibrc says.
+
+    In an SVG text stays text and ids are the same each time: the same results give the same file. A name with a dollar
+    sign is no formula.
+    """
+    import matplotlib as mpl
+
+    settings: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": "lorafa-prof", "hatch.linewidth": 0.6, "text.parse_math": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
+        "legend.frameon": False, "legend.fontsize": 9, "axes.grid": False, "grid.color": "#d9d9d9",
+        "grid.linewidth": 0.6, "axes.axisbelow": True, "figure.constrained_layout.use": True,
+    }  # fmt: skip
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
+        yield
+
+
+def rendered(figure: Figure, form: Form) -> bytes:
+    """Return a figure as the bytes of a file, the same each time: no dates, no random names."""
+    stream = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
+    with our_style():
+        figure.savefig(stream, format=form, dpi=150, metadata=metadata)
+    return stream.getvalue()
+
+
+def scale_of(sizes: Iterable[float | None]) -> tuple[str, int]:
+    """Return the unit that an axis of these bytes has, and its bytes: GiB, or MiB where none reaches one."""
+    most = max((size for size in sizes if size is not None), default=0)
+    return ("GiB", GIB) if most >= GIB else ("MiB", MIB)
+
+
+def amount(size: float) -> str:
+    """Return a size with two decimals; one that is there is never shown as none."""
+    return "<0.01" if 0 < size < 0.005 else f"{size:,.2f}"

@@ -1,0 +1,44 @@
+"""What several files hold together: the material of figures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorafa_prof.results.comparison import Comparison
+from lorafa_prof.results.measurement import Measurement
+from lorafa_prof.results.prediction import Prediction
+from lorafa_prof.results.records import Record, record_of_measurement, record_of_prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """Results of any kinds, in the order of the files."""
+
+    measurements: tuple[Measurement, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    """Those that were saved, and those of the measurements above with the predictions above of the same run."""
+    rows: tuple[Record, ...] = ()
+    """Lines of tables of predictions."""
+    compared: tuple[Measurement | Prediction, ...] = ()
+    """Which of the measurements and predictions are in a comparison."""
+
+    def unpaired_measurements(self) -> list[Measurement]:
+        """Return the measurements that no comparison holds."""
+        return [measurement for measurement in self.measurements if not self._is_compared(measurement)]
+
+    def unpaired_predictions(self) -> list[Prediction]:
+        """Return the predictions that no comparison holds."""
+        return [prediction for prediction in self.predictions if not self._is_compared(prediction)]
+
+    def _is_compared(self, result: Measurement | Prediction) -> bool:
+        return any(result is other for other in self.compared)
+
+    def records(self) -> list[Record]:
+        """Return every prediction and measurement as a record, each once."""
+        observed = [record_of_measurement(measurement) for measurement in self.measurements]
+        found: Sequence[Record | None] = [
+            *map(record_of_prediction, self.predictions), *self.rows, *observed,
+        ]  # fmt: skip
+        return [record for record in found if record is not None]
