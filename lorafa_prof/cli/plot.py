@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lorafa_prof.results import Collection
 
 #: What `lorafa_prof.reports.figures` draws; named here so that the help costs no import of it.
-KINDS = ("parts",)
+KINDS = ("parts", "scatter", "frontier", "timeline", "rank", "cards", "mfu")
 
 
 def _check_folder(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -53,10 +53,14 @@ def command(files: tuple[str, ...], output: str, format: Form, kinds: tuple[str,
     drawings = drawn(found, kinds)
     from lorafa_prof.reports.figures import rendered
     from lorafa_prof.reports.output import write_files
+    from lorafa_prof.reports.table import clean
 
     written = write_files(output, {f"{each.name}.{format}": rendered(each.figure, format) for each in drawings})
     for path in written:
-        click.echo(str(path), err=True)
+        click.echo(clean(str(path)), err=True)
+    for each in drawings:
+        if each.note:
+            click.echo(f"lorafa-prof: {each.note}", err=True)
 
 
 def drawn(found: Collection, kinds: Sequence[str]) -> list[Drawing]:

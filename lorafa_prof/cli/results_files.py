@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.cli.predicting import FILE_NAME
+from lorafa_prof.errors import BadInputError, UnknownNameError
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Collection, Comparison, Measurement, Prediction, Record, Result
@@ -40,7 +42,7 @@ def read_collection(paths: Sequence[str]) -> Collection:
     Raises:
         BadInputError: a file that is none of these, or no result in all of them.
     """
-    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction
+    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction, Threshold
 
     rows: list[Record] = []
     results: list[Result] = []
@@ -57,7 +59,8 @@ def read_collection(paths: Sequence[str]) -> Collection:
     saved = [result for result in results if isinstance(result, Comparison)]
     return Collection(
         measurements=tuple(measurements), predictions=tuple(predictions), comparisons=(*saved, *comparisons),
-        rows=tuple(rows), compared=tuple(compared),
+        thresholds=tuple(result for result in results if isinstance(result, Threshold)), rows=tuple(rows),
+        cards=_aliases(measurements), compared=tuple(compared),
     )  # fmt: skip
 
 
@@ -86,3 +89,15 @@ def _paired(
             comparisons.append(compare(measurement, of_it))
             compared += [measurement, *of_it]
     return comparisons, compared
+
+
+def _aliases(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """Return the catalog's names of the cards that were measured on, as far as it has them."""
+    from lorafa_prof.catalog import load_device
+
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(measurement.environment.get("device") for measurement in measurements):
+        if isinstance(name, str) and not FILE_NAME.search(name):  # the name of a card, never of a file
+            with contextlib.suppress(UnknownNameError):
+                found[name] = load_device(name).name
+    return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lorafa_prof.results.comparison import Comparison
 from lorafa_prof.results.measurement import Measurement
 from lorafa_prof.results.prediction import Prediction
 from lorafa_prof.results.records import Record, record_of_measurement, record_of_prediction
+from lorafa_prof.results.threshold import Threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,11 @@ class Collection:
     predictions: tuple[Prediction, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     """Those that were saved, and those of the measurements above with the predictions above of the same run."""
+    thresholds: tuple[Threshold, ...] = ()
     rows: tuple[Record, ...] = ()
     """Lines of tables of predictions."""
+    cards: Mapping[str, str] = field(default_factory=dict)
+    """What the cards are called in predictions that measurements give by their full names."""
     compared: tuple[Measurement | Prediction, ...] = ()
     """Which of the measurements and predictions are in a comparison."""
 

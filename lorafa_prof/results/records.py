@@ -116,12 +116,13 @@ def _record(row: Mapping[Any, Any], line: int) -> Record:
             raise ValueError(f"an unknown method {texts['method'][:40]!r}")
         whole = {name: _integer(known[name], name) for name in _WHOLE if known.get(name) is not None}
         figures: dict[str, Any] = {name: _integer(known.get(name), name) for name in _MEMORY}
-        fit = (_fit(known),) if known.get("device") is not None else ()
+        fit = (_fit(known),) if known.get("device") is not None and known.get("error") is None else ()
     except ValueError as error:
         raise BadInputError(f"line {line}: {error}") from error
     left = set(_MEMORY) | set(_FIT) | _RESULTS
-    settings: dict[str, Any] = {name: value for name, value in known.items() if name not in left} | texts | whole
-    memory = Memory(**figures, context_bytes=None, peak_moment=known.get("peak_moment") or "")
+    settings: dict[str, Any] = {n: _typed(n, v) for n, v in known.items() if n not in left} | texts | whole
+    is_known = figures["peak_allocated_bytes"] is not None
+    memory = Memory(**figures, context_bytes=None, peak_moment=known.get("peak_moment") or "") if is_known else None
     return Record(engine=texts["engine"], settings=settings, memory=memory, fit=fit)
 
 
@@ -135,6 +136,18 @@ _RESULTS = {
 def _plain(value: str) -> str | None:
     """Return a field's text without the apostrophe that keeps spreadsheets from running it; None where it is empty."""
     return (value[1:] if value[:2] in ("'=", "'+", "'-", "'@") else value) or None
+
+
+def _typed(name: str, value: str | None) -> Setting:
+    """Return a setting as runs have it: a number or a truth where it is one."""
+    if value is None or name not in ("amp", "dropout"):
+        return value
+    if name == "amp":
+        return {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _text(value: str | None) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from lorafa_prof.compare import compare
 from lorafa_prof.reports.figures import peaks_figure
+from lorafa_prof.reports.figures.style import PART_LOOKS
 from lorafa_prof.results import PART_FIELDS, Comparison
 from tests.support.hand_made import MIB, measurement, memory, prediction, without_memory
 

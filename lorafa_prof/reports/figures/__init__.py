@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lorafa_prof.reports.figures.frontier import draw_frontier
+from lorafa_prof.reports.figures.mfu import draw_mfu
 from lorafa_prof.reports.figures.parts import draw_comparisons, draw_parts
+from lorafa_prof.reports.figures.peaks import draw_cards, draw_rank
+from lorafa_prof.reports.figures.scatter import draw_scatter
 from lorafa_prof.reports.figures.style import FORMS, Drawing, Form, rendered
+from lorafa_prof.reports.figures.timeline import draw_timelines
 from lorafa_prof.results import Collection, Comparison
 
 __all__ = ["FORMS", "KINDS", "Drawing", "Form", "Kind", "peaks_figure", "rendered"]
@@ -24,6 +29,20 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "parts": Kind(draw=draw_parts, needs="predictions, measurements or comparisons with a peak"),
+    "scatter": Kind(
+        draw=draw_scatter, needs="comparisons, or measurements beside the predictions of the same runs, with peaks"
+    ),
+    "frontier": Kind(
+        draw=draw_frontier,
+        needs="thresholds of oom along the batch, or predictions and sweep rows with a largest batch (--gpu), "
+        "at two sequence lengths at least",
+    ),
+    "timeline": Kind(draw=draw_timelines, needs="measurements with a timeline (measure with --trace)"),
+    "rank": Kind(draw=draw_rank, needs="predictions, sweep rows or measurements of one method that differ in the rank"),
+    "cards": Kind(draw=draw_cards, needs="measurements or predictions of more than one card"),
+    "mfu": Kind(
+        draw=draw_mfu, needs="measurements with a known MFU (the card's peak FLOP/s is known, or --gpu named one)"
+    ),
 }
 
 

@@ -47,7 +47,7 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
     "shard": lambda value: None if value == "none" else str(value),
 }
 #: Follow from the method, or are told by a verdict of their own: named only where they tell two of a method apart.
-_QUIET = ("adapter_dtype", "optimizer", "quant", "prepare_kbit")
+QUIET = ("adapter_dtype", "optimizer", "quant", "prepare_kbit")
 #: What full fine-tuning has no use for.
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 
@@ -62,7 +62,7 @@ def title_of(all_settings: Sequence[Settings], without: Sequence[str] = ()) -> s
     """Return in words what all have in common, the method left out."""
     said = []
     for name, word in _WORDS.items():
-        if name in without or name in _QUIET:
+        if name in without or name in QUIET:
             continue
         values = {_value(settings, name) for settings in all_settings if _applies(settings, name)}
         if len(values) == 1:
@@ -93,7 +93,7 @@ def _tells_apart(all_settings: Sequence[Settings], name: str) -> bool:
             by_method.setdefault(settings.get("method"), set()).add(_value(settings, name))
     if any(len(values) > 1 for values in by_method.values()):
         return True
-    return name not in _QUIET and len(set().union(*by_method.values())) > 1
+    return name not in QUIET and len(set().union(*by_method.values())) > 1
 
 
 def _applies(settings: Settings, name: str) -> bool:

@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.naming import Settings, labels_of, short, title_of
-from lorafa_prof.reports.figures.style import DARK, INK, NO_PART, PART_LOOKS, Drawing, amount, our_style, scale_of
+from lorafa_prof.reports.figures.style import (
+    DARK,
+    INK,
+    NO_PART,
+    PART_LOOKS,
+    Drawing,
+    amount,
+    our_style,
+    paged,
+    scale_of,
+)
 from lorafa_prof.reports.prediction import PART_NAMES
 from lorafa_prof.results import Collection, Comparison, Measurement, Memory, Prediction
 from lorafa_prof.results.records import OBSERVED, settings_of
@@ -45,12 +55,9 @@ class Group:
 
 def draw_parts(found: Collection) -> list[Drawing]:
     """Return the stacked bars of all comparisons, measurements and predictions; empty where no peak is known."""
-    groups = _named([*_groups(found)])
-    groups = [group for group in groups if any(bar.peak is not None for bar in group.bars)]
+    groups = [group for group in _groups(found) if any(bar.peak is not None for bar in group.bars)]
     pages = list(_pages(groups))
-    return [
-        _drawn(page, "parts" if len(pages) == 1 else f"parts-{number}") for number, page in enumerate(pages, start=1)
-    ]
+    return paged(pages, 1, "parts", lambda page, name: _drawn(_named(page[0]), name), "groups of bars")
 
 
 def draw_comparisons(comparisons: Sequence[Comparison]) -> Drawing:
@@ -125,13 +132,17 @@ def _named(groups: Sequence[Group]) -> list[Group]:
 
 
 def _pages(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    page: list[Group] = []
+    """Yield the groups of each figure: those of one model, as bars of a large one would dwarf those of a small one."""
+    models: dict[object, list[Group]] = {}
     for group in groups:
-        if page and sum(len(each.bars) for each in (*page, group)) > MOST_BARS:
-            yield page
-            page = []
-        page.append(group)
-    if page:
+        models.setdefault(None if group.settings is None else group.settings["model"], []).append(group)
+    for alike in models.values():
+        page: list[Group] = []
+        for group in alike:
+            if page and sum(len(each.bars) for each in (*page, group)) > MOST_BARS:
+                yield page
+                page = []
+            page.append(group)
         yield page
 
 

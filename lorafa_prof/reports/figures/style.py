@@ -8,10 +8,10 @@ matplotlib is imported when a figure is drawn, and no window opens.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lorafa_prof.specs import METHODS
 from lorafa_prof.units import GIB, MIB
@@ -19,8 +19,12 @@ from lorafa_prof.units import GIB, MIB
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 Form = Literal["png", "svg"]
 FORMS: tuple[Form, ...] = ("png", "svg")
+
+#: Figures of one kind; with more nobody is served.
+MOST_PAGES = 12
 
 #: A colour and a hatch for each part of the peak, bottom to top; dark and light alternate.
 PART_LOOKS: Mapping[str, tuple[str, str]] = {
@@ -71,8 +75,8 @@ METHOD_LOOKS: Mapping[str, MethodLook] = {
 Fill = Literal["full", "bottom", "none"]
 #: What an engine's points are filled with: an observation is solid, what was computed by formula is hollow.
 ENGINE_FILLS: Mapping[str, Fill] = {"observed": "full", "simulate": "bottom", "analytic": "none"}
-#: An observation has points and no line, as it claims nothing between them.
-OBSERVED = "observed"
+#: And the dashes of a level that it predicts.
+ENGINE_LINES: Mapping[str, Dashes] = {"simulate": (0, (6, 2, 1, 2)), "analytic": (0, (1, 1.5))}
 
 
 def method_look(method: str) -> MethodLook:
@@ -93,6 +97,32 @@ class Drawing:
     figure: Figure
     caption: str
     """What it shows, in a sentence or two, for those who do not see it."""
+    note: str = ""
+    """What the reader of the figures has to know beside them: that not all is drawn."""
+
+
+def paged(
+    items: Sequence[T], each: int, name: str, draw: Callable[[Sequence[T], str], Drawing], what: str
+) -> list[Drawing]:
+    """Return figures of so many items each, numbered where there are several; beyond `MOST_PAGES` no more are drawn.
+
+    Args:
+        items: panels, groups, ...
+        each: items of one figure.
+        name: of the figures' files.
+        draw: returns the figure of some items, with the name that it is given.
+        what: the items in words, for the note that some are left out.
+    """
+    pages = [items[start : start + each] for start in range(0, len(items), each)]
+    drawings = [
+        draw(page, name if len(pages) == 1 else f"{name}-{number}")
+        for number, page in enumerate(pages[:MOST_PAGES], start=1)
+    ]
+    left = sum(map(len, pages[MOST_PAGES:]))
+    if left:
+        note = f"{name}: {left} of {len(items)} {what} are not drawn; draw fewer results at a time"
+        drawings[-1] = replace(drawings[-1], note=note)
+    return drawings
 
 
 @contextmanager
