@@ -31,6 +31,7 @@ COMMANDS = {
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",
     "plot": "Draw figures of saved results: parts, errors, frontiers, timelines, ranks, cards, MFU.",
+    "report": "Write one self-contained HTML page of saved results.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",
     "paper": "Compute the LoRA-FA paper's own tables from their formulas.",
     "list": "List the models, GPUs and methods that are known.",

@@ -1,0 +1,281 @@
+"""What a page of results says: verdicts first, then what was asked, every table, and what the figures rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorafa_prof.reports import comparison as comparisons, measurement as measurements, prediction as predictions
+from lorafa_prof.reports.figures.naming import labels_of, short, title_of
+from lorafa_prof.reports.prediction import method_name
+from lorafa_prof.reports.table import Cell, Column, Scalar, Table
+from lorafa_prof.results import Collection, Comparison, Fit, Measurement, Prediction, Threshold
+from lorafa_prof.results.records import Record, settings_of
+from lorafa_prof.units import format_bytes
+
+Row = tuple[Cell | Scalar, ...]
+
+#: Rows of a sweep that are shown; a page is for people.
+MOST_ROWS = 200
+#: Columns of one table of measurements.
+MOST_COLUMNS = 10
+#: Verdicts that are shown.
+MOST_VERDICTS = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A statement, and whose it is where not all say it."""
+
+    text: str
+    whose: str
+
+
+# -- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def verdict_table(found: Collection) -> Table:
+    """Return the verdicts of all results, one a row: whether it fits, how it ended, how far a prediction missed."""
+    rows = [*_of_thresholds(found), *_of_measurements(found), *_of_comparisons(found), *_of_predictions(found)]
+    left = len(rows) - MOST_VERDICTS
+    return Table(
+        title="Verdicts",
+        columns=(
+            Column(name="verdict"), Column(name="run"), Column(name="where"), Column(name="by"), Column(name="detail"),
+        ),
+        rows=tuple(rows[:MOST_VERDICTS]),
+        notes=(f"{left} more verdicts are not shown.",) if left > 0 else (),
+    )  # fmt: skip
+
+
+def _of_thresholds(found: Collection) -> Iterator[Row]:
+    names = labels_of([settings_of(t.run) for t in found.thresholds])
+    for name, t in zip(names, found.thresholds, strict=True):
+        axis = {"bs": "batch", "seq": "sequence", "rank": "rank"}[t.axis]
+        fits = Cell(
+            text=f"largest {axis}: {t.max:,}" if t.max else "none fits", value=t.max, tone="good" if t.max else "bad"
+        )
+        yield (fits, name, _card(t.device, t.capacity_bytes), t.engine, _threshold_detail(t))
+
+
+def _threshold_detail(t: Threshold) -> str:
+    said = []
+    if t.at_max is not None and t.at_max.headroom_bytes is not None:
+        said.append(f"{format_bytes(t.at_max.headroom_bytes)} left there")
+    if t.at_first_oom is not None and t.at_first_oom.headroom_bytes is not None:
+        said.append(f"{t.first_oom:,} lacks {format_bytes(-t.at_first_oom.headroom_bytes)}")
+    if t.first_oom is None:
+        said.append(f"no more was looked at: {t.limited_by}")
+    return "; ".join(said)
+
+
+def _of_measurements(found: Collection) -> Iterator[Row]:
+    names = _names(found.measurements)
+    for name, m in zip(names, found.measurements, strict=True):
+        words = {"ok": "ran", "oom": "out of memory"}.get(m.outcome, m.outcome)
+        where = str(m.environment.get("device") or "a device without a name")
+        broken = bool(m.violations) or m.outcome != "ok"
+        if m.violations:
+            words += "; promises not kept"
+        yield (Cell(text=words, value=m.outcome, tone="bad" if broken else "good"), name, where, "measured",
+               measurements.outcome_line(m))  # fmt: skip
+
+
+def _of_comparisons(found: Collection) -> Iterator[Row]:
+    names = _names(found.comparisons)
+    for name, comparison in zip(names, found.comparisons, strict=True):
+        row = comparison.row("peak_allocated_bytes", "memories")
+        where = str(comparison.environment.get("device") or "a device without a name")
+        for number, side in enumerate(comparison.sides):
+            error = None if row is None else row.relative_error(number)
+            verdict = side.verdict
+            said = [] if error is None else [f"peak allocated {error:+.2%} of what was observed"]
+            if verdict is not None and verdict.fits is not None:
+                fits = "fits" if verdict.fits else "does not fit"
+                said.append(f"said that it {fits} in {format_bytes(verdict.capacity_bytes)}")
+            agrees = None if verdict is None else verdict.agrees
+            yield (_agreement(agrees, error), name, where, side.engine, "; ".join(said) or "nothing to compare")
+
+
+def _agreement(agrees: bool | None, error: float | None) -> Cell:
+    if agrees is not None:
+        return Cell(text="verdict came true" if agrees else "verdict did not come true", value=agrees,
+                    tone="good" if agrees else "bad")  # fmt: skip
+    return Cell(text="compared" if error is not None else "not comparable")
+
+
+def _of_predictions(found: Collection) -> Iterator[Row]:
+    names = labels_of([settings_of(p.run) for p in found.predictions])
+    for name, p in zip(names, found.predictions, strict=True):
+        peak = f"peak allocated {format_bytes(p.memory.peak_allocated_bytes)}, in {p.memory.peak_moment}"
+        for fit in p.fit:
+            yield (_fits(fit), name, _card(fit.device, fit.capacity_bytes), p.engine, f"{_headroom(fit)}; {peak}")
+        if not p.fit:
+            yield (Cell(text="no card asked about"), name, None, p.engine, peak)
+
+
+def _fits(fit: Fit) -> Cell:
+    return Cell(text="fits" if fit.fits else "does not fit", value=fit.fits, tone="good" if fit.fits else "bad")
+
+
+def _headroom(fit: Fit) -> str:
+    room = f"{format_bytes(abs(fit.headroom_bytes))} {'left' if fit.fits else 'over'}"
+    return room if fit.max_bs is None else f"{room}, largest batch {fit.max_bs:,}"
+
+
+def _card(device: str, capacity: int) -> str:
+    return f"{device}, {format_bytes(capacity)}"
+
+
+def _names(seen: Sequence[Measurement | Comparison]) -> list[str]:
+    labels = iter(labels_of([settings_of(each.run) for each in seen if each.run is not None]))
+    return [
+        (short(" ".join(each.command) or "a script") if each.run is None else next(labels))
+        + (f", rank {each.rank} of {each.world_size}" if each.world_size > 1 else "")
+        for each in seen
+    ]
+
+
+# -- what was asked --------------------------------------------------------------------------------------------------
+
+
+def asked_lines(found: Collection) -> list[str]:
+    """Return the configurations in words, each once, with the methods and who answered."""
+    asked: dict[str, dict[str, dict[str, None]]] = {}
+
+    def note(settings: Mapping[str, object], who: str) -> None:
+        entry = asked.setdefault(title_of([dict(settings)]), {"methods": {}, "who": {}})  # type: ignore[arg-type]
+        entry["methods"][method_name(str(settings.get("method")))] = None
+        entry["who"][who] = None
+
+    for p in found.predictions:
+        note(settings_of(p.run), p.engine)
+    for m in (*found.measurements, *found.comparisons):
+        if m.run is not None:
+            note(settings_of(m.run), "measured")
+    for t in found.thresholds:
+        note(settings_of(t.run), f"{t.engine}, largest {t.axis}")
+    scripts = {
+        short(" ".join(m.command), 200): None for m in (*found.measurements, *found.comparisons) if m.run is None
+    }
+    lines = [f"{what}: {', '.join(each['methods'])} ({', '.join(each['who'])})" for what, each in asked.items()]
+    lines += [f"a script: {script or 'without a name'} (measured)" for script in scripts]
+    if found.rows:
+        models = dict.fromkeys(str(record.settings["model"]) for record in found.rows)
+        methods = dict.fromkeys(method_name(record.method) for record in found.rows)
+        lines.append(f"a sweep of {len(found.rows):,} rows: {', '.join(models)}; {', '.join(methods)}")
+    return lines
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+def result_tables(found: Collection) -> list[Table]:
+    """Return the tables of all results: predictions side by side, measurements side by side, each comparison."""
+    tables = [predictions.comparison_table(group) for group in _alike(found.predictions)]
+    groups: dict[object, list[Measurement]] = {}
+    for m in found.measurements:
+        groups.setdefault((m.environment.get("device"), m.run and m.run.model.name), []).append(m)
+    for group in groups.values():
+        tables += [
+            measurements.measurement_table(group[start : start + MOST_COLUMNS])
+            for start in range(0, len(group), MOST_COLUMNS)
+        ]
+    tables += [comparisons.comparison_table(comparison) for comparison in found.comparisons]
+    return [*tables, *([_rows_table(found.rows)] if found.rows else [])]
+
+
+def _alike(found: Sequence[Prediction]) -> list[list[Prediction]]:
+    """Return the predictions that differ in the method alone together."""
+    groups: dict[object, list[Prediction]] = {}
+    for p in found:
+        run, method = p.run, p.run.method
+        key = (
+            p.engine, tuple(sorted(p.versions.items())), run.model.name, run.bs, run.seq, run.dtype, run.amp,
+            run.adapter_dtype, run.attn, run.checkpointing, run.optimizer, run.quant, run.prepare_kbit, run.loss, run.gpus, run.shard,
+            method.rank, method.targets, method.dropout, tuple((fit.device, fit.capacity_bytes) for fit in p.fit),
+        )  # fmt: skip
+        groups.setdefault(key, []).append(p)
+    return list(groups.values())
+
+
+def _rows_table(rows: Sequence[Record]) -> Table:
+    shown = rows[:MOST_ROWS]
+    names = labels_of([record.settings for record in shown])
+    body: list[Row] = []
+    for name, record in zip(names, shown, strict=True):
+        peak = None if record.memory is None else record.memory.peak_allocated_bytes
+        fit = record.fit[0] if record.fit else None
+        body.append(
+            (name, record.engine, Cell(text=format_bytes(peak), value=peak, tone="strong"),
+             None if fit is None else _card(fit.device, fit.capacity_bytes), None if fit is None else _fits(fit),
+             None if fit is None else _headroom(fit))
+        )  # fmt: skip
+    common = title_of([record.settings for record in shown])
+    notes = (f"The first {MOST_ROWS:,} of {len(rows):,} rows.",) if len(rows) > MOST_ROWS else ()
+    return Table(
+        title=f"Sweep: {common}" if common else "Sweep",
+        columns=(
+            Column(name="run"), Column(name="engine"), Column(name="peak allocated", justify="right"),
+            Column(name="card"), Column(name="verdict"), Column(name="room"),
+        ),
+        rows=tuple(body),
+        notes=notes,
+    )  # fmt: skip
+
+
+# -- what it rests on ------------------------------------------------------------------------------------------------
+
+
+def environments(found: Collection) -> list[tuple[str, dict[str, str]]]:
+    """Return the versions and environments, each once, with whose they are."""
+    blocks: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for whose, entries in _environments(found):
+        names = blocks.setdefault(tuple(entries.items()), [])
+        if whose not in names:
+            names.append(whose)
+    return [(", ".join(names), dict(entries)) for entries, names in blocks.items() if entries]
+
+
+def _environments(found: Collection) -> Iterator[tuple[str, dict[str, str]]]:
+    for p in (*found.predictions, *found.thresholds):
+        yield f"engine {p.engine}", {name: version for name, version in p.versions.items() if name != "engine"}
+    for m in (*found.measurements, *found.comparisons):
+        where = {name: _plain(value) for name, value in m.environment.items() if value is not None}
+        yield "measured", dict(m.versions) | where
+    for comparison in found.comparisons:
+        for side in comparison.sides:
+            yield f"engine {side.engine}", {name: v for name, v in side.versions.items() if name != "engine"}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value))
+    return str(value)
+
+
+def statements(found: Collection, field: Literal["assumptions", "unmodelled"]) -> list[Told]:
+    """Return the assumptions, or what is not modelled, each once, with whose it is where not all say it."""
+    held: dict[str, dict[str, None]] = {}
+    everyone: dict[str, None] = {}
+    for whose, lines in _speakers(found, field):
+        everyone[whose] = None
+        for line in lines:
+            held.setdefault(line, {})[whose] = None
+    return [
+        Told(text=line, whose="" if len(names) == len(everyone) else ", ".join(names)) for line, names in held.items()
+    ]
+
+
+def _speakers(found: Collection, field: str) -> Iterator[tuple[str, Sequence[str]]]:
+    for each in (*found.predictions, *found.thresholds):
+        yield f"{method_name(each.run.method.name)}, {each.engine}", getattr(each, field)
+    for seen in (*found.measurements, *found.comparisons):
+        name = "a script" if seen.run is None else method_name(seen.run.method.name)
+        yield f"{name}, measured", getattr(seen, field)
+        if isinstance(seen, Comparison):
+            for side in seen.sides:
+                yield f"{name}, {side.engine}", getattr(side, field)
