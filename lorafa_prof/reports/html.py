@@ -12,9 +12,22 @@ from itertools import pairwise
 
 from lorafa_prof import __version__
 from lorafa_prof.reports.figures import Drawing, rendered
-from lorafa_prof.reports.summary import Told, asked_lines, environments, result_tables, statements, verdict_table
+from lorafa_prof.reports.summary import (
+    Told,
+    asked_lines,
+    environments,
+    headline,
+    result_tables,
+    statements,
+    verdict_table,
+)
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, cell_text, clean
 from lorafa_prof.results import Collection
+
+#: Pixels of a point, matplotlib's unit.
+PIXELS = 4 / 3
+#: A figure is shown no smaller than this share of its own size; a narrower page scrolls it.
+SMALLEST = 0.62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +83,12 @@ def _section(section: _Section) -> str:
 
 
 def _summary(found: Collection, sources: Sequence[str]) -> str:
-    verdicts = html_table(verdict_table(found))
+    verdicts = html_table(verdict_table(found), is_prose=True)
     asked = _list(asked_lines(found), "lines")
     files = f'<p class="faint">Read from {", ".join(map(_text, sources))}.</p>\n' if sources else ""
-    return f"{verdicts}<h3>What was asked</h3>\n{asked}{files}"
+    words = headline(found)
+    counts = f"<p>In all: {_text(words)}.</p>\n" if words else ""
+    return f"{counts}{verdicts}<h3>What was asked</h3>\n{asked}{files}"
 
 
 def _list(lines: Sequence[str], kind: str) -> str:
@@ -97,8 +112,13 @@ def _statements(told: Sequence[Told]) -> str:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def html_table(table: Table) -> str:
-    """Return a table with its title as caption and its notes below; the exact value of a cell is in its markup."""
+def html_table(table: Table, *, is_prose: bool = False) -> str:
+    """Return a table with its title as caption and its notes below; the exact value of a cell is in its markup.
+
+    Args:
+        table: without rows it is nothing.
+        is_prose: cells are words, so that each row becomes a paragraph where the page is narrow.
+    """
     if not table.rows:
         return ""
     head = "".join(f'<th scope="col"{_kind(column, None)}>{_text(column.name)}</th>' for column in table.columns)
@@ -108,7 +128,8 @@ def html_table(table: Table) -> str:
         for start, stop in pairwise(starts)
     )
     caption = f"<caption>{_text(table.title)}</caption>\n"
-    drawn = f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n{bodies}</table>\n"
+    kind = ' class="prose"' if is_prose else ""
+    drawn = f"<table{kind}>\n{caption}<thead><tr>{head}</tr></thead>\n{bodies}</table>\n"
     scroll = f'<div class="wide" tabindex="0" role="region" aria-label="{_text(table.title)}">\n'
     return f"{scroll}{drawn}</div>\n{_list(table.notes, 'notes')}"
 
@@ -163,12 +184,18 @@ _IDS = re.compile(r'(\bid="|url\(#|href="#)')
 def inline_svg(svg: bytes, prefix: str, label: str) -> str:
     """Return an SVG file as an element of a page.
 
-    Its names are made its own by a prefix, as two figures use the same; its size is the page's affair, and so is the
-    one rule of its style sheet, which would hold for the whole page.
+    Its names are made its own by a prefix, as two figures use the same; the one rule of its style sheet would hold for
+    the whole page, whose own has it. It shrinks with the page, as far as its text can still be read.
     """
     text = _PROLOGUE.sub("", svg.decode("utf-8"), count=1)
     for pattern in _LEFT_OUT:
         text = pattern.sub("", text)
-    opening = rf'<svg xmlns="http://www.w3.org/2000/svg" viewBox="\1" role="img" aria-label="{_text(label)}">'
-    text = _OPENING.sub(lambda match: match.expand(r"\1") and opening.replace(r"\1", match.group(1)), text, count=1)
+    text = _OPENING.sub(lambda match: _opening(match.group(1), label), text, count=1)
     return _IDS.sub(rf"\g<1>{prefix}-", text).replace("xlink:href", "href").strip()
+
+
+def _opening(view: str, label: str) -> str:
+    width = float(view.split()[2]) * PIXELS
+    size = f"width:{width:.0f}px;min-width:{width * SMALLEST:.0f}px"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" style="{size}"'
+    return f'{head} role="img" aria-label="{_text(label)}">'

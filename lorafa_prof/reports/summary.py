@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lorafa_prof.reports import comparison as comparisons, measurement as measurements, prediction as predictions
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
 from lorafa_prof.reports.prediction import method_name
-from lorafa_prof.reports.table import Cell, Column, Scalar, Table
+from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
 from lorafa_prof.results import Collection, Comparison, Fit, Measurement, Prediction, Threshold
-from lorafa_prof.results.records import Record, settings_of
+from lorafa_prof.results.records import Record, Setting, settings_of
+from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 
 Row = tuple[Cell | Scalar, ...]
 
+AXIS_NAMES: Mapping[str, str] = {"bs": "batch", "seq": "sequence", "rank": "rank"}
+_OF_ADAPTERS = ("rank", "targets", "dropout")
 #: Rows of a sweep that are shown; a page is for people.
 MOST_ROWS = 200
 #: Columns of one table of measurements.
@@ -35,12 +39,32 @@ class Told:
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Verdict:
+    """One row, before it is known what tells its run from the others."""
+
+    verdict: Cell
+    settings: Mapping[str, Setting] | None
+    """None for a script of the user's own."""
+    script: str = ""
+    rank: str = ""
+    where: str | None = None
+    by: str
+    detail: str
+
+
 def verdict_table(found: Collection) -> Table:
     """Return the verdicts of all results, one a row: whether it fits, how it ended, how far a prediction missed."""
-    rows = [*_of_thresholds(found), *_of_measurements(found), *_of_comparisons(found), *_of_predictions(found)]
+    verdicts = [*_of_thresholds(found), *_of_measurements(found), *_of_comparisons(found), *_of_predictions(found)]
+    labels = iter(labels_of([verdict.settings for verdict in verdicts if verdict.settings is not None]))
+    rows: list[Row] = []
+    for each in verdicts:
+        name = each.script if each.settings is None else next(labels)
+        rows.append((each.verdict, ", ".join(filter(None, [name, each.rank])), each.where, each.by, each.detail))
     left = len(rows) - MOST_VERDICTS
+    common = title_of([verdict.settings for verdict in verdicts if verdict.settings is not None])
     return Table(
-        title="Verdicts",
+        title=f"Verdicts: {common}" if common else "Verdicts",
         columns=(
             Column(name="verdict"), Column(name="run"), Column(name="where"), Column(name="by"), Column(name="detail"),
         ),
@@ -49,14 +73,22 @@ def verdict_table(found: Collection) -> Table:
     )  # fmt: skip
 
 
-def _of_thresholds(found: Collection) -> Iterator[Row]:
-    names = labels_of([settings_of(t.run) for t in found.thresholds])
-    for name, t in zip(names, found.thresholds, strict=True):
-        axis = {"bs": "batch", "seq": "sequence", "rank": "rank"}[t.axis]
-        fits = Cell(
-            text=f"largest {axis}: {t.max:,}" if t.max else "none fits", value=t.max, tone="good" if t.max else "bad"
-        )
-        yield (fits, name, _card(t.device, t.capacity_bytes), t.engine, _threshold_detail(t))
+def headline(found: Collection) -> str:
+    """Return the verdicts in a sentence: how many of each."""
+    verdicts = [*_of_thresholds(found), *_of_measurements(found), *_of_comparisons(found), *_of_predictions(found)]
+    counts = Counter(each.verdict.text.partition(":")[0] for each in verdicts)
+    return ", ".join(f"{words} ({number:,})" for words, number in counts.items())
+
+
+def _of_thresholds(found: Collection) -> Iterator[_Verdict]:
+    for t in found.thresholds:
+        axis = AXIS_NAMES[t.axis]
+        words = f"largest {axis}: {t.max:,}" if t.max else f"no {axis} fits"
+        yield _Verdict(
+            verdict=Cell(text=words, value=t.max, tone="good" if t.max else "bad"),
+            settings={name: value for name, value in settings_of(t.run).items() if name != t.axis},
+            where=_card(t.device, t.capacity_bytes), by=t.engine, detail=_threshold_detail(t),
+        )  # fmt: skip
 
 
 def _threshold_detail(t: Threshold) -> str:
@@ -70,49 +102,70 @@ def _threshold_detail(t: Threshold) -> str:
     return "; ".join(said)
 
 
-def _of_measurements(found: Collection) -> Iterator[Row]:
-    names = _names(found.measurements)
-    for name, m in zip(names, found.measurements, strict=True):
+def _of_measurements(found: Collection) -> Iterator[_Verdict]:
+    for m in found.measurements:
         words = {"ok": "ran", "oom": "out of memory"}.get(m.outcome, m.outcome)
-        where = str(m.environment.get("device") or "a device without a name")
-        broken = bool(m.violations) or m.outcome != "ok"
         if m.violations:
             words += "; promises not kept"
-        yield (Cell(text=words, value=m.outcome, tone="bad" if broken else "good"), name, where, "measured",
-               measurements.outcome_line(m))  # fmt: skip
+        tone: Tone = "bad" if m.violations or m.outcome != "ok" else "good"
+        yield _Verdict(
+            verdict=Cell(text=words, value=m.outcome, tone=tone), **_whose(m), by="measured",
+            detail=measurements.outcome_line(m),
+        )  # fmt: skip
 
 
-def _of_comparisons(found: Collection) -> Iterator[Row]:
-    names = _names(found.comparisons)
-    for name, comparison in zip(names, found.comparisons, strict=True):
+def _of_comparisons(found: Collection) -> Iterator[_Verdict]:
+    for comparison in found.comparisons:
         row = comparison.row("peak_allocated_bytes", "memories")
-        where = str(comparison.environment.get("device") or "a device without a name")
         for number, side in enumerate(comparison.sides):
             error = None if row is None else row.relative_error(number)
             verdict = side.verdict
-            said = [] if error is None else [f"peak allocated {error:+.2%} of what was observed"]
+            said = [] if error is None else [_missed(error)]
             if verdict is not None and verdict.fits is not None:
                 fits = "fits" if verdict.fits else "does not fit"
                 said.append(f"said that it {fits} in {format_bytes(verdict.capacity_bytes)}")
-            agrees = None if verdict is None else verdict.agrees
-            yield (_agreement(agrees, error), name, where, side.engine, "; ".join(said) or "nothing to compare")
+            yield _Verdict(
+                verdict=_agreement(None if verdict is None else verdict.agrees, error), **_whose(comparison),
+                by=side.engine, detail="; ".join(said) or "nothing to compare",
+            )  # fmt: skip
+
+
+def _missed(error: float) -> str:
+    """Return an error of peak allocated in words; one that is there is never shown as none."""
+    if not error:
+        return "peak allocated exactly as observed"
+    share = f"{abs(error):.2%}" if abs(error) >= 0.00005 else "less than 0.01%"
+    return f"peak allocated {share} {'above' if error > 0 else 'below'} what was observed"
+
+
+def _whose(seen: Measurement | Comparison) -> dict[str, Any]:
+    """Return what was measured, and where."""
+    return {
+        "settings": None if seen.run is None else settings_of(seen.run),
+        "script": short(" ".join(seen.command) or "a script"),
+        "rank": f"rank {seen.rank} of {seen.world_size}" if seen.world_size > 1 else "",
+        "where": str(seen.environment.get("device") or "a device without a name"),
+    }
 
 
 def _agreement(agrees: bool | None, error: float | None) -> Cell:
-    if agrees is not None:
-        return Cell(text="verdict came true" if agrees else "verdict did not come true", value=agrees,
-                    tone="good" if agrees else "bad")  # fmt: skip
-    return Cell(text="compared" if error is not None else "not comparable")
+    if agrees is None:
+        return Cell(text="compared" if error is not None else "not comparable")
+    words = "verdict came true" if agrees else "verdict did not come true"
+    return Cell(text=words, value=agrees, tone="good" if agrees else "bad")
 
 
-def _of_predictions(found: Collection) -> Iterator[Row]:
-    names = labels_of([settings_of(p.run) for p in found.predictions])
-    for name, p in zip(names, found.predictions, strict=True):
+def _of_predictions(found: Collection) -> Iterator[_Verdict]:
+    for p in found.predictions:
         peak = f"peak allocated {format_bytes(p.memory.peak_allocated_bytes)}, in {p.memory.peak_moment}"
+        whose: dict[str, Any] = {"settings": settings_of(p.run), "by": p.engine}
         for fit in p.fit:
-            yield (_fits(fit), name, _card(fit.device, fit.capacity_bytes), p.engine, f"{_headroom(fit)}; {peak}")
+            yield _Verdict(
+                verdict=_fits(fit), **whose, where=_card(fit.device, fit.capacity_bytes),
+                detail=f"{_headroom(fit)}; {peak}",
+            )  # fmt: skip
         if not p.fit:
-            yield (Cell(text="no card asked about"), name, None, p.engine, peak)
+            yield _Verdict(verdict=Cell(text="no card asked about"), **whose, detail=peak)
 
 
 def _fits(fit: Fit) -> Cell:
@@ -125,16 +178,7 @@ def _headroom(fit: Fit) -> str:
 
 
 def _card(device: str, capacity: int) -> str:
-    return f"{device}, {format_bytes(capacity)}"
-
-
-def _names(seen: Sequence[Measurement | Comparison]) -> list[str]:
-    labels = iter(labels_of([settings_of(each.run) for each in seen if each.run is not None]))
-    return [
-        (short(" ".join(each.command) or "a script") if each.run is None else next(labels))
-        + (f", rank {each.rank} of {each.world_size}" if each.world_size > 1 else "")
-        for each in seen
-    ]
+    return f"{device} ({format_bytes(capacity)})"
 
 
 # -- what was asked --------------------------------------------------------------------------------------------------
@@ -142,30 +186,46 @@ def _names(seen: Sequence[Measurement | Comparison]) -> list[str]:
 
 def asked_lines(found: Collection) -> list[str]:
     """Return the configurations in words, each once, with the methods and who answered."""
-    asked: dict[str, dict[str, dict[str, None]]] = {}
+    asked: dict[str, _Asked] = {}
 
-    def note(settings: Mapping[str, object], who: str) -> None:
-        entry = asked.setdefault(title_of([dict(settings)]), {"methods": {}, "who": {}})  # type: ignore[arg-type]
-        entry["methods"][method_name(str(settings.get("method")))] = None
-        entry["who"][who] = None
+    def note(run: RunSpec, who: str, axis: str = "") -> None:
+        settings = settings_of(run)
+        entry = asked.setdefault(title_of([settings], (*_OF_ADAPTERS, axis)), _Asked())
+        entry.methods[method_name(run.method.name)] = None
+        entry.by[who] = None
+        if run.method.name != "full":
+            entry.adapters[title_of([{name: settings[name] for name in _OF_ADAPTERS if name != axis}])] = None
 
     for p in found.predictions:
-        note(settings_of(p.run), p.engine)
+        note(p.run, p.engine)
     for m in (*found.measurements, *found.comparisons):
         if m.run is not None:
-            note(settings_of(m.run), "measured")
+            note(m.run, "measured")
     for t in found.thresholds:
-        note(settings_of(t.run), f"{t.engine}, largest {t.axis}")
-    scripts = {
-        short(" ".join(m.command), 200): None for m in (*found.measurements, *found.comparisons) if m.run is None
-    }
-    lines = [f"{what}: {', '.join(each['methods'])} ({', '.join(each['who'])})" for what, each in asked.items()]
-    lines += [f"a script: {script or 'without a name'} (measured)" for script in scripts]
+        note(t.run, f"largest {AXIS_NAMES[t.axis]} by {t.engine}", t.axis)
+    lines = [f"{what}: {entry.words()}" for what, entry in asked.items()]
+    scripts = [m.command for m in (*found.measurements, *found.comparisons) if m.run is None]
+    lines += [
+        f"a script, measured: {short(' '.join(script), 200) or 'without a name'}" for script in dict.fromkeys(scripts)
+    ]
     if found.rows:
         models = dict.fromkeys(str(record.settings["model"]) for record in found.rows)
         methods = dict.fromkeys(method_name(record.method) for record in found.rows)
         lines.append(f"a sweep of {len(found.rows):,} rows: {', '.join(models)}; {', '.join(methods)}")
     return lines
+
+
+@dataclass
+class _Asked:
+    """What was asked of one configuration, in the order in which it turned up."""
+
+    methods: dict[str, None] = field(default_factory=dict)
+    adapters: dict[str, None] = field(default_factory=dict)
+    by: dict[str, None] = field(default_factory=dict)
+
+    def words(self) -> str:
+        adapters = f" ({' / '.join(self.adapters)})" if self.adapters else ""
+        return f"{', '.join(self.methods)}{adapters}; {', '.join(self.by)}"
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -193,7 +253,8 @@ def _alike(found: Sequence[Prediction]) -> list[list[Prediction]]:
         run, method = p.run, p.run.method
         key = (
             p.engine, tuple(sorted(p.versions.items())), run.model.name, run.bs, run.seq, run.dtype, run.amp,
-            run.adapter_dtype, run.attn, run.checkpointing, run.optimizer, run.quant, run.prepare_kbit, run.loss, run.gpus, run.shard,
+            run.adapter_dtype, run.attn, run.checkpointing, run.optimizer, run.quant, run.prepare_kbit, run.loss,
+            run.gpus, run.shard,
             method.rank, method.targets, method.dropout, tuple((fit.device, fit.capacity_bytes) for fit in p.fit),
         )  # fmt: skip
         groups.setdefault(key, []).append(p)

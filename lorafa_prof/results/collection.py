@@ -30,7 +30,11 @@ class Collection:
 
     def unpaired_measurements(self) -> list[Measurement]:
         """Return the measurements that no comparison holds."""
-        return [measurement for measurement in self.measurements if not self._is_compared(measurement)]
+        return [
+            measurement
+            for measurement in self.measurements
+            if not self._is_compared(measurement) and not any(_is_of(c, measurement) for c in self.comparisons)
+        ]
 
     def unpaired_predictions(self) -> list[Prediction]:
         """Return the predictions that no comparison holds."""
@@ -46,3 +50,15 @@ class Collection:
             *map(record_of_prediction, self.predictions), *self.rows, *observed,
         ]  # fmt: skip
         return [record for record in found if record is not None]
+
+
+def _is_of(comparison: Comparison, measurement: Measurement) -> bool:
+    """Return whether a comparison, saved earlier, is of this very measurement."""
+    row = comparison.row("peak_allocated_bytes", "memories")
+    peak = None if measurement.memory is None else measurement.memory.peak_allocated_bytes
+    return (
+        (comparison.run, comparison.command, comparison.rank, comparison.outcome)
+        == (measurement.run, measurement.command, measurement.rank, measurement.outcome)
+        and comparison.environment == measurement.environment
+        and (None if row is None else row.observed) == peak
+    )

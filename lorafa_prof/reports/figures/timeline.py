@@ -13,7 +13,7 @@ from lorafa_prof.results.records import settings_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: A phase narrower than this share of the axis has its name beside its neighbours' at an angle.
+#: A phase narrower than this share of the axis shares a label with its narrow neighbours.
 NARROW = 0.09
 
 
@@ -60,7 +60,7 @@ def _drawn(m: Measurement, predicted: dict[str, float], name: str) -> Drawing:
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 0.8))
     where = f"in {peak.phase}{f' of {peak.module}' if peak.module else ''}"
     said = f"Allocated memory over one step. The peak is {amount(peak.peak_allocated_bytes / scale)} {unit}, {where}."
-    return Drawing(name=name, figure=figure, caption=f"{_title(m)}. {said}")
+    return Drawing(name=name, figure=figure, caption=f"{_title(m).replace(chr(10), ', ')}. {said}")
 
 
 def _title(m: Measurement) -> str:
@@ -107,15 +107,17 @@ def _draw_phases(axes: Axes, line: Sequence[Stretch], top: float) -> None:
 
 def _name_phases(axes: Axes, row: Sequence[tuple[str, int, int]], count: int, height: float) -> None:
     start, stop = row[0][1], row[-1][2]
-    side = "center"
-    if stop - start < NARROW * count:  # the name is wider than the phase: it keeps within the axes
-        side = "right" if stop > 0.9 * count else "left" if start < 0.1 * count else "center"
-    place = {"center": (start + stop) / 2, "right": stop, "left": start}[side]
     names = "\n".join(dict.fromkeys(name for name, _, _ in row))
-    axes.text(place, height, names, ha=side, va="top", fontsize=8)
+    if stop - start < NARROW * count and stop > 0.9 * count:  # wider than the phase: beside the axes
+        axes.annotate(names, (1.01, 1.0), xycoords="axes fraction", ha="left", va="top", fontsize=8)
+        return
+    at_start = start < 0.1 * count and stop - start < NARROW * count
+    place = start if at_start else (start + stop) / 2
+    axes.text(place, height, names, ha="left" if at_start else "center", va="top", fontsize=8)
 
 
 def _phases(line: Sequence[Stretch]) -> Iterator[tuple[str, int, int]]:
+    line = [stretch for stretch in line if stretch.phase != "end"]
     start = 0
     for number in range(1, len(line) + 1):
         if number == len(line) or line[number].phase != line[start].phase:
