@@ -55,8 +55,7 @@ class Group:
 
 def draw_parts(found: Collection) -> list[Drawing]:
     """Return the stacked bars of all comparisons, measurements and predictions; empty where no peak is known."""
-    groups = [group for group in _groups(found) if any(bar.peak is not None for bar in group.bars)]
-    pages = list(_pages(groups))
+    pages = [page for page in _pages(list(_groups(found))) if any(bar.peak is not None for g in page for bar in g.bars)]
     return paged(pages, 1, "parts", lambda page, name: _drawn(_named(page[0]), name), "groups of bars")
 
 

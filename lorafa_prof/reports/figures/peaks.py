@@ -42,7 +42,7 @@ def draw_cards(found: Collection) -> list[Drawing]:
     records = _spread([r for r in found.records() if r.number("gpus") is not None])
     panels = [
         Panel(title=panel_title(seen, "gpus", "shard"), series=series_of(lines, "gpus", _peak))
-        for seen, lines in panels_of(records, "gpus", _peak, least=1)
+        for seen, lines in panels_of(records, "gpus", _peak, least=1, free=("shard",))
         if any((record.number("gpus") or 1) > 1 for record in seen)
     ]
     return _drawn(panels, "cards", "peak allocated of each rank against the number of cards", "cards")

@@ -43,8 +43,9 @@ def panels_of(
     records: Iterable[Record],
     x: str,
     figure: Callable[[Record], float | None],
+    *,
     least: int = 2,
-    apart: Callable[[Record], tuple[object, ...]] = lambda record: (),
+    free: Sequence[str] = (),
 ) -> Iterator[tuple[list[Record], list[list[Record]]]]:
     """Yield for each configuration its records, and of those the ones that differ in `x` alone.
 
@@ -53,13 +54,13 @@ def panels_of(
         x: the setting that is drawn against.
         figure: what is drawn; a record for which it is None is left out.
         least: values of `x` without which a line says nothing.
-        apart: what else a panel is told from others by.
+        free: settings that may differ within a panel, beside the method's own.
     """  # fmt: skip
     panels: dict[object, dict[object, list[Record]]] = {}
     for record in records:
         if record.number(x) is None or figure(record) is None:
             continue
-        panel = panels.setdefault((configuration(record.settings, x), *apart(record)), {})
+        panel = panels.setdefault(configuration(record.settings, x, *free), {})
         panel.setdefault((record.engine, key_of(record.settings, (x,))), []).append(record)
     for panel in panels.values():
         lines = [line for line in panel.values() if len({record.number(x) for record in line}) >= least]
