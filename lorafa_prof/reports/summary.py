@@ -36,6 +36,14 @@ class Told:
     whose: str
 
 
+def _seen(found: Collection) -> list[Measurement | Comparison]:
+    return [*found.measurements, *found.comparisons]
+
+
+def _said(found: Collection) -> list[Prediction | Threshold]:
+    return [*found.predictions, *found.thresholds]
+
+
 # -- verdicts --------------------------------------------------------------------------------------------------------
 
 
@@ -198,13 +206,13 @@ def asked_lines(found: Collection) -> list[str]:
 
     for p in found.predictions:
         note(p.run, p.engine)
-    for m in (*found.measurements, *found.comparisons):
+    for m in _seen(found):
         if m.run is not None:
             note(m.run, "measured")
     for t in found.thresholds:
         note(t.run, f"largest {AXIS_NAMES[t.axis]} by {t.engine}", t.axis)
     lines = [f"{what}: {entry.words()}" for what, entry in asked.items()]
-    scripts = [m.command for m in (*found.measurements, *found.comparisons) if m.run is None]
+    scripts = [m.command for m in _seen(found) if m.run is None]
     lines += [
         f"a script, measured: {short(' '.join(script), 200) or 'without a name'}" for script in dict.fromkeys(scripts)
     ]
@@ -300,9 +308,9 @@ def environments(found: Collection) -> list[tuple[str, dict[str, str]]]:
 
 
 def _environments(found: Collection) -> Iterator[tuple[str, dict[str, str]]]:
-    for p in (*found.predictions, *found.thresholds):
+    for p in _said(found):
         yield f"engine {p.engine}", {name: version for name, version in p.versions.items() if name != "engine"}
-    for m in (*found.measurements, *found.comparisons):
+    for m in _seen(found):
         where = {name: _plain(value) for name, value in m.environment.items() if value is not None}
         yield "measured", dict(m.versions) | where
     for comparison in found.comparisons:
@@ -332,9 +340,9 @@ def statements(found: Collection, field: Literal["assumptions", "unmodelled"]) -
 
 
 def _speakers(found: Collection, field: str) -> Iterator[tuple[str, Sequence[str]]]:
-    for each in (*found.predictions, *found.thresholds):
+    for each in _said(found):
         yield f"{method_name(each.run.method.name)}, {each.engine}", getattr(each, field)
-    for seen in (*found.measurements, *found.comparisons):
+    for seen in _seen(found):
         name = "a script" if seen.run is None else method_name(seen.run.method.name)
         yield f"{name}, measured", getattr(seen, field)
         if isinstance(seen, Comparison):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorafa_prof.results.comparison import Comparison
 from lorafa_prof.results.measurement import Measurement
@@ -44,8 +44,17 @@ class Collection:
         return any(result is other for other in self.compared)
 
     def records(self) -> list[Record]:
-        """Return every prediction and measurement as a record, each once."""
+        """Return every prediction and measurement as a record, each once.
+
+        Measurements on several devices have the device among their settings.
+        """
         observed = [record_of_measurement(measurement) for measurement in self.measurements]
+        devices = [str(measurement.environment.get("device")) for measurement in self.measurements]
+        if len(set(devices)) > 1:
+            observed = [
+                record and replace(record, settings={**record.settings, "device": device})
+                for record, device in zip(observed, devices, strict=True)
+            ]
         found: Sequence[Record | None] = [
             *map(record_of_prediction, self.predictions), *self.rows, *observed,
         ]  # fmt: skip

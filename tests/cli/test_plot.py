@@ -92,8 +92,8 @@ class TestWhatIsDrawn:
             write(
                 Threshold(
                     engine="analytic", device="rtx4090", axis="bs", run=RUN.replace(seq=seq), versions=VERSIONS,
-                    max=most, first_oom=most + 1, limit=99, limited_by="", capacity_bytes=2**34, context_bytes=None, at_max=None,
-                    at_first_oom=None,
+                    max=most, first_oom=most + 1, limit=99, limited_by="", capacity_bytes=2**34, context_bytes=None,
+                    at_max=None, at_first_oom=None,
                 ), name=f"oom{seq}.json",
             ) for seq, most in ((16, 4), (32, 2))
         ]  # fmt: skip

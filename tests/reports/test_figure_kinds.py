@@ -259,6 +259,25 @@ class TestRank:
         unknown = prediction(of_peak(None), run=run_with(rank=16))
         assert drawn("rank", predictions=[of_size(1, rank=8), unknown]) == []
 
+    def test_two_of_one_look_are_not_in_one_panel(self) -> None:
+        """LoRA with either optimizer would be the same line twice."""
+        said = [of_size(n * rank, rank=rank, optimizer=o) for n, o in ((1, "adamw"), (2, "sgd")) for rank in (8, 16)]
+        figure = only(drawn("rank", predictions=said))
+        assert [points(axes) for axes in figure.axes] == [
+            {"LoRA, adamw": [(8, 8), (16, 16)]}, {"LoRA, sgd": [(8, 16), (16, 32)]},
+        ]  # fmt: skip
+
+    def test_devices_are_not_mixed(self) -> None:
+        """What was measured on two of them is of two panels."""
+        seen = [
+            measurement(of_peak(rank * MIB), run=run_with(rank=rank), environment={"device": device})
+            for rank in (8, 16) for device in ("one", "two")
+        ]  # fmt: skip
+        figure = only(drawn("rank", measurements=seen))
+        assert [axes.get_title(loc="left").rpartition(", ")[2] for axes in figure.axes] == [
+            "measured on one", "measured on two",
+        ]  # fmt: skip
+
     def test_what_differs_in_more_is_another_line_or_panel(self) -> None:
         """Batches are panels of their own."""
         said = [of_size(rank * bs, rank=rank, bs=bs) for rank in (8, 16) for bs in (1, 2)]
@@ -282,10 +301,11 @@ class TestCards:
         assert figure.axes[0].get_xlabel() == "cards"
 
     def test_ways_to_share(self) -> None:
-        """Are told apart."""
+        """Have panels of their own, each of which a single card begins."""
         said = [of_size(mib, gpus=4, shard=shard) for shard, mib in (("ddp", 100), ("fsdp", 40))]
-        figure = only(drawn("cards", predictions=said))
-        assert points(figure.axes[0]) == {"LoRA, ddp": [(4, 100)], "LoRA, fsdp": [(4, 40)]}
+        figure = only(drawn("cards", predictions=[*said, of_size(90)]))
+        assert [points(axes) for axes in figure.axes] == [{"LoRA": [(1, 90), (4, 100)]}, {"LoRA": [(1, 90), (4, 40)]}]
+        assert [axes.get_title(loc="left").rpartition(", ")[2] for axes in figure.axes] == ["ddp", "fsdp"]
 
     def test_one_card_is_no_figure(self) -> None:
         """Nothing to draw against."""
@@ -377,12 +397,25 @@ class TestFrontier:
         )  # fmt: skip
         figure = only(KINDS["frontier"].draw(found))
         marks = [
-            (line.get_marker(), line.get_xdata()[0], line.get_ydata()[0])
+            (line.get_marker(), round(float(line.get_xdata()[0]), 6), line.get_ydata()[0])
             for line in figure.axes[0].get_lines()
             if str(line.get_label()).startswith("_") and len(line.get_xdata()) == 1 and line.get_linestyle() == "None"
         ]
         assert marks == ([("s", 16, 8), ("x", 16, 9)] if drawn_there else [])
         assert ("measured: out of memory" in legend_of(figure)) is drawn_there
+
+    def test_methods_stand_apart(self) -> None:
+        """A measured run is where its own line is, beside those of the others."""
+        environment = {"device": "rtx4090", "total_bytes": 24 * GIB}
+        seen = [measurement(run=run_with(name, seq=16, bs=8), environment=environment) for name in ("lora", "vera")]
+        limits = [threshold(seq, most, method=name) for name in ("lora", "vera") for seq, most in ((16, 8), (32, 4))]
+        [axes] = only(drawn("frontier", measurements=seen, thresholds=limits)).axes
+        first = {str(line.get_marker()): set() for line in axes.get_lines() if line.get_marker() in ("s", "P")}
+        for line in axes.get_lines():
+            if line.get_marker() in first:
+                first[str(line.get_marker())].add(round(float(line.get_xdata()[0]), 6))
+        assert all(len(places) == 1 for places in first.values())
+        assert first["s"] != first["P"]
 
     def test_another_configuration_is_not_its(self) -> None:
         """A measured run with checkpointing is on another frontier."""

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from lorafa_prof.reports.figures.naming import Settings, key_of, labels_of, short, title_of
 from lorafa_prof.reports.figures.series import (
     MOST_PANELS,
+    PANEL_WIDTH,
     Series,
     add_legend,
     configuration,
+    dealt,
     draw_series,
     grid_of_panels,
     ticks_at,
 )
-from lorafa_prof.reports.figures.style import FAINT, INK, Drawing, method_look, our_style, paged
+from lorafa_prof.reports.figures.style import FAINT, INK, Drawing, method_look, our_style, paged, wrapped
 from lorafa_prof.results import Collection, Measurement
 from lorafa_prof.results.records import OBSERVED, settings_of
 from lorafa_prof.units import GIB
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Where "none fits" is on the axis: half a sequence, as an axis of powers has no 0.
 NONE_FITS = 0.5
+#: How far methods stand apart where measured runs are drawn, in powers of 2.
+ASIDE = 0.07
 #: A card's memory as torch sees it differs by so much between one driver and another.
 SAME_CARD = 0.02
 
@@ -80,7 +84,8 @@ def draw_frontier(found: Collection) -> list[Drawing]:
     cards = [card for card in panels.values() if any(_is_line(line) for line in card.lines.values())]
     for card in cards:
         card.seen = list(_seen(found, card))
-    return paged(cards, MOST_PANELS, "frontier", _page, "cards and configurations")
+    drawn = [_Panel(card=card, series=series) for card in cards for series in dealt(_series(card))]
+    return paged(drawn, MOST_PANELS, "frontier", _page, "cards and configurations")
 
 
 def _is_line(line: Sequence[Largest]) -> bool:
@@ -132,18 +137,21 @@ def _agree(one: Settings, other: Settings) -> bool:
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _page(cards: Sequence[_Card], name: str) -> Drawing:
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    card: _Card
+    series: tuple[Series, ...]
+
+
+def _page(panels: Sequence[_Panel], name: str) -> Drawing:
     with our_style():
-        figure, axes = grid_of_panels(len(cards))
-        drawn = [_series(card) for card in cards]
-        for card, series, place in zip(cards, drawn, axes, strict=True):
-            _draw(place, card, series)
+        figure, axes = grid_of_panels(len(panels))
+        for panel, place in zip(panels, axes, strict=True):
+            _draw(place, panel)
         figure.suptitle("largest batch that fits", x=0.01, ha="left", fontsize=11)
-        add_legend(figure, drawn, list(_handles(cards)))
-    told = " ".join(_told(card, series) for card, series in zip(cards, drawn, strict=True))
-    return Drawing(
-        name=name, figure=figure, caption=f"The largest batch that fits, against the sequence length. {told}"
-    )
+        add_legend(figure, [panel.series for panel in panels], list(_handles(panels)))
+    told = f"The largest batch that fits, against the sequence length. {' '.join(map(_told, panels))}"
+    return Drawing(name=name, figure=figure, caption=told)
 
 
 def _series(card: _Card) -> tuple[Series, ...]:
@@ -169,24 +177,30 @@ def _title(card: _Card) -> str:
     return f"{short(card.name)}, {card.capacity_bytes / GIB:.2f} GiB\n{title_of(settings, ('seq', 'bs'))}"
 
 
-def _draw(axes: Axes, card: _Card, series: Sequence[Series]) -> None:
-    draw_series(axes, series)
-    methods = list(dict.fromkeys(seen.method for seen in card.seen))
+def _draw(axes: Axes, panel: _Panel) -> None:
+    card, series = panel.card, panel.series
+    methods = list(dict.fromkeys(each.method for each in (*series, *card.seen)))
+
+    def shift(method: str) -> float:
+        """Return what moves a method aside: measured runs of several methods would lie on each other."""
+        return 2 ** (ASIDE * (methods.index(method) - (len(methods) - 1) / 2)) if card.seen else 1.0
+
+    draw_series(axes, series, shift=shift)
     for seen in card.seen:
-        # Runs of several methods at one place stand beside each other.
-        place = seen.seq * 2 ** (0.09 * (methods.index(seen.method) - (len(methods) - 1) / 2))
         look = method_look(seen.method)
-        marker = look.marker if seen.fits else "x"
-        axes.plot(place, seen.bs, marker=marker, color=look.color, markersize=6, markeredgewidth=1.8, linestyle="")
+        axes.plot(
+            seen.seq * shift(seen.method), seen.bs, marker=look.marker if seen.fits else "x", color=look.color,
+            markersize=5, markeredgewidth=1.8, linestyle="",
+        )  # fmt: skip
     xs = {x for each in series for x, _ in each.points} | {seen.seq for seen in card.seen}
     ys = [y for each in series for _, y in each.points] + [seen.bs for seen in card.seen]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     ticks_at(axes.xaxis, xs)
     _batch_ticks(axes, max(ys), min(ys) == NONE_FITS)
-    axes.set_xlabel("tokens a sequence")
+    axes.set_xlabel("tokens a sequence (methods side by side)" if card.seen else "tokens a sequence")
     axes.set_ylabel("largest batch")
-    axes.set_title(_title(card), fontsize=9)
+    axes.set_title(wrapped(_title(card), PANEL_WIDTH, 9), fontsize=9)
     axes.grid(axis="y")
 
 
@@ -203,20 +217,20 @@ def _batch_ticks(axes: Axes, most: float, none_fits: bool) -> None:
         axes.axhline(0.7, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
 
 
-def _handles(cards: Iterable[_Card]) -> Iterator[Any]:
+def _handles(panels: Iterable[_Panel]) -> Iterator[Any]:
     from matplotlib.lines import Line2D
 
-    ends = {seen.fits for card in cards for seen in card.seen}
+    ends = {seen.fits for panel in panels for seen in panel.card.seen}
     if True in ends:
         yield Line2D([], [], color=INK, marker="o", linestyle="", label="measured: it ran")
     if False in ends:
         yield Line2D([], [], color=INK, marker="x", markeredgewidth=1.8, linestyle="", label="measured: out of memory")
 
 
-def _told(card: _Card, series: Sequence[Series]) -> str:
+def _told(panel: _Panel) -> str:
     said = "; ".join(
         f"{each.label} ({each.engine}) "
         + ", ".join(f"{'none' if y == NONE_FITS else f'{y:g}'} at {x:g}" for x, y in each.points)
-        for each in series
+        for each in panel.series
     )
-    return f"{_title(card)}: {said}.".replace("\n", ", ")
+    return f"{_title(panel.card)}: {said}.".replace("\n", ", ")

@@ -45,6 +45,7 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
     "loss": lambda value: None if value == "hf" else f"{value} loss",
     "gpus": lambda value: None if value == 1 else f"{value} GPUs",
     "shard": lambda value: None if value == "none" else str(value),
+    "device": lambda value: f"measured on {short(str(value))}",
 }
 #: Follow from the method, or are told by a verdict of their own: named only where they tell two of a method apart.
 QUIET = ("adapter_dtype", "optimizer", "quant", "prepare_kbit")

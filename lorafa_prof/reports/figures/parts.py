@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: More bars than these go into a figure of their own: on paper they would be too narrow to read.
-MOST_BARS = 18
+MOST_BARS = 15
 _RESERVED, _REST = "peak reserved", "in no part"
 
 
@@ -154,11 +154,13 @@ def _drawn(groups: Sequence[Group], name: str) -> Drawing:
     bars = [bar for group in groups for bar in group.bars]
     alone = bars[0].label if len({bar.label for bar in bars}) == 1 and len(bars) == len(groups) else ""
     with our_style():
-        figure = Figure(figsize=(3.9 + 0.95 * len(bars) + (0 if alone else 0.4 * len(groups)), 5.2))
+        width = 3.9 + 0.95 * len(bars) + (0 if alone else 0.4 * len(groups))
+        figure = Figure(figsize=(width, 5.2))
         axes = figure.subplots()
         _draw(axes, groups, alone)
         common = title_of([group.settings for group in groups if group.settings is not None])
-        axes.set_title("\n".join(filter(None, [f"peak allocated by part{alone and f' ({alone})'}", common])))
+        title = "\n".join(filter(None, [f"peak allocated by part{alone and f' ({alone})'}", common]))
+        axes.set_title(wrapped(title, width - 0.8))
     whose = ", ".join(dict.fromkeys(bar.label for bar in bars))
     return Drawing(name=name, figure=figure, caption=f"Peak allocated memory by part, {whose}: {_told(groups)}.")
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from lorafa_prof.reports.figures.series import (
     MOST_PANELS,
+    PANEL_WIDTH,
     Panel,
     add_legend,
     configuration,
+    dealt,
     draw_series,
     grid_of_panels,
     panel_title,
@@ -16,7 +18,7 @@ from lorafa_prof.reports.figures.series import (
     series_of,
     ticks_at,
 )
-from lorafa_prof.reports.figures.style import INK, Drawing, amount, our_style, paged, scale_of
+from lorafa_prof.reports.figures.style import INK, Drawing, amount, our_style, paged, scale_of, wrapped
 from lorafa_prof.reports.prediction import method_name
 from lorafa_prof.results import Collection
 from lorafa_prof.results.records import Record
@@ -28,12 +30,10 @@ def draw_rank(found: Collection) -> list[Drawing]:
     adapted = [record for record in records if record.method != "full"]
     full = {configuration(r.settings): _peak(r) for r in records if r.method == "full" and r.engine != "observed"}
     panels = [
-        Panel(
-            title=panel_title(seen, "rank"), series=series_of(lines, "rank", _peak),
-            level=full.get(configuration(seen[0].settings)),
-        )
+        Panel(title=panel_title(seen, "rank"), series=series, level=full.get(configuration(seen[0].settings)))
         for seen, lines in panels_of(adapted, "rank", _peak)
-    ]  # fmt: skip
+        for series in dealt(series_of(lines, "rank", _peak))
+    ]
     return _drawn(panels, "rank", "peak allocated against the adapters' rank", "rank")
 
 
@@ -41,9 +41,10 @@ def draw_cards(found: Collection) -> list[Drawing]:
     """Return a rank's peak against the number of cards; empty unless a result is of more than one."""
     records = _spread([r for r in found.records() if r.number("gpus") is not None])
     panels = [
-        Panel(title=panel_title(seen, "gpus", "shard"), series=series_of(lines, "gpus", _peak))
-        for seen, lines in panels_of(records, "gpus", _peak, least=1, free=("shard",))
-        if any((record.number("gpus") or 1) > 1 for record in seen)
+        Panel(title=panel_title(seen, "gpus"), series=series)
+        for seen, lines in panels_of(records, "gpus", _peak, least=1)
+        for series in dealt(series_of(lines, "gpus", _peak))
+        if any(x > 1 for each in series for x, _ in each.points)
     ]
     return _drawn(panels, "cards", "peak allocated of each rank against the number of cards", "cards")
 
@@ -89,7 +90,7 @@ def _page(panels: Sequence[Panel], name: str, title: str, x_label: str) -> Drawi
             place.set_ylim(0, max([*sizes, panel.level or 0]) / scale * 1.08)
             place.set_xlabel(x_label)
             place.set_ylabel(unit)
-            place.set_title(panel.title, fontsize=9)
+            place.set_title(wrapped(panel.title, PANEL_WIDTH, 9), fontsize=9)
             place.grid(axis="y")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         has_level = any(panel.level is not None for panel in panels)

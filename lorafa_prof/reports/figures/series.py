@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Panels of one figure; more go into another one.
 MOST_PANELS = 6
+#: Inches.
+PANEL_WIDTH = 4.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +42,7 @@ class Panel:
 
 
 def panels_of(
-    records: Iterable[Record],
-    x: str,
-    figure: Callable[[Record], float | None],
-    *,
-    least: int = 2,
-    free: Sequence[str] = (),
+    records: Iterable[Record], x: str, figure: Callable[[Record], float | None], least: int = 2
 ) -> Iterator[tuple[list[Record], list[list[Record]]]]:
     """Yield for each configuration its records, and of those the ones that differ in `x` alone.
 
@@ -54,13 +51,12 @@ def panels_of(
         x: the setting that is drawn against.
         figure: what is drawn; a record for which it is None is left out.
         least: values of `x` without which a line says nothing.
-        free: settings that may differ within a panel, beside the method's own.
-    """  # fmt: skip
+    """
     panels: dict[object, dict[object, list[Record]]] = {}
     for record in records:
         if record.number(x) is None or figure(record) is None:
             continue
-        panel = panels.setdefault(configuration(record.settings, x, *free), {})
+        panel = panels.setdefault(configuration(record.settings, x), {})
         panel.setdefault((record.engine, key_of(record.settings, (x,))), []).append(record)
     for panel in panels.values():
         lines = [line for line in panel.values() if len({record.number(x) for record in line}) >= least]
@@ -84,6 +80,18 @@ def series_of(
     )
 
 
+def dealt(series: Sequence[Series]) -> list[tuple[Series, ...]]:
+    """Return the series of one panel, or of several where two would look the same: one method by one engine."""
+    panels: list[list[Series]] = []
+    for each in series:
+        places = [panel for panel in panels if (each.method, each.engine) not in [(s.method, s.engine) for s in panel]]
+        if not places:
+            places = [[]]
+            panels += places
+        places[0].append(each)
+    return [tuple(panel) for panel in panels]
+
+
 def _points(
     line: Sequence[Record], x: str, figure: Callable[[Record], float | None]
 ) -> tuple[tuple[float, float], ...]:
@@ -105,18 +113,27 @@ def grid_of_panels(count: int, *, height: float = 3.9) -> tuple[Figure, list[Axe
 
     columns = min(count, 2)
     rows = -(-count // columns)
-    figure = Figure(figsize=(4.6 * columns + 2.2, height * rows + 0.2))
+    figure = Figure(figsize=(PANEL_WIDTH * columns + 2.2, height * rows + 0.2))
     axes = figure.subplots(rows, columns, squeeze=False)
     for unused in axes.flat[count:]:
         unused.set_axis_off()
     return figure, list(axes.flat[:count])
 
 
-def draw_series(axes: Axes, series: Sequence[Series], scale: float = 1) -> None:
-    """Draw each series: an observation as points alone, a prediction as a line through the most at each place."""
+def draw_series(
+    axes: Axes, series: Sequence[Series], scale: float = 1, shift: Callable[[str], float] = lambda method: 1.0
+) -> None:
+    """Draw each series: an observation as points alone, a prediction as a line through the most at each place.
+
+    Args:
+        axes: where.
+        series: what, with looks that differ.
+        scale: what the figures are divided by.
+        shift: a factor that moves a method's points aside, where others would lie on them.
+    """
     for each in series:
         look = method_look(each.method)
-        xs, ys = [x for x, _ in each.points], [y / scale for _, y in each.points]
+        xs, ys = [x * shift(each.method) for x, _ in each.points], [y / scale for _, y in each.points]
         if each.engine != OBSERVED:
             most = {x: max(y for at, y in zip(xs, ys, strict=True) if at == x) for x in xs}
             axes.plot(list(most), list(most.values()), color=look.color, linestyle=look.dashes, linewidth=1.3)

@@ -8,6 +8,7 @@ matplotlib is imported when a figure is drawn, and no window opens.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")
 #: For lines that are no method's.
 INK, FAINT, CAPACITY = "#000000", "#8c8c8c", "#555555"
 
-Dashes = str | tuple[int, tuple[float, ...]]
+Dashes = Literal["-", ":"] | tuple[int, tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,3 +165,9 @@ def scale_of(sizes: Iterable[float | None]) -> tuple[str, int]:
 def amount(size: float) -> str:
     """Return a size with two decimals; one that is there is never shown as none."""
     return "<0.01" if 0 < size < 0.005 else f"{size:,.2f}"
+
+
+def wrapped(text: str, inches: float, size: float = 11) -> str:
+    """Return text in lines that fit a width, for letters of so many points."""
+    letters = max(20, int(inches * 72 / (0.56 * size)))
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())

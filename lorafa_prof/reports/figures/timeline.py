@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
-from lorafa_prof.reports.figures.style import ENGINE_LINES, INK, Drawing, amount, our_style, paged, scale_of
+from lorafa_prof.reports.figures.style import ENGINE_LINES, INK, Drawing, amount, our_style, paged, scale_of, wrapped
 from lorafa_prof.results import Collection, Measurement, Stretch
 from lorafa_prof.results.records import settings_of
 
@@ -56,7 +56,7 @@ def _drawn(m: Measurement, predicted: dict[str, float], name: str) -> Drawing:
         _mark_peak(axes, at, len(line), peak, scale, unit)
         axes.set_ylabel(unit)
         axes.set_xlabel("modules at work, in their order (not to the scale of time)")
-        axes.set_title(_title(m))
+        axes.set_title(wrapped(_title(m), 8.4))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 0.8))
     where = f"in {peak.phase}{f' of {peak.module}' if peak.module else ''}"
     said = f"Allocated memory over one step. The peak is {amount(peak.peak_allocated_bytes / scale)} {unit}, {where}."
