@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.naming import Settings, labels_of, short, title_of
+from lorafa_prof.reports.figures.series import configuration
 from lorafa_prof.reports.figures.style import (
     DARK,
     INK,
@@ -17,6 +18,7 @@ from lorafa_prof.reports.figures.style import (
     our_style,
     paged,
     scale_of,
+    wrapped,
 )
 from lorafa_prof.reports.prediction import PART_NAMES
 from lorafa_prof.results import Collection, Comparison, Measurement, Memory, Prediction
@@ -137,12 +139,28 @@ def _pages(groups: Sequence[Group]) -> Iterator[list[Group]]:
         models.setdefault(None if group.settings is None else group.settings["model"], []).append(group)
     for alike in models.values():
         page: list[Group] = []
-        for group in alike:
-            if page and sum(len(each.bars) for each in (*page, group)) > MOST_BARS:
+        for chunk in _chunks(alike):
+            if page and sum(len(each.bars) for each in (*page, *chunk)) > MOST_BARS:
                 yield page
                 page = []
-            page.append(group)
+            page += chunk
         yield page
+
+
+def _chunks(groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Yield the groups that are of one configuration, and so belong together, as long as they fit one figure."""
+    chunk: list[Group] = []
+    for group in groups:
+        is_full = sum(len(each.bars) for each in (*chunk, group)) > MOST_BARS
+        if chunk and (is_full or _configuration(group) != _configuration(chunk[0])):
+            yield chunk
+            chunk = []
+        chunk.append(group)
+    yield chunk
+
+
+def _configuration(group: Group) -> object:
+    return None if group.settings is None else configuration(group.settings)
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------
