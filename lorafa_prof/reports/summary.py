@@ -151,7 +151,7 @@ def _whose(seen: Measurement | Comparison) -> dict[str, Any]:
     return {
         "settings": None if seen.run is None else settings_of(seen.run),
         "script": short(" ".join(seen.command) or "a script"),
-        "rank": f"rank {seen.rank} of {seen.world_size}" if seen.world_size > 1 else "",
+        "rank": f"process {seen.rank} of {seen.world_size}" if seen.world_size > 1 else "",
         "where": str(seen.environment.get("device") or "a device without a name"),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from lorafa_prof.results import (
 )
 from lorafa_prof.specs import MethodSpec
 from tests.support.hand_made import MIB, RUN, VERSIONS, measurement, memory, prediction, without_memory
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -240,3 +243,19 @@ def test_a_sweeps_refusals_are_left_out(capsys: pytest.CaptureFixture[str], tmp_
     assert (second.memory, second.fit) == (None, ())
     assert (third.settings["model"], third.settings["amp"], third.fit[0].max_bs) == ("=m", True, None)
     assert refused(capsys, str(tmp_path / "sweep.csv"), "--kind", "rank", "-o", str(tmp_path / "figures"))
+
+
+def test_the_figure_of_the_readme(tmp_path: Path) -> None:
+    """Says what the command beside it says today."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for line in ("predict --model llama2-7b --bs 8 --seq 1024 --format json", "plot llama2-7b.json -o docs/figures"):
+        assert f"    lorafa-prof {line}" in readme
+    file = tmp_path / "llama2-7b.json"
+    assert main(["predict", "--model", "llama2-7b", "--bs", "8", "--seq", "1024", "-o", str(file)]) == 0
+    assert main(["plot", str(file), "-o", str(tmp_path), "--format", "svg"]) == 0
+    texts = [
+        ["".join(text.itertext()) for text in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+        for path in (tmp_path / "parts.svg", ROOT / "docs" / "figures" / "parts.svg")
+    ]
+    assert texts[0] == texts[1]
+    assert "86.38" in texts[0]

@@ -179,7 +179,7 @@ def _title(card: _Card) -> str:
 
 def _draw(axes: Axes, panel: _Panel) -> None:
     card, series = panel.card, panel.series
-    methods = list(dict.fromkeys(each.method for each in (*series, *card.seen)))
+    methods = list(dict.fromkeys([*(each.method for each in series), *(seen.method for seen in card.seen)]))
 
     def shift(method: str) -> float:
         """Return what moves a method aside: measured runs of several methods would lie on each other."""

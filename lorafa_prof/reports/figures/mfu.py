@@ -24,7 +24,7 @@ def _drawn(seen: Sequence[Measurement], name: str) -> Drawing:
 
     settings = [settings_of(m.run) for m in seen if m.run is not None]
     names = labels_of(settings)
-    names = [f"{each}, rank {m.rank}" if m.world_size > 1 else each for each, m in zip(names, seen, strict=True)]
+    names = [f"{each}, process {m.rank}" if m.world_size > 1 else each for each, m in zip(names, seen, strict=True)]
     devices = ", ".join(dict.fromkeys(short(str(m.environment.get("device") or "a device")) for m in seen))
     with our_style():
         width = max(6.4, 2.6 + 0.95 * len(seen))

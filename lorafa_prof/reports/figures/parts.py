@@ -102,8 +102,8 @@ def _of_predictions(predictions: Sequence[Prediction]) -> Group:
 
 def _measured_group(seen: Comparison | Measurement, bars: Sequence[Bar]) -> Group:
     settings = None if seen.run is None else settings_of(seen.run)
-    rank = f"rank {seen.rank}" if seen.world_size > 1 else ""
-    return Group(name=short(" ".join(seen.command) or "a script"), bars=tuple(bars), settings=settings, more=rank)
+    process = f"process {seen.rank} of {seen.world_size}" if seen.world_size > 1 else ""
+    return Group(name=short(" ".join(seen.command) or "a script"), bars=tuple(bars), settings=settings, more=process)
 
 
 def _figures(memory: Memory | None) -> dict[str, float | None]:

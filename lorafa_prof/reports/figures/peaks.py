@@ -46,7 +46,7 @@ def draw_cards(found: Collection) -> list[Drawing]:
         for series in dealt(series_of(lines, "gpus", _peak))
         if any(x > 1 for each in series for x, _ in each.points)
     ]
-    return _drawn(panels, "cards", "peak allocated of each rank against the number of cards", "cards")
+    return _drawn(panels, "cards", "peak allocated of each process against the number of cards", "cards")
 
 
 def _spread(records: Sequence[Record]) -> Iterator[Record]:

@@ -8,6 +8,7 @@ matplotlib is imported when a figure is drawn, and no window opens.
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,7 +154,29 @@ def rendered(figure: Figure, form: Form) -> bytes:
     metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
     with our_style():
         figure.savefig(stream, format=form, dpi=150, metadata=metadata)
-    return stream.getvalue()
+    return _with_arcs(stream.getvalue()) if form == "svg" else stream.getvalue()
+
+
+_PATTERN = re.compile(rb"<pattern .*?</pattern>", re.DOTALL)
+_CIRCLE = re.compile(rb"M [-\d. ]+(?:C [-\d. ]+){8}Z", re.IGNORECASE)
+
+
+def _with_arcs(svg: bytes) -> bytes:
+    """Return the file with the circles of hatches as arcs, which are a seventh of the curves that matplotlib writes."""
+    return _PATTERN.sub(lambda pattern: _CIRCLE.sub(_arcs, b" ".join(pattern.group().split())), svg)
+
+
+def _arcs(circle: re.Match[bytes]) -> bytes:
+    # Its leftmost, rightmost, highest and lowest points are ends of curves. A ring is two circles, the inner one the
+    # other way round.
+    numbers = [float(number) for number in re.findall(rb"-?[\d.]+", circle.group())]
+    xs, ys = numbers[::2], numbers[1::2]
+    x, y, r = min(xs), (min(ys) + max(ys)) / 2, (max(xs) - min(xs)) / 2
+    area = sum(x0 * y1 - x1 * y0 for x0, y0, x1, y1 in zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True))
+    way, across = int(area > 0), 2 * r
+    return (
+        f"M{x:.4g} {y:.4g}a{r:.4g} {r:.4g} 0 1 {way} {across:.4g} 0a{r:.4g} {r:.4g} 0 1 {way} {-across:.4g} 0z".encode()
+    )
 
 
 def scale_of(sizes: Iterable[float | None]) -> tuple[str, int]:

@@ -64,7 +64,7 @@ def _drawn(m: Measurement, predicted: dict[str, float], name: str) -> Drawing:
 
 
 def _title(m: Measurement) -> str:
-    rank = f", rank {m.rank} of {m.world_size}" if m.world_size > 1 else ""
+    rank = f", process {m.rank} of {m.world_size}" if m.world_size > 1 else ""
     if m.run is None:
         return f"one step of {short(' '.join(m.command) or 'a script')}{rank}"
     settings = [settings_of(m.run)]
