@@ -37,7 +37,7 @@ def read_collection(paths: Sequence[str]) -> Collection:
     """Return what files of any kinds hold together; measurements are compared with the predictions of their runs.
 
     A file whose name ends in .csv is a table of predictions, as `sweep` writes it; every other one is read as
-    `read_results` does. A file that is named twice is read once.
+    `read_results` does. What is there twice is taken once.
 
     Raises:
         BadInputError: a file that is none of these, or no result in all of them.
@@ -50,7 +50,7 @@ def read_collection(paths: Sequence[str]) -> Collection:
         if Path(path).suffix.lower() == ".csv":
             rows += _read_rows(path)
         else:
-            results += read_results(path)
+            results += [result for result in read_results(path) if result not in results]
     if not rows and not results:
         raise BadInputError("no result in these files")
     measurements = [result for result in results if isinstance(result, Measurement)]

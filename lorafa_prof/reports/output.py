@@ -90,7 +90,7 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> l
             waiting[place] = place.with_name(f".lorafa-prof-{os.urandom(8).hex()}.tmp")
             _fill(waiting[place], data)
         for place, temporary in waiting.items():
-            os.replace(temporary, place)
+            _take_place(temporary, place)
     except OSError as error:
         raise BadInputError(f"cannot write into {_shown(folder)}: {_reason(error)}") from error
     finally:
@@ -126,13 +126,18 @@ def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".lorafa-prof-{os.urandom(8).hex()}.tmp")
     try:
         _fill(temporary, data)
-        if target.exists():
-            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-        os.replace(temporary, target)
+        _take_place(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Put a file where another may be, whose permissions it keeps."""
+    if target.exists():
+        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+    os.replace(temporary, target)
 
 
 def _fill(temporary: Path, data: bytes) -> None:

@@ -53,10 +53,13 @@ QUIET = ("adapter_dtype", "optimizer", "quant", "prepare_kbit")
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 
 
-def key_of(settings: Settings, without: Sequence[str] = ()) -> tuple[tuple[str, Setting], ...]:
+Key = frozenset[tuple[str, Setting]]
+
+
+def key_of(settings: Settings, without: Sequence[str] = ()) -> Key:
     """Return what a series is told from others by; full fine-tuning is the same at any rank."""
     unused = _OF_ADAPTERS if settings.get("method") == "full" else ()
-    return tuple(sorted((k, v) for k, v in settings.items() if k not in without and k not in unused and v is not None))
+    return frozenset((k, v) for k, v in settings.items() if k not in without and k not in unused and v is not None)
 
 
 def title_of(all_settings: Sequence[Settings], without: Sequence[str] = ()) -> str:

@@ -27,6 +27,8 @@ from lorafa_prof.results.records import Record
 def draw_rank(found: Collection) -> list[Drawing]:
     """Return peak allocated against the rank; empty unless results of one method differ in it."""
     records = found.records()
+    if len({record.number("rank") for record in records}) < 2:
+        return []
     adapted = [record for record in records if record.method != "full"]
     full = {configuration(r.settings): _peak(r) for r in records if r.method == "full" and r.engine != "observed"}
     panels = [
@@ -39,7 +41,10 @@ def draw_rank(found: Collection) -> list[Drawing]:
 
 def draw_cards(found: Collection) -> list[Drawing]:
     """Return a rank's peak against the number of cards; empty unless a result is of more than one."""
-    records = _spread([r for r in found.records() if r.number("gpus") is not None])
+    known = [record for record in found.records() if record.number("gpus") is not None]
+    if all(record.number("gpus") == 1 for record in known):
+        return []
+    records = _spread(known)
     panels = [
         Panel(title=panel_title(seen, "gpus"), series=series)
         for seen, lines in panels_of(records, "gpus", _peak, least=1)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lorafa_prof.reports.figures.naming import QUIET, Settings, key_of, labels_of, title_of
+from lorafa_prof.reports.figures.naming import QUIET, Key, Settings, key_of, labels_of, title_of
 from lorafa_prof.reports.figures.style import INK, engine_fill, method_look
-from lorafa_prof.results.records import OBSERVED, Record, Setting
+from lorafa_prof.results.records import OBSERVED, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +64,7 @@ def panels_of(
             yield [record for line in panel.values() for record in line], lines
 
 
-def configuration(settings: Settings, *without: str) -> tuple[tuple[str, Setting], ...]:
+def configuration(settings: Settings, *without: str) -> Key:
     """Return what is the same for all methods of a panel."""
     return key_of(settings, ("method", "rank", "targets", "dropout", *QUIET, *without))
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 #: A phase narrower than this share of the axis shares a label with its narrow neighbours.
 NARROW = 0.09
+BACKWARD = "backward"
+#: Phases that take turns.
+_TURNS = (BACKWARD, "recompute")
 
 
 def draw_timelines(found: Collection) -> list[Drawing]:
@@ -89,25 +92,30 @@ def _draw_memory(axes: Axes, line: Sequence[Stretch], scale: int) -> None:
 
 
 def _draw_phases(axes: Axes, line: Sequence[Stretch], top: float) -> None:
-    """Shade every other phase, with its name above; narrow ones in a row (recomputation, the end) share one label."""
+    """Shade the backward, and name each phase above; narrow ones in a row share one label.
+
+    With checkpointing backward and recomputation take turns, layer by layer.
+    """
     phases = list(_phases(line))
-    for _, start, stop in phases[1::2]:
-        axes.axvspan(start, stop, color="#000000", alpha=0.07, linewidth=0)
+    for name, start, stop in phases:
+        if name == BACKWARD:
+            axes.axvspan(start, stop, color="#000000", alpha=0.07, linewidth=0)
     row: list[tuple[str, int, int]] = []
     for phase in [*phases, None]:
-        if phase is not None and phase[2] - phase[1] < NARROW * len(line):
-            row.append(phase)
-            continue
-        if row:
+        is_narrow = phase is not None and phase[2] - phase[1] < NARROW * len(line)
+        if row and (phase is None or not is_narrow or (phase[0] in _TURNS) != (row[0][0] in _TURNS)):
             _name_phases(axes, row, len(line), top * 1.2)
             row = []
-        if phase is not None:
+        if phase is not None and is_narrow:
+            row.append(phase)
+        elif phase is not None:
             _name_phases(axes, [phase], len(line), top * 1.28)
 
 
 def _name_phases(axes: Axes, row: Sequence[tuple[str, int, int]], count: int, height: float) -> None:
     start, stop = row[0][1], row[-1][2]
-    names = "\n".join(dict.fromkeys(name for name, _, _ in row))
+    found = dict.fromkeys(name for name, _, _ in row)
+    names = "\n".join(f"{name} (grey)" if name == BACKWARD and len(found) > 1 else name for name in found)
     if stop - start < NARROW * count and stop > 0.9 * count:  # wider than the phase: beside the axes
         axes.annotate(names, (1.01, 1.0), xycoords="axes fraction", ha="left", va="top", fontsize=8)
         return
