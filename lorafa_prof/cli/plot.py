@@ -40,9 +40,9 @@ def _check_folder(ctx: click.Context, param: click.Parameter, value: str) -> str
 def command(files: tuple[str, ...], output: str, format: Form, kinds: tuple[str, ...]) -> None:
     """Draw figures of saved results into a folder.
 
-    Each FILE is what predict, measure, run, compare or oom wrote as JSON, or a sweep's CSV. Measurements are held
-    against the predictions of their runs where both are among the FILEs. What is not known is left out, never drawn
-    as 0.
+    Each FILE is what predict, measure, run, compare or oom wrote as JSON, or a sweep's CSV or JSON. Measurements are
+    held against the predictions of their runs where both are among the FILEs. What is not known is left out, never
+    drawn as 0.
 
     \b
     Examples:

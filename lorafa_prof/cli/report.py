@@ -21,8 +21,8 @@ from lorafa_prof.cli.results_files import read_collection
 def command(files: tuple[str, ...], output: str | None, title: str, figures: bool) -> None:
     """Write one HTML page of saved results: verdicts, figures, tables, environment, assumptions.
 
-    Each FILE is what predict, measure, run, compare or oom wrote as JSON, or a sweep's CSV. The page needs no network
-    and runs no script: it can be mailed, kept and printed.
+    Each FILE is what predict, measure, run, compare or oom wrote as JSON, or a sweep's CSV or JSON. The page needs no
+    network and runs no script: it can be mailed, kept and printed.
 
     \b
     Examples:

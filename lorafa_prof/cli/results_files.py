@@ -23,21 +23,21 @@ def read_results(path: str) -> list[Result]:
     Raises:
         BadInputError: not such a file; the text names it, and what is wrong with it.
     """
-    from lorafa_prof.catalog.json_files import one_line, read_json_object
+    from lorafa_prof.catalog.json_files import read_json_object
     from lorafa_prof.results import results_in
 
     document = read_json_object(path, largest=LARGEST_RESULT, what="a result")
     try:
         return results_in(document)
     except BadInputError as error:
-        raise BadInputError(f"{one_line(path)}: {one_line(str(error), 400)}") from error
+        raise _of_file(path, error) from error
 
 
 def read_collection(paths: Sequence[str]) -> Collection:
     """Return what files of any kinds hold together; measurements are compared with the predictions of their runs.
 
-    A file whose name ends in .csv is a table of predictions, as `sweep` writes it; every other one is read as
-    `read_results` does. What is there twice is taken once.
+    A file whose name ends in .csv is a table of predictions, as `sweep` writes it; every other one is JSON, of the same
+    rows or of what `read_results` reads. A result that is there twice is taken once.
 
     Raises:
         BadInputError: a file that is none of these, or no result in all of them.
@@ -47,10 +47,9 @@ def read_collection(paths: Sequence[str]) -> Collection:
     rows: list[Record] = []
     results: list[Result] = []
     for path in dict.fromkeys(paths):
-        if Path(path).suffix.lower() == ".csv":
-            rows += _read_rows(path)
-        else:
-            results += [result for result in read_results(path) if result not in results]
+        of_table, others = _read_any(path)
+        rows += of_table
+        results += [result for result in others if result not in results]
     if not rows and not results:
         raise BadInputError("no result in these files")
     measurements = [result for result in results if isinstance(result, Measurement)]
@@ -64,15 +63,37 @@ def read_collection(paths: Sequence[str]) -> Collection:
     )  # fmt: skip
 
 
-def _read_rows(path: str) -> list[Record]:
-    from lorafa_prof.catalog.json_files import one_line, read_text
-    from lorafa_prof.results import records_in_csv
+def _read_any(path: str) -> tuple[list[Record], list[Result]]:
+    """Return the rows in a table, or the results in a document."""
+    from lorafa_prof.catalog.json_files import one_line, read_json_object, read_text
+    from lorafa_prof.results import records_in_csv, records_in_rows, results_in
 
-    text = read_text(path, largest=LARGEST_RESULT, what="a table")
+    suffix = Path(path).suffix.lower()
+    if suffix in _BINARY:
+        raise BadInputError(f"{one_line(path)}: {suffix} is not read here; write the sweep as .csv or .json")
     try:
-        return records_in_csv(text)
+        if suffix == ".csv":
+            return records_in_csv(read_text(path, largest=LARGEST_RESULT, what="a table")), []
+        document = read_json_object(path, largest=LARGEST_RESULT, what="a result")
+        return (
+            (records_in_rows(document["rows"]), [])
+            if "sweep" in document and "rows" in document
+            else ([], results_in(document))
+        )
     except BadInputError as error:
-        raise BadInputError(f"{one_line(path)}: {one_line(str(error), 400)}") from error
+        raise _of_file(path, error) from error
+
+
+#: Files of pandas and the like.
+_BINARY = (".parquet", ".pq", ".feather", ".arrow", ".xlsx")
+
+
+def _of_file(path: str, error: BadInputError) -> BadInputError:
+    """Return an error that names the file, which those that were raised while it was opened do already."""
+    from lorafa_prof.catalog.json_files import one_line
+
+    name, text = one_line(path), str(error)
+    return BadInputError(text if text.startswith(name) else f"{name}: {one_line(text, 400)}")
 
 
 def _paired(

@@ -29,7 +29,7 @@ from lorafa_prof.results.measurement import (
 )
 from lorafa_prof.results.plain import run_from_json, run_to_json
 from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
-from lorafa_prof.results.records import Record, records_in_csv
+from lorafa_prof.results.records import Record, records_in_csv, records_in_rows
 from lorafa_prof.results.threshold import Axis, Change, Edge, Threshold, along, thresholds_to_json, value_along
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "measurements_to_json",
     "predictions_to_json",
     "records_in_csv",
+    "records_in_rows",
     "results_in",
     "run_from_json",
     "run_to_json",

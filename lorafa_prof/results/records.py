@@ -101,24 +101,48 @@ def records_in_csv(text: str) -> list[Record]:
         missing = [name for name in NEEDED if name not in (rows.fieldnames or ())]
         if missing:
             raise BadInputError(f"no table of predictions: it has no column {missing[0]}")
-        return [_record(row, rows.line_num) for row in rows]
+        return [_row_of_text(row, rows.line_num) for row in rows]
     except csv.Error as error:
         raise BadInputError(f"no table: {error}") from error
 
 
-def _record(row: Mapping[Any, Any], line: int) -> Record:
+def records_in_rows(rows: object) -> list[Record]:
+    """Return the records of the rows that `sweep` writes as JSON: objects with the columns of its table.
+
+    Raises:
+        BadInputError: something else; the text says which row.
+    """
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadInputError("rows must be a list of objects")
+    missing = [name for row in rows for name in NEEDED if name not in row]
+    if missing:
+        raise BadInputError(f"no rows of predictions: one has no {missing[0]}")
+    return [
+        _record({name: None if value is None else _spelled(value) for name, value in row.items()}, f"rows[{number}]")
+        for number, row in enumerate(rows)
+    ]
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _row_of_text(row: Mapping[Any, Any], line: int) -> Record:
     if None in row or None in row.values():
         raise BadInputError(f"line {line} has not as many fields as the header")
-    known = {name: _plain(value) for name, value in row.items()}
+    return _record({name: _plain(value) for name, value in row.items()}, f"line {line}")
+
+
+def _record(known: Mapping[str, str | None], where: str) -> Record:
     try:
         texts = {name: _text(known[name]) for name in _TEXTS}
         if texts["method"] not in METHODS:
             raise ValueError(f"an unknown method {texts['method'][:40]!r}")
-        whole = {name: _integer(known[name], name) for name in _WHOLE if known.get(name) is not None}
+        whole = {name: _positive(known[name], name) for name in _WHOLE if known.get(name) is not None}
         figures: dict[str, Any] = {name: _integer(known.get(name), name) for name in _MEMORY}
         fit = (_fit(known),) if known.get("device") is not None and known.get("error") is None else ()
     except ValueError as error:
-        raise BadInputError(f"line {line}: {error}") from error
+        raise BadInputError(f"{where}: {error}") from error
     left = set(_MEMORY) | set(_FIT) | _RESULTS
     settings: dict[str, Any] = {n: _typed(n, v) for n, v in known.items() if n not in left} | texts | whole
     is_known = figures["peak_allocated_bytes"] is not None
@@ -154,6 +178,13 @@ def _text(value: str | None) -> str:
     if value is None:
         raise ValueError("a model, a method or an engine is missing")
     return value
+
+
+def _positive(value: str | None, name: str) -> int | None:
+    number = _integer(value, name)
+    if number is not None and number < 1:
+        raise ValueError(f"{name} is {number}, and must be at least 1")
+    return number
 
 
 def _integer(value: str | None, name: str) -> int | None:

@@ -166,6 +166,10 @@ class TestWhatIsNot:
             ("a.csv", "model,method,engine,bs,seq,rank,peak_allocated_bytes\r\nm,lora,a,1,1,8,1e9\r\n", "whole number"),
             ("a.csv", "model,method,engine,bs,seq,rank,peak_allocated_bytes\r\nm,magic,a,1,1,8,1\r\n", "magic"),
             ("a.csv", "model,method,engine,bs,seq,rank,peak_allocated_bytes\r\nm,lora,a,x,1,8,1\r\n", "bs is 'x'"),
+            ("a.csv", "model,method,engine,bs,seq,rank,peak_allocated_bytes\r\nm,lora,a,0,1,8,1\r\n", "bs is 0"),
+            ("a.json", '{"sweep": {}, "rows": 3}', "list of objects"),
+            ("a.json", '{"sweep": {}, "rows": [{"model": "m"}]}', "no method"),
+            ("a.parquet", "PAR1", "as .csv or .json"),
         ],
     )
     def test_foreign_files(
@@ -243,6 +247,25 @@ def test_a_sweeps_refusals_are_left_out(capsys: pytest.CaptureFixture[str], tmp_
     assert (second.memory, second.fit) == (None, ())
     assert (third.settings["model"], third.settings["amp"], third.fit[0].max_bs) == ("=m", True, None)
     assert refused(capsys, str(tmp_path / "sweep.csv"), "--kind", "rank", "-o", str(tmp_path / "figures"))
+
+
+def test_a_sweep_as_json(tmp_path: Path) -> None:
+    """The rows of the CSV, with numbers as numbers and truths as truths."""
+    from lorafa_prof.cli.results_files import read_collection
+
+    row = {
+        "model": "m", "method": "lora", "engine": "analytic", "bs": 1, "seq": 16, "rank": 8, "amp": True,
+        "dropout": 0.5,
+        "device": "rtx4090", "capacity_bytes": 2**34, "fits": False, "headroom_bytes": -5, "peak_allocated_bytes": MIB,
+        "weights_bytes": None, "error": None,
+    }  # fmt: skip
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": {"bs": [1]}, "rows": [row]}))
+    text = ",".join("" if v is None else str(v).lower() if isinstance(v, bool) else str(v) for v in row.values())
+    (tmp_path / "sweep.csv").write_text(f"{','.join(row)}\r\n{text}\r\n")
+    [one], [other] = (read_collection([str(tmp_path / name)]).rows for name in ("sweep.json", "sweep.csv"))
+    assert one == other
+    assert (one.settings["amp"], one.settings["dropout"], one.settings["rank"]) == (True, 0.5, 8)
+    assert one.fit[0].headroom_bytes == -5
 
 
 def test_the_figure_of_the_readme(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
@@ -274,7 +276,7 @@ class TestRank:
             for rank in (8, 16) for device in ("one", "two")
         ]  # fmt: skip
         figure = only(drawn("rank", measurements=seen))
-        assert [axes.get_title(loc="left").rpartition(", ")[2] for axes in figure.axes] == [
+        assert [axes.get_title(loc="left").replace("\n", " ").rpartition(", ")[2] for axes in figure.axes] == [
             "measured on one", "measured on two",
         ]  # fmt: skip
 
@@ -488,3 +490,44 @@ def test_measurements_of_unknown_things_are_drawn_nowhere() -> None:
     """A run that came to nothing has no figure of any kind."""
     found: Measurement = without_memory("error")
     assert all(kind.draw(Collection(measurements=(found,))) == [] for kind in KINDS.values())
+
+
+@pytest.mark.parametrize("size", [0, -5, 1, 10**30])
+def test_nonsense_of_any_size_is_drawn(size: int) -> None:
+    """A file may say anything: no figure fails on it, nor warns."""
+    figures = {field: size for field in Memory.__dataclass_fields__ if field.endswith("_bytes")}
+    strange = memory(**figures, moments={"forward": size})
+    line = tuple(
+        replace(each, peak_allocated_bytes=size, end_allocated_bytes=size, reserved_bytes=size) for each in LINE
+    )
+    rates = Throughput(step_s=float(size), mfu=float(size), hfu=float(size))
+    seen = [
+        measurement(strange, run=run_with(rank=rank, gpus=gpus), timeline=line, throughput=rates)
+        for rank, gpus in ((8, 1), (16, 1), (8, 2))
+    ]
+    said = [prediction(strange, run=each.run) for each in seen]
+    found = Collection(
+        measurements=tuple(seen), predictions=tuple(said),
+        comparisons=tuple(compare(m, [p]) for m, p in zip(seen, said, strict=True)),
+        thresholds=(threshold(16, max(size, 0)), threshold(32, 1)),
+    )  # fmt: skip
+    for kind in KINDS.values():
+        for drawing in kind.draw(found):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert rendered(drawing.figure, "svg"), drawing.name
+
+
+def test_hatches_of_circles_are_arcs() -> None:
+    """In an SVG; they are as large as the curves that matplotlib writes, and a ring keeps its hole."""
+    [drawing] = drawn("parts", predictions=[prediction()])
+    svg = rendered(drawing.figure, "svg").decode()
+    patterns = re.findall(r"<pattern .*?</pattern>", svg, re.DOTALL)
+    paths = [re.findall(r' d="([^"]*)"', pattern)[0] for pattern in patterns]
+    round_ones = [path for path in paths if "a" in path]
+    assert len(round_ones) == 2  # adapters have dots, workspaces rings
+    assert not [path for path in paths if "C" in path]
+    radii = [{round(float(radius), 1) for radius in re.findall(r"a([\d.]+)", path)} for path in round_ones]
+    ways = [set(re.findall(r" 0 1 ([01]) ", path)) for path in round_ones]
+    assert sorted(map(len, radii)) == sorted(map(len, ways)) == [1, 2]
+    assert len(svg) < 100_000

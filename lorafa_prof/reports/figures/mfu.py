@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
-from lorafa_prof.reports.figures.style import INK, Drawing, method_look, our_style, paged, wrapped
+from lorafa_prof.reports.figures.style import INK, Drawing, ceiling, method_look, our_style, paged, wrapped
 from lorafa_prof.results import Collection, Measurement
 from lorafa_prof.results.records import settings_of
 
@@ -34,12 +34,12 @@ def _drawn(seen: Sequence[Measurement], name: str) -> Drawing:
             mfu, hfu = (m.throughput.mfu or 0) * 100, m.throughput.hfu
             color = method_look(m.run.method.name if m.run else "").color
             axes.bar(place, mfu, 0.62, color=color, edgecolor=INK, linewidth=0.6, label="MFU" if place == 0 else "")
-            axes.text(place, mfu, f"{mfu:.1f}", ha="center", va="bottom", fontsize=8)
+            axes.text(place, max(mfu, 0), f"{mfu:,.1f}", ha="center", va="bottom", fontsize=8)
             if hfu is not None:
                 axes.plot(place + 0.4, hfu * 100, marker="D", fillstyle="none", color=INK, linestyle="", markersize=6)
         axes.set_xticks(range(len(seen)), [each.replace(", ", "\n") for each in names], fontsize=8)
         axes.set_xlim(-0.7, len(seen) - 0.3)
-        axes.set_ylim(0, max(_largest(m) for m in seen) * 112)
+        axes.set_ylim(0, ceiling(map(_largest, seen)) * 112)
         axes.set_ylabel("% of the device's peak FLOP/s")
         hint = "; diamonds: HFU, recomputation counted" if any(m.throughput.hfu is not None for m in seen) else ""
         title = "\n".join(filter(None, [f"measured MFU on {devices}{hint}", title_of(settings)]))

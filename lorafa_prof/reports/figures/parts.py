@@ -15,6 +15,7 @@ from lorafa_prof.reports.figures.style import (
     PART_LOOKS,
     Drawing,
     amount,
+    ceiling,
     our_style,
     paged,
     scale_of,
@@ -41,6 +42,11 @@ class Bar:
     parts: Mapping[str, float | None]
     peak: float | None
     reserved: float | None
+
+    @property
+    def stack(self) -> float:
+        """All parts together: the peak, unless a file says otherwise."""
+        return sum(size for size in self.parts.values() if size is not None and size > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +118,14 @@ def _figures(memory: Memory | None) -> dict[str, float | None]:
 
 
 def _bar(label: str, figures: Mapping[str, float | None]) -> Bar:
-    return Bar(
-        label=short(label), parts={name: figures.get(name) for name in PART_LOOKS},
-        peak=figures.get("peak_allocated_bytes"), reserved=figures.get("peak_reserved_bytes"),
-    )  # fmt: skip
+    peak, reserved = (_possible(figures.get(name)) for name in ("peak_allocated_bytes", "peak_reserved_bytes"))
+    parts = {name: figures.get(name) for name in PART_LOOKS}
+    return Bar(label=short(label), parts=parts, peak=peak, reserved=reserved)
+
+
+def _possible(size: float | None) -> float | None:
+    """Return a size; one below 0, which only a broken file has, is not known."""
+    return None if size is None or size < 0 else size
 
 
 def _ended(label: str, outcome: str) -> str:
@@ -194,9 +204,10 @@ def _said(bar: Bar, unit: str, scale: int) -> str:
 
 
 def _draw(axes: Axes, groups: Sequence[Group], alone: str) -> None:
-    sizes = [size for group in groups for bar in group.bars for size in (bar.peak, bar.reserved) if size is not None]
+    bars = [bar for group in groups for bar in group.bars]
+    sizes = [size for bar in bars for size in (bar.peak, bar.reserved, bar.stack) if size is not None]
     unit, scale = scale_of(sizes)
-    top = max(sizes, default=scale) / scale
+    top = ceiling(sizes) / scale
     ticks: list[tuple[float, str]] = []
     place = 0.0
     for group in groups:

@@ -18,7 +18,7 @@ from lorafa_prof.reports.figures.series import (
     series_of,
     ticks_at,
 )
-from lorafa_prof.reports.figures.style import INK, Drawing, amount, our_style, paged, scale_of, wrapped
+from lorafa_prof.reports.figures.style import INK, Drawing, amount, ceiling, our_style, paged, scale_of, wrapped
 from lorafa_prof.reports.prediction import method_name
 from lorafa_prof.results import Collection
 from lorafa_prof.results.records import Record
@@ -92,7 +92,7 @@ def _page(panels: Sequence[Panel], name: str, title: str, x_label: str) -> Drawi
                 place.axhline(panel.level / scale, color=INK, linewidth=0.9)
             place.set_xscale("log", base=2)
             ticks_at(place.xaxis, (x for each in panel.series for x, _ in each.points))
-            place.set_ylim(0, max([*sizes, panel.level or 0]) / scale * 1.08)
+            place.set_ylim(0, ceiling([*sizes, panel.level]) / scale * 1.08)
             place.set_xlabel(x_label)
             place.set_ylabel(unit)
             place.set_title(wrapped(panel.title, PANEL_WIDTH, 9), fontsize=9)

@@ -44,7 +44,7 @@ def draw_scatter(found: Collection) -> list[Drawing]:
 def _points(comparisons: Sequence[Comparison], name: str) -> Iterator[Point]:
     for comparison in comparisons:
         row = comparison.row(name, "memories")
-        if row is None or not row.observed:
+        if row is None or row.observed is None or row.observed <= 0:  # no place on a logarithmic axis
             continue
         method = _SCRIPT if comparison.run is None else comparison.run.method.name
         for number, side in enumerate(comparison.sides):

@@ -25,6 +25,8 @@ T = TypeVar("T")
 Form = Literal["png", "svg"]
 FORMS: tuple[Form, ...] = ("png", "svg")
 
+#: From here on a size is no card's, and is written with an exponent.
+LARGEST = 1e7
 #: Figures of one kind; with more nobody is served.
 MOST_PAGES = 12
 
@@ -185,8 +187,16 @@ def scale_of(sizes: Iterable[float | None]) -> tuple[str, int]:
     return ("GiB", GIB) if most >= GIB else ("MiB", MIB)
 
 
+def ceiling(values: Iterable[float | None]) -> float:
+    """Return the most of some figures, for the upper end of an axis: above 0 also where no figure is."""
+    most = max((value for value in values if value is not None), default=0)
+    return most if most > 0 else 1.0
+
+
 def amount(size: float) -> str:
     """Return a size with two decimals; one that is there is never shown as none."""
+    if abs(size) >= LARGEST:
+        return f"{size:.3g}"
     return "<0.01" if 0 < size < 0.005 else f"{size:,.2f}"
 
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
-from lorafa_prof.reports.figures.style import ENGINE_LINES, INK, Drawing, amount, our_style, paged, scale_of, wrapped
+from lorafa_prof.reports.figures.style import (
+    ENGINE_LINES,
+    INK,
+    Drawing,
+    amount,
+    ceiling,
+    our_style,
+    paged,
+    scale_of,
+    wrapped,
+)
 from lorafa_prof.results import Collection, Measurement, Stretch
 from lorafa_prof.results.records import settings_of
 
@@ -52,7 +62,7 @@ def _drawn(m: Measurement, predicted: dict[str, float], name: str) -> Drawing:
                 size / scale, color=INK, linestyle=ENGINE_LINES.get(engine, ":"), linewidth=1, label=f"peak, {engine}"
             )
         sizes = [s.peak_allocated_bytes for s in line] + [s.reserved_bytes or 0 for s in line]
-        top = max([*sizes, *predicted.values()]) / scale
+        top = ceiling([*sizes, *predicted.values()]) / scale
         axes.set_ylim(0, top * 1.3)
         axes.set_xlim(0, len(line))
         _draw_phases(axes, line, top)
