@@ -85,6 +85,7 @@ def headline(found: Collection) -> str:
     """Return the verdicts in a sentence: how many of each."""
     verdicts = [*_of_thresholds(found), *_of_measurements(found), *_of_comparisons(found), *_of_predictions(found)]
     counts = Counter(each.verdict.text.partition(":")[0] for each in verdicts)
+    counts += Counter(f"of a sweep's rows: {_fits(fit).text}" for record in found.rows for fit in record.fit)
     return ", ".join(f"{words} ({number:,})" for words, number in counts.items())
 
 

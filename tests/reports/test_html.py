@@ -240,7 +240,10 @@ class TestNumbers:
         record = Record(
             engine="analytic", settings={"model": "m", "method": "lora", "bs": 1, "seq": 2, "rank": 3}, memory=memory()
         )
+        fit = Fit(device="c", capacity_bytes=5, context_bytes=None, fits=True, headroom_bytes=1, max_bs=None)
+        record = replace(record, fit=(fit,))
         rows = Collection(rows=(record,) * (MOST_ROWS + 5))
+        assert f"of a sweep's rows: fits ({MOST_ROWS + 5})" in Page(page_of(rows, figures=False)).text
         assert f"The first {MOST_ROWS} of {MOST_ROWS + 5} rows." in Page(page_of(rows, figures=False)).text
         many = Collection(predictions=(prediction(),) * (MOST_VERDICTS + 3))
         assert verdict_table(many).notes == ("3 more verdicts are not shown.",)

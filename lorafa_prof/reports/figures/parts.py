@@ -213,9 +213,9 @@ def _draw(axes: Axes, groups: Sequence[Group], alone: str) -> None:
     for group in groups:
         middle = place + (len(group.bars) - 1) / 2
         if not alone:
-            axes.text(
-                middle, -0.15, group.name.replace(", ", "\n"), ha="center", va="top", fontsize=9,
-                transform=axes.get_xaxis_transform(),
+            axes.annotate(
+                group.name.replace(", ", "\n"), (middle, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -32),
+                textcoords="offset points", ha="center", va="top", fontsize=9,
             )  # fmt: skip
         for bar in group.bars:
             _draw_bar(axes, place, bar, scale, top)
