@@ -12,14 +12,14 @@ from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.figures import Drawing, Form
-    from lorafa_prof.results import Collection
+    from lorafa_prof.results.collection import Collection
 
 #: What `lorafa_prof.reports.figures` draws; named here so that the help costs no import of it.
 KINDS = ("parts", "scatter", "frontier", "timeline", "rank", "cards", "mfu")
 
 
 def _check_folder(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    from lorafa_prof.reports.output import require_folder
+    from lorafa_prof.reports.folder import require_folder
 
     if not ctx.resilient_parsing:
         require_folder(value)
@@ -52,7 +52,7 @@ def command(files: tuple[str, ...], output: str, format: Form, kinds: tuple[str,
     found = read_collection(files)
     drawings = drawn(found, kinds)
     from lorafa_prof.reports.figures import rendered
-    from lorafa_prof.reports.output import write_files
+    from lorafa_prof.reports.folder import write_files
     from lorafa_prof.reports.table import clean
 
     written = write_files(output, {f"{each.name}.{format}": rendered(each.figure, format) for each in drawings})

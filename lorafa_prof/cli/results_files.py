@@ -11,7 +11,9 @@ from lorafa_prof.cli.predicting import FILE_NAME
 from lorafa_prof.errors import BadInputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction, Record, Result
+    from lorafa_prof.results import Comparison, Measurement, Prediction, Result
+    from lorafa_prof.results.collection import Collection
+    from lorafa_prof.results.records import Record
 
 #: Bytes of the largest file that is read: a traced step of a large model is a few megabytes.
 LARGEST_RESULT = 256 * 2**20
@@ -42,7 +44,8 @@ def read_collection(paths: Sequence[str]) -> Collection:
     Raises:
         BadInputError: a file that is none of these, or no result in all of them.
     """
-    from lorafa_prof.results import Collection, Comparison, Measurement, Prediction, Threshold
+    from lorafa_prof.results import Comparison, Measurement, Prediction, Threshold
+    from lorafa_prof.results.collection import Collection
 
     rows: list[Record] = []
     results: list[Result] = []
@@ -66,7 +69,8 @@ def read_collection(paths: Sequence[str]) -> Collection:
 def _read_any(path: str) -> tuple[list[Record], list[Result]]:
     """Return the rows in a table, or the results in a document."""
     from lorafa_prof.catalog.json_files import one_line, read_json_object, read_text
-    from lorafa_prof.results import records_in_csv, records_in_rows, results_in
+    from lorafa_prof.results import results_in
+    from lorafa_prof.results.records import records_in_csv, records_in_rows
 
     suffix = Path(path).suffix.lower()
     if suffix in _BINARY:

@@ -22,7 +22,7 @@ from lorafa_prof.reports.summary import (
     verdict_table,
 )
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, cell_text, clean
-from lorafa_prof.results import Collection
+from lorafa_prof.results.collection import Collection
 
 #: Pixels of a point, matplotlib's unit.
 PIXELS = 4 / 3

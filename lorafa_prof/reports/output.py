@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 
 from lorafa_prof.errors import BadInputError
@@ -70,84 +69,22 @@ def write_bytes_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise BadInputError(f"cannot write {_shown(path)}: {_reason(error)}") from error
 
 
-def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> list[Path]:
-    """Write files into a folder, all of them or none, and return their paths; the folder is made where it is missing.
-
-    Args:
-        folder: it, or at least the folder that it lies in, exists.
-        files: the bytes of each, by its name.
-
-    Raises:
-        BadInputError: the folder cannot be made or written; the text says why.
-    """
-    target = require_folder(folder)
-    is_new = not target.exists()
-    waiting: dict[Path, Path] = {}
-    try:
-        target.mkdir(exist_ok=True)
-        for name, data in files.items():
-            place = require_writable(target / name)
-            waiting[place] = place.with_name(f".lorafa-prof-{os.urandom(8).hex()}.tmp")
-            _fill(waiting[place], data)
-        for place, temporary in waiting.items():
-            _take_place(temporary, place)
-    except OSError as error:
-        raise BadInputError(f"cannot write into {_shown(folder)}: {_reason(error)}") from error
-    finally:
-        for temporary in waiting.values():
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        if is_new:
-            with contextlib.suppress(OSError):
-                target.rmdir()  # which it is not while a file is in it
-    return [Path(folder) / name for name in files]
-
-
-def require_folder(path: str | os.PathLike[str]) -> Path:
-    """Return `path` if files can be written into such a folder, or it can be made.
-
-    Raises:
-        BadInputError: it is no folder, it lies in none, or permissions forbid writing.
-    """
-    target = Path(path)
-    try:
-        if not target.exists():
-            return require_writable(target)
-        if not target.is_dir():
-            raise BadInputError(f"cannot write into {_shown(path)}: it is no folder")
-        if not os.access(target, os.W_OK):
-            raise BadInputError(f"cannot write into {_shown(path)}: no permission")
-    except (OSError, ValueError) as error:  # a name too long, a NUL byte
-        raise BadInputError(f"cannot write into {_shown(path)}: {_reason(error)}") from error
-    return target
-
-
 def _replace(target: Path, data: bytes) -> None:
     temporary = target.with_name(f".lorafa-prof-{os.urandom(8).hex()}.tmp")
     try:
-        _fill(temporary, data)
-        _take_place(temporary, target)
+        # os.open and not tempfile: a new file gets the permissions that the user's umask gives, as any other output.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if target.exists():
+            os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-
-
-def _take_place(temporary: Path, target: Path) -> None:
-    """Put a file where another may be, whose permissions it keeps."""
-    if target.exists():
-        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
-    os.replace(temporary, target)
-
-
-def _fill(temporary: Path, data: bytes) -> None:
-    """Write a new file, down to the disk."""
-    # os.open and not tempfile: a new file gets the permissions that the user's umask gives, as any other output.
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _is_special(target: Path) -> bool:

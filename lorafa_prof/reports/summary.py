@@ -11,7 +11,8 @@ from lorafa_prof.reports import comparison as comparisons, measurement as measur
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
 from lorafa_prof.reports.prediction import method_name
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
-from lorafa_prof.results import Collection, Comparison, Fit, Measurement, Prediction, Threshold
+from lorafa_prof.results import Comparison, Fit, Measurement, Prediction, Threshold
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import Record, Setting, settings_of
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes

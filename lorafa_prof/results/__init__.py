@@ -3,7 +3,6 @@
 A figure that an engine does not produce is None (null), never 0. Bytes and FLOPs are integers, times seconds.
 """
 
-from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.comparison import (
     Comparison,
     ItemDifference,
@@ -29,7 +28,6 @@ from lorafa_prof.results.measurement import (
 )
 from lorafa_prof.results.plain import run_from_json, run_to_json
 from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
-from lorafa_prof.results.records import Record, records_in_csv, records_in_rows
 from lorafa_prof.results.threshold import Axis, Change, Edge, Threshold, along, thresholds_to_json, value_along
 
 __all__ = [
@@ -37,7 +35,6 @@ __all__ = [
     "SCHEMA",
     "Axis",
     "Change",
-    "Collection",
     "Comparison",
     "Edge",
     "Fit",
@@ -48,7 +45,6 @@ __all__ = [
     "PhaseMemory",
     "Prediction",
     "Promise",
-    "Record",
     "Result",
     "Row",
     "Section",
@@ -65,8 +61,6 @@ __all__ = [
     "comparisons_to_json",
     "measurements_to_json",
     "predictions_to_json",
-    "records_in_csv",
-    "records_in_rows",
     "results_in",
     "run_from_json",
     "run_to_json",

@@ -200,9 +200,9 @@ class TestWhatIsNot:
         self, capsys: pytest.CaptureFixture[str], write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A disk that fills up while the second one is written leaves neither of them, and what was there before."""
-        from lorafa_prof.reports import output
+        from lorafa_prof.reports import folder as writing
 
-        folder, calls, fill = tmp_path / "figures", [], output._fill
+        folder, calls, write_one = tmp_path / "figures", [], writing.write_bytes_atomically
         folder.mkdir()
         (folder / "parts.png").write_bytes(b"old")
 
@@ -210,9 +210,9 @@ class TestWhatIsNot:
             calls.append(place)
             if len(calls) == 2:
                 raise OSError(28, "No space left on device")
-            fill(place, data)
+            write_one(place, data)
 
-        monkeypatch.setattr(output, "_fill", full)
+        monkeypatch.setattr(writing, "write_bytes_atomically", full)
         assert "No space left" in refused(capsys, write(measurement()), "-o", str(folder))
         assert [path.name for path in folder.iterdir()] == ["parts.png"]
         assert (folder / "parts.png").read_bytes() == b"old"

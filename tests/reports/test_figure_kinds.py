@@ -17,17 +17,8 @@ from matplotlib.figure import Figure
 from lorafa_prof.compare import compare
 from lorafa_prof.reports.figures import KINDS, Drawing, rendered
 from lorafa_prof.reports.figures.style import METHOD_LOOKS, MOST_PAGES
-from lorafa_prof.results import (
-    Collection,
-    Comparison,
-    Fit,
-    Measurement,
-    Memory,
-    Prediction,
-    Stretch,
-    Threshold,
-    Throughput,
-)
+from lorafa_prof.results import Comparison, Fit, Measurement, Memory, Prediction, Stretch, Threshold, Throughput
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.specs import METHODS, MethodSpec, RunSpec
 from tests.support.hand_made import CARD, MIB, RUN, VERSIONS, measurement, memory, prediction, without_memory
 

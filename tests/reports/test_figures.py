@@ -10,8 +10,7 @@ from collections import Counter
 import pytest
 
 from lorafa_prof.compare import compare
-from lorafa_prof.reports.figures import peaks_figure
-from lorafa_prof.reports.figures.style import PART_LOOKS
+from lorafa_prof.reports.figures import LOOKS, peaks_figure
 from lorafa_prof.results import PART_FIELDS, Comparison
 from tests.support.hand_made import MIB, measurement, memory, prediction, without_memory
 
@@ -32,9 +31,9 @@ def texts(svg: bytes) -> Counter[str]:
 
 def test_every_part_has_its_look() -> None:
     """A colour and a hatch that no other part has, so that print in grey can be read as well."""
-    assert set(PART_LOOKS) == set(PART_FIELDS)
-    for looks in zip(*PART_LOOKS.values(), strict=True):
-        assert len(set(looks)) == len(PART_LOOKS)
+    assert set(LOOKS) == set(PART_FIELDS)
+    for looks in zip(*LOOKS.values(), strict=True):
+        assert len(set(looks)) == len(LOOKS)
 
 
 def test_what_is_written_in_it() -> None:

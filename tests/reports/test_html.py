@@ -15,7 +15,9 @@ from lorafa_prof.reports.figures import KINDS
 from lorafa_prof.reports.html import html_table, inline_svg, render_page
 from lorafa_prof.reports.summary import MOST_ROWS, MOST_VERDICTS, verdict_table
 from lorafa_prof.reports.table import Cell, Column, Table
-from lorafa_prof.results import Collection, Fit, Memory, Promise, Record, Threshold
+from lorafa_prof.results import Fit, Memory, Promise, Threshold
+from lorafa_prof.results.collection import Collection
+from lorafa_prof.results.records import Record
 from tests.support.hand_made import CARD, MIB, RUN, VERSIONS, measurement, memory, prediction, without_memory
 
 #: Elements without an end.

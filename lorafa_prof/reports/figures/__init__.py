@@ -10,11 +10,12 @@ from lorafa_prof.reports.figures.mfu import draw_mfu
 from lorafa_prof.reports.figures.parts import draw_comparisons, draw_parts
 from lorafa_prof.reports.figures.peaks import draw_cards, draw_rank
 from lorafa_prof.reports.figures.scatter import draw_scatter
-from lorafa_prof.reports.figures.style import FORMS, Drawing, Form, rendered
+from lorafa_prof.reports.figures.style import CONTEXT_LOOK, DARK, FORMS, LOOKS, Drawing, Form, rendered
 from lorafa_prof.reports.figures.timeline import draw_timelines
-from lorafa_prof.results import Collection, Comparison
+from lorafa_prof.results import Comparison
+from lorafa_prof.results.collection import Collection
 
-__all__ = ["FORMS", "KINDS", "Drawing", "Form", "Kind", "peaks_figure", "rendered"]
+__all__ = ["CONTEXT_LOOK", "DARK", "FORMS", "KINDS", "LOOKS", "Drawing", "Form", "Kind", "peaks_figure", "rendered"]
 
 
 @dataclass(frozen=True, kw_only=True)

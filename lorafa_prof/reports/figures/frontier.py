@@ -19,7 +19,8 @@ from lorafa_prof.reports.figures.series import (
     ticks_at,
 )
 from lorafa_prof.reports.figures.style import FAINT, INK, Drawing, method_look, our_style, paged, wrapped
-from lorafa_prof.results import Collection, Measurement
+from lorafa_prof.results import Measurement
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import OBSERVED, settings_of
 from lorafa_prof.units import GIB
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
 from lorafa_prof.reports.figures.style import INK, Drawing, ceiling, method_look, our_style, paged, wrapped
-from lorafa_prof.results import Collection, Measurement
+from lorafa_prof.results import Measurement
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import settings_of
 
 #: Bars of one figure.

@@ -11,8 +11,8 @@ from lorafa_prof.reports.figures.series import configuration
 from lorafa_prof.reports.figures.style import (
     DARK,
     INK,
+    LOOKS,
     NO_PART,
-    PART_LOOKS,
     Drawing,
     amount,
     ceiling,
@@ -22,7 +22,8 @@ from lorafa_prof.reports.figures.style import (
     wrapped,
 )
 from lorafa_prof.reports.prediction import PART_NAMES
-from lorafa_prof.results import Collection, Comparison, Measurement, Memory, Prediction
+from lorafa_prof.results import Comparison, Measurement, Memory, Prediction
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import OBSERVED, settings_of
 
 if TYPE_CHECKING:
@@ -113,13 +114,13 @@ def _measured_group(seen: Comparison | Measurement, bars: Sequence[Bar]) -> Grou
 
 
 def _figures(memory: Memory | None) -> dict[str, float | None]:
-    names = (*PART_LOOKS, "peak_allocated_bytes", "peak_reserved_bytes")
+    names = (*LOOKS, "peak_allocated_bytes", "peak_reserved_bytes")
     return {name: None if memory is None else getattr(memory, name) for name in names}
 
 
 def _bar(label: str, figures: Mapping[str, float | None]) -> Bar:
     peak, reserved = (_possible(figures.get(name)) for name in ("peak_allocated_bytes", "peak_reserved_bytes"))
-    parts = {name: figures.get(name) for name in PART_LOOKS}
+    parts = {name: figures.get(name) for name in LOOKS}
     return Bar(label=short(label), parts=parts, peak=peak, reserved=reserved)
 
 
@@ -243,7 +244,7 @@ def _draw_bar(axes: Axes, place: float, bar: Bar, scale: int, top: float) -> Non
         return
     bottom = 0.0
     rest = bar.peak - sum(size for size in bar.parts.values() if size is not None)
-    stack = [(PART_NAMES[name], bar.parts[name] or 0, look) for name, look in PART_LOOKS.items()]
+    stack = [(PART_NAMES[name], bar.parts[name] or 0, look) for name, look in LOOKS.items()]
     for label, size, (color, hatch) in [*stack, (_REST, rest, NO_PART)]:
         if size > 0:
             axes.bar(

@@ -20,7 +20,7 @@ from lorafa_prof.reports.figures.series import (
 )
 from lorafa_prof.reports.figures.style import INK, Drawing, amount, ceiling, our_style, paged, scale_of, wrapped
 from lorafa_prof.reports.prediction import method_name
-from lorafa_prof.results import Collection
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import Record
 
 

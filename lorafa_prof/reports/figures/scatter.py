@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.reports.figures.style import CAPACITY, INK, Drawing, engine_fill, method_look, our_style, scale_of
 from lorafa_prof.reports.prediction import method_name
-from lorafa_prof.results import Collection, Comparison
+from lorafa_prof.results import Comparison
+from lorafa_prof.results.collection import Collection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,14 @@ def _handles(points: Sequence[Point]) -> Iterator[Any]:
 
 def _told(known: dict[str, list[Point]]) -> str:
     return " ".join(
-        f"{_MEMORIES[name]}: {len(points)} predictions, errors from {min(p.error for p in points):+.2%} to "
-        f"{max(p.error for p in points):+.2%}."
+        f"{_MEMORIES[name]}, predictions: {len(points)}, errors from {_share(min(p.error for p in points))} to "
+        f"{_share(max(p.error for p in points))}."
         for name, points in known.items()
     )
+
+
+def _share(error: float) -> str:
+    """Return an error in per cent; one that is there is never shown as none."""
+    if 0 < abs(error) < 0.00005:
+        return f"{'+' if error > 0 else '-'}<0.01%"
+    return f"{error:+.2%}" if error else "0%"

@@ -31,7 +31,7 @@ LARGEST = 1e7
 MOST_PAGES = 12
 
 #: A colour and a hatch for each part of the peak, bottom to top; dark and light alternate.
-PART_LOOKS: Mapping[str, tuple[str, str]] = {
+LOOKS: Mapping[str, tuple[str, str]] = {
     "weights_bytes": ("#004c7a", ""),
     "adapter_bytes": ("#f0e442", "..."),
     "gradients_bytes": ("#d55e00", "///"),
@@ -41,6 +41,8 @@ PART_LOOKS: Mapping[str, tuple[str, str]] = {
     "temporaries_bytes": ("#8a5a00", "++"),
     "workspace_bytes": ("#dddddd", "oo"),
 }
+#: What is outside the allocator, where a figure shows it.
+CONTEXT_LOOK = ("#8c8c8c", "")
 NO_PART = ("#ffffff", "")
 #: Hatches and edges on these are white, on the others black.
 DARK = ("#004c7a", "#d55e00", "#008060", "#8a5a00")

@@ -17,7 +17,8 @@ from lorafa_prof.reports.figures.style import (
     scale_of,
     wrapped,
 )
-from lorafa_prof.results import Collection, Measurement, Stretch
+from lorafa_prof.results import Measurement, Stretch
+from lorafa_prof.results.collection import Collection
 from lorafa_prof.results.records import settings_of
 
 if TYPE_CHECKING:
