@@ -19,7 +19,7 @@ Setting = str | int | float | bool | None
 #: The engine of what was observed.
 OBSERVED = "observed"
 _WHOLE = ("bs", "seq", "rank", "gpus")
-_TEXTS = ("model", "method", "engine")
+_TEXTS = ("model", "method")
 #: Columns without which a table is no sweep.
 NEEDED = ("model", "method", "engine", "bs", "seq", "rank", "peak_allocated_bytes")
 
@@ -135,7 +135,7 @@ def _row_of_text(row: Mapping[Any, Any], line: int) -> Record:
 
 def _record(known: Mapping[str, str | None], where: str) -> Record:
     try:
-        texts = {name: _text(known[name]) for name in _TEXTS}
+        engine, texts = _text(known["engine"]), {name: _text(known[name]) for name in _TEXTS}
         if texts["method"] not in METHODS:
             raise ValueError(f"an unknown method {texts['method'][:40]!r}")
         whole = {name: _positive(known[name], name) for name in _WHOLE if known.get(name) is not None}
@@ -147,7 +147,7 @@ def _record(known: Mapping[str, str | None], where: str) -> Record:
     settings: dict[str, Any] = {n: _typed(n, v) for n, v in known.items() if n not in left} | texts | whole
     is_known = figures["peak_allocated_bytes"] is not None
     memory = Memory(**figures, context_bytes=None, peak_moment=known.get("peak_moment") or "") if is_known else None
-    return Record(engine=texts["engine"], settings=settings, memory=memory, fit=fit)
+    return Record(engine=engine, settings=settings, memory=memory, fit=fit)
 
 
 #: Columns that are neither settings nor memory.

@@ -249,6 +249,19 @@ def test_a_sweeps_refusals_are_left_out(capsys: pytest.CaptureFixture[str], tmp_
     assert refused(capsys, str(tmp_path / "sweep.csv"), "--kind", "rank", "-o", str(tmp_path / "figures"))
 
 
+def test_a_row_has_the_settings_of_its_run(tmp_path: Path) -> None:
+    """Under the same names and of the same types, so that rows and other results of a run meet in one figure."""
+    from lorafa_prof.cli.results_files import read_collection
+    from lorafa_prof.results.records import settings_of
+
+    run = RUN.replace(amp=True, method=MethodSpec(name="lora", rank=4, dropout=0.1))
+    values = {**settings_of(run), "engine": "analytic", "peak_allocated_bytes": 5}
+    text = ",".join(str(v).lower() if isinstance(v, bool) else str(v) for v in values.values())
+    (tmp_path / "sweep.csv").write_text(f"{','.join(values)}\r\n{text}\r\n")
+    [row] = read_collection([str(tmp_path / "sweep.csv")]).rows
+    assert dict(row.settings) == settings_of(run)
+
+
 def test_a_sweep_as_json(tmp_path: Path) -> None:
     """The rows of the CSV, with numbers as numbers and truths as truths."""
     from lorafa_prof.cli.results_files import read_collection
