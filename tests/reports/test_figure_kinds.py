@@ -411,11 +411,11 @@ class TestFrontier:
         assert first["s"] != first["P"]
 
     def test_another_configuration_is_not_its(self) -> None:
-        """A measured run with checkpointing is on another frontier."""
-        seen = measurement(
-            run=run_with(seq=16, checkpointing="full"), environment={"device": "rtx4090", "total_bytes": 24 * GIB}
-        )
-        figure = only(drawn("frontier", measurements=[seen], thresholds=[threshold(16, 8), threshold(32, 4)]))
+        """A measured run with checkpointing, of another rank or method is on another frontier."""
+        environment = {"device": "rtx4090", "total_bytes": 24 * GIB}
+        others = [run_with(seq=16, checkpointing="full"), run_with(seq=16, rank=32), run_with("vera", seq=16)]
+        seen = [measurement(run=run, environment=environment) for run in others]
+        figure = only(drawn("frontier", measurements=seen, thresholds=[threshold(16, 8), threshold(32, 4)]))
         assert "measured: it ran" not in legend_of(figure)
 
 

@@ -68,7 +68,6 @@ class _Card:
     context_bytes: int | None
     settings: Settings
     lines: dict[object, list[Largest]] = field(default_factory=dict)
-    seen: list[Seen] = field(default_factory=list)
 
 
 def draw_frontier(found: Collection) -> list[Drawing]:
@@ -83,9 +82,11 @@ def draw_frontier(found: Collection) -> list[Drawing]:
         )  # fmt: skip
         card.lines.setdefault((point.engine, key_of(point.settings, ("seq", "bs"))), []).append(point)
     cards = [card for card in panels.values() if any(_is_line(line) for line in card.lines.values())]
-    for card in cards:
-        card.seen = list(_seen(found, card))
-    drawn = [_Panel(card=card, series=series) for card in cards for series in dealt(_series(card))]
+    drawn = [
+        _Panel(card=card, series=series, seen=tuple(_seen(found, card, series)))
+        for card in cards
+        for series in dealt(_series(card))
+    ]
     return paged(drawn, MOST_PANELS, "frontier", _page, "cards and configurations")
 
 
@@ -111,12 +112,12 @@ def _largest(found: Collection) -> Iterator[Largest]:
                 )  # fmt: skip
 
 
-def _seen(found: Collection, card: _Card) -> Iterator[Seen]:
-    """Yield the measured runs of the panel's card and configuration that ended well or out of memory."""
+def _seen(found: Collection, card: _Card, series: Sequence[Series]) -> Iterator[Seen]:
+    """Yield the measured runs on the panel's card of which one of its lines is, that ended well or out of memory."""
     for m in found.measurements:
         if m.run is not None and m.outcome in ("ok", "oom") and _is_on(card, found.cards, m):
             settings = settings_of(m.run)
-            if _agree(settings, card.settings):
+            if any(_agree(settings, each.settings) for each in series):
                 yield Seen(method=m.run.method.name, seq=m.run.seq, bs=m.run.bs, fits=m.outcome == "ok")
 
 
@@ -130,8 +131,8 @@ def _is_on(card: _Card, aliases: Mapping[str, str], m: Measurement) -> bool:
 
 
 def _agree(one: Settings, other: Settings) -> bool:
-    """Return whether two runs have the same configuration as far as both tell it; methods and sizes may differ."""
-    first, second = (dict(configuration(settings, "seq", "bs")) for settings in (one, other))
+    """Return whether two runs differ in batch and sequence length alone, as far as both tell the rest."""
+    first, second = (dict(key_of(settings, ("seq", "bs"))) for settings in (one, other))
     return all(first[name] == second[name] for name in first.keys() & second.keys())
 
 
@@ -142,6 +143,7 @@ def _agree(one: Settings, other: Settings) -> bool:
 class _Panel:
     card: _Card
     series: tuple[Series, ...]
+    seen: tuple[Seen, ...]
 
 
 def _page(panels: Sequence[_Panel], name: str) -> Drawing:
@@ -162,6 +164,7 @@ def _series(card: _Card) -> tuple[Series, ...]:
         Series(
             label=label, method=str(line[0].settings["method"]), engine=line[0].engine,
             points=tuple(sorted({(_seq(point), max(point.max_bs, NONE_FITS)) for point in line})),
+            settings=line[0].settings,
         )
         for label, line in zip(labels, lines, strict=True)
     )  # fmt: skip
@@ -180,26 +183,26 @@ def _title(card: _Card) -> str:
 
 def _draw(axes: Axes, panel: _Panel) -> None:
     card, series = panel.card, panel.series
-    methods = list(dict.fromkeys([*(each.method for each in series), *(seen.method for seen in card.seen)]))
+    methods = list(dict.fromkeys(each.method for each in series))
 
     def shift(method: str) -> float:
         """Return what moves a method aside: measured runs of several methods would lie on each other."""
-        return 2 ** (ASIDE * (methods.index(method) - (len(methods) - 1) / 2)) if card.seen else 1.0
+        return 2 ** (ASIDE * (methods.index(method) - (len(methods) - 1) / 2)) if panel.seen else 1.0
 
     draw_series(axes, series, shift=shift)
-    for seen in card.seen:
+    for seen in panel.seen:
         look = method_look(seen.method)
         axes.plot(
             seen.seq * shift(seen.method), seen.bs, marker=look.marker if seen.fits else "x", color=look.color,
             markersize=5, markeredgewidth=1.8, linestyle="",
         )  # fmt: skip
-    xs = {x for each in series for x, _ in each.points} | {seen.seq for seen in card.seen}
-    ys = [y for each in series for _, y in each.points] + [seen.bs for seen in card.seen]
+    xs = {x for each in series for x, _ in each.points} | {seen.seq for seen in panel.seen}
+    ys = [y for each in series for _, y in each.points] + [seen.bs for seen in panel.seen]
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     ticks_at(axes.xaxis, xs)
     _batch_ticks(axes, max(ys), min(ys) == NONE_FITS)
-    axes.set_xlabel("tokens a sequence (methods side by side)" if card.seen else "tokens a sequence")
+    axes.set_xlabel("tokens a sequence (methods side by side)" if panel.seen else "tokens a sequence")
     axes.set_ylabel("largest batch")
     axes.set_title(wrapped(_title(card), PANEL_WIDTH, 9), fontsize=9)
     axes.grid(axis="y")
@@ -221,7 +224,7 @@ def _batch_ticks(axes: Axes, most: float, none_fits: bool) -> None:
 def _handles(panels: Iterable[_Panel]) -> Iterator[Any]:
     from matplotlib.lines import Line2D
 
-    ends = {seen.fits for panel in panels for seen in panel.card.seen}
+    ends = {seen.fits for panel in panels for seen in panel.seen}
     if True in ends:
         yield Line2D([], [], color=INK, marker="o", linestyle="", label="measured: it ran")
     if False in ends:

@@ -29,6 +29,8 @@ class Series:
     engine: str
     points: tuple[tuple[float, float], ...]
     """(what it is drawn against, figure), in rising order of the first."""
+    settings: Settings
+    """Of the first of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +77,12 @@ def series_of(
     """Return the lines with the labels that tell them apart; the same figure twice is one point."""
     labels = labels_of([line[0].settings for line in lines], (x,))
     return tuple(
-        Series(label=label, method=line[0].method, engine=line[0].engine, points=_points(line, x, figure))
+        Series(
+            label=label, method=line[0].method, engine=line[0].engine, points=_points(line, x, figure),
+            settings=line[0].settings,
+        )
         for label, line in zip(labels, lines, strict=True)
-    )
+    )  # fmt: skip
 
 
 def dealt(series: Sequence[Series]) -> list[tuple[Series, ...]]:
