@@ -81,6 +81,16 @@ def read_json_object(path: str, *, largest: int = LARGEST_FILE, what: str = "a c
     return parsed
 
 
+def read_text(path: str, *, largest: int = LARGEST_FILE, what: str = "a text") -> str:
+    """Return the text in the file at `path`.
+
+    Raises:
+        BadInputError: not a readable regular file of at most `largest` bytes, not UTF-8, or a byte order mark.
+    """
+    where = one_line(path)
+    return _decode(where, _read(where, path, largest, what))
+
+
 def kind_of(value: object) -> str:
     """Return in words what JSON would call `value`, for a message that must not print a whole list."""
     if value is None or isinstance(value, bool):

@@ -131,7 +131,7 @@ def _named_card(environment: Mapping[str, Any]) -> tuple[DeviceSpec | None, list
     from lorafa_prof.catalog import load_device
 
     name, total, traits = environment.get("device"), environment.get("total_bytes"), _traits(environment)
-    if isinstance(name, str) and not _FILE.search(name):  # the name of a card, never of a file
+    if isinstance(name, str) and not FILE_NAME.search(name):  # the name of a card, never of a file
         with contextlib.suppress(UnknownNameError):
             return replace(load_device(name), **traits), []
     if not isinstance(total, int):
@@ -145,7 +145,8 @@ def _named_card(environment: Mapping[str, Any]) -> tuple[DeviceSpec | None, list
     return card, [f"the card {shown} is not in the catalog: kernels are taken {known}; its CUDA context is not known"]
 
 
-_FILE = re.compile(r"[/\\]|\.json$", re.IGNORECASE)
+#: A name that is, or could be, that of a file.
+FILE_NAME = re.compile(r"[/\\]|\.json$", re.IGNORECASE)
 
 
 def _traits(environment: Mapping[str, Any]) -> dict[str, Any]:

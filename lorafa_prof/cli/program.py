@@ -29,12 +29,14 @@ PROGRAM = "lorafa-prof"
 COMMANDS = {
     "predict": "Predict the memory of a fine-tuning step, part by part, without a GPU.",
     "sweep": "Predict every combination of options, one row each: CSV, Parquet or JSON.",
+    "planner": "Write a self-contained page in which the predictions move with controls.",
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",
     "run": "Profile a training script of your own, unchanged: memory by phase and part, step time.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",
+    "plot": "Draw figures of saved results: parts, errors, frontiers, timelines, ranks, cards, MFU.",
+    "report": "Write one self-contained HTML page of saved results.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",
     "paper": "Compute the LoRA-FA paper's own tables from their formulas.",
-    "planner": "Write a self-contained page in which the predictions move with controls.",
     "list": "List the models, GPUs and methods that are known.",
 }
 

@@ -10,20 +10,18 @@ import base64
 import hashlib
 import html
 import json
-import re
 import zlib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from lorafa_prof import __version__
 from lorafa_prof.reports.figures import CONTEXT_LOOK, DARK, LOOKS
 from lorafa_prof.reports.prediction import PART_NAMES, method_name
+from lorafa_prof.reports.templates import filled, text_of
 
 #: The scripts in the order in which each needs those before it.
 _SCRIPTS = ("engine.js", "state.js", "draw.js", "bars.js", "frontier.js", "advice.js", "page.js")
 _FOLDER = "planner_page"
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
 def planner_page(plans: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
@@ -43,8 +41,8 @@ def planner_page(plans: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         },
     }
     document = {"plans": plans, "words": words, "defaults": defaults}
-    script = '"use strict";\n' + "\n".join(_text(name) for name in _SCRIPTS)
-    style = _text("page.css")
+    script = '"use strict";\n' + "\n".join(text_of(_FOLDER, name) for name in _SCRIPTS)
+    style = text_of(_FOLDER, "page.css")
     engine = plans["engine"]
     slots = {
         "script": script,
@@ -56,11 +54,7 @@ def planner_page(plans: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
         "versions": html.escape(", ".join(f"{name} {number}" for name, number in engine["versions"].items())),
         "granule": html.escape(str(engine["granule"])),
     }
-    return _SLOT.sub(lambda match: slots[match[1]], _text("page.html"))
-
-
-def _text(name: str) -> str:
-    return (files("lorafa_prof.reports") / _FOLDER / name).read_text("utf-8")
+    return filled(_FOLDER, slots)
 
 
 def _digest(text: str) -> str:

@@ -209,7 +209,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("args", "said"),
         [
-            (["predct"], "no such command 'predct'; did you mean predict?"),
+            (["predct"], "no such command 'predct'; did you mean predict"),
             (["xyzzy"], "no such command 'xyzzy'. Commands: predict"),
             (["--nonsense"], "--nonsense"),
             (["list", "models", "--nonsense"], "--nonsense"),
