@@ -1,35 +1,105 @@
-"""The largest batch that fits."""
+"""Where a run stops fitting, by closed forms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from lorafa_prof.analytic.plan import StepPlan, plan
+from lorafa_prof.analytic.plan import StepPlan, plan, regime
+from lorafa_prof.results import Axis, along
 from lorafa_prof.search import largest
 from lorafa_prof.specs import RunSpec
 
 #: No step of a batch beyond this is looked for.
 LARGEST_BATCH = 2**20
+#: Kernels pad sequences to this; whether they have to decides over a copy.
+PADDED_TO = 16
 
 
 class Plans:
-    """The plans of one run for any batch: a single sequence takes other copies than several, so it has its own."""
+    """The plans of runs, each made once: runs that differ in batch and length alone share theirs, within a regime."""
 
-    def __init__(self, run: RunSpec) -> None:
-        self.run = run
-        self._single = lru_cache(maxsize=2)(lambda single: plan(run.replace(bs=1 if single else max(2, run.bs))))
+    def __init__(self) -> None:
+        self._plans: dict[tuple[RunSpec, int], StepPlan] = {}
+        self._allocated: dict[tuple[RunSpec, int], int] = {}
 
-    def of(self, bs: int) -> StepPlan:
-        """Return the plan for a batch of `bs` sequences."""
-        made: StepPlan = self._single(bs == 1)
-        return made
+    def of(self, run: RunSpec) -> StepPlan:
+        """Return the plan of a run.
 
-    def allocated(self, bs: int) -> int:
-        """Return the peak allocated bytes for a batch of `bs` sequences, library workspaces not counted."""
-        return self.of(bs).peak(bs, self.run.seq).allocated
+        Raises:
+            UnsupportedError: an architecture, method or option that this engine does not model.
+        """
+        return self._plan(regime(run))
+
+    def allocated(self, run: RunSpec) -> int:
+        """Return the peak allocated bytes of a run, library workspaces not counted."""
+        key = _key(run)
+        if key not in self._allocated:
+            self._allocated[key] = self.of(run).peak(run.bs, run.seq).allocated
+        return self._allocated[key]
+
+    def _plan(self, run: RunSpec) -> StepPlan:
+        key = _key(run)
+        if key not in self._plans:
+            self._plans[key] = plan(run)
+        return self._plans[key]
 
 
-def largest_batch(fits: Callable[[int], bool]) -> int:
-    """Return the largest batch for which `fits` holds, 0 where not even one sequence does."""
-    return largest(fits, most=LARGEST_BATCH)
+def _key(run: RunSpec) -> tuple[RunSpec, int]:
+    """Return what two runs have in common that have one plan; a model's configuration is no part of its equality."""
+    return run, id(run.model.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Values of an axis along which memory never falls: the first, how many, and how far apart or which are skipped."""
+
+    first: int
+    last: int
+    padded: bool | None = None
+    """Of sequence lengths: those that kernels pad (True), or take as they are (False). None: all values."""
+
+    def __len__(self) -> int:
+        return self._up_to(self.last) - self._up_to(self.first - 1)
+
+    def __getitem__(self, index: int) -> int:
+        """Return the value with `index` others of the stretch before it."""
+        number = self._up_to(self.first - 1) + index + 1
+        if self.padded is None:
+            return number
+        return number * PADDED_TO if self.padded is False else number + (number - 1) // (PADDED_TO - 1)
+
+    def _up_to(self, value: int) -> int:
+        """Return how many values of this kind there are from 1 to `value`."""
+        aligned = value // PADDED_TO
+        return value if self.padded is None else value - aligned if self.padded else aligned
+
+
+def stretches(run: RunSpec, axis: Axis, most: int) -> Sequence[Stretch]:
+    """Return the values from 1 to `most` in stretches along which memory never falls.
+
+    A batch of one takes other copies than one of several. From the sliding window on, windowed layers have a mask. A
+    length that is no multiple of 16 is padded for some kernels, which takes a copy that the next multiple does without.
+    """
+    if axis == "rank":
+        return [Stretch(first=1, last=most)]
+    if axis == "bs":
+        parts = [Stretch(first=1, last=1), Stretch(first=2, last=most)]
+    else:
+        window = run.model.sliding_window
+        edge = most if window is None else min(window - 1, most)
+        halves = ((1, edge), (edge + 1, most))
+        parts = [Stretch(first=a, last=b, padded=padded) for a, b in halves for padded in (False, True)]
+    return [part for part in parts if part.last >= part.first and len(part)]
+
+
+def frontier(run: RunSpec, axis: Axis, most: int, fits: Callable[[RunSpec], bool]) -> tuple[int, int | None]:
+    """Return the largest value from 1 to `most` that fits (0: none), and the smallest that does not (None: all do)."""
+    best, worst = 0, None
+    for part in stretches(run, axis, most):
+        count = largest(lambda n, part=part: fits(along(run, axis, part[n - 1])), most=len(part))  # type: ignore[misc]
+        if count:
+            best = max(best, part[count - 1])
+        if count < len(part):
+            worst = part[count] if worst is None else min(worst, part[count])
+    return best, worst

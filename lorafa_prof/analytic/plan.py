@@ -205,6 +205,15 @@ def count_parameters(run: RunSpec) -> ParameterCount:
     return _counted(builder.held)
 
 
+def regime(run: RunSpec) -> RunSpec:
+    """Return the run that stands for all whose step is the same but for batch and sequence length.
+
+    A single sequence takes other copies than several, and from the sliding window on windowed layers have a mask.
+    """
+    window = run.model.sliding_window
+    return run.replace(bs=1 if run.bs == 1 else 2, seq=window if window is not None and run.seq >= window else 1)
+
+
 def plan(run: RunSpec) -> StepPlan:
     """Trace one step of `run` and return its plan.
 

@@ -94,7 +94,8 @@ def command(
 
 def _sorted(files: Sequence[str]) -> tuple[list[tuple[str, Measurement]], list[Prediction], list[Comparison]]:
     """Return the measurements with their files, the predictions and the comparisons in all files."""
-    from lorafa_prof.results import Comparison, Measurement
+    from lorafa_prof.catalog.json_files import one_line
+    from lorafa_prof.results import Comparison, Measurement, Prediction
 
     measured, saved, done = [], [], []
     for file in files:
@@ -103,8 +104,10 @@ def _sorted(files: Sequence[str]) -> tuple[list[tuple[str, Measurement]], list[P
                 measured.append((file, result))
             elif isinstance(result, Comparison):
                 done.append(result)
-            else:
+            elif isinstance(result, Prediction):
                 saved.append(result)
+            else:
+                raise BadInputError(f"{one_line(file)} holds thresholds, which are compared with nothing")
     return measured, saved, done
 
 

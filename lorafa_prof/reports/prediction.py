@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lorafa_prof.ledger import Category, MemoryItem
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
-from lorafa_prof.results import PART_FIELDS, Fit, Prediction
+from lorafa_prof.results import PART_FIELDS, Axis, Fit, Prediction
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.units import format_count, format_gib, gib
 
@@ -64,18 +64,19 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     )
 
 
-def run_title(run: RunSpec) -> str:
-    """Return the configuration in one line, the method left out."""
-    spec = run.model
+def run_title(run: RunSpec, without: Axis | None = None) -> str:
+    """Return the configuration in one line, the method left out, and what is varied along an axis."""
+    sizes = {"bs": f"batch {run.bs}", "seq": f"{run.seq:,} tokens"}
     parts = [
-        f"{spec.name}: batch {run.bs} x {run.seq:,} tokens",
+        f"{run.model.name}: {' x '.join(text for axis, text in sizes.items() if axis != without)}",
         run.dtype + (" with autocast" if run.amp else ""),
         f"{run.attn} attention",
     ]
     if run.checkpointing != "none":
         parts.append(f"{run.checkpointing} checkpointing")
     method: MethodSpec = run.method
-    parts.append(f"rank {method.rank} on {', '.join(method.targets)}")
+    rank = "adapters" if without == "rank" else f"rank {method.rank}"
+    parts.append(f"{rank} on {', '.join(method.targets)}")
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
     return ", ".join(parts)

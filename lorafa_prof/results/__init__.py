@@ -28,11 +28,15 @@ from lorafa_prof.results.measurement import (
 )
 from lorafa_prof.results.plain import run_from_json, run_to_json
 from lorafa_prof.results.prediction import Fit, Prediction, predictions_to_json
+from lorafa_prof.results.threshold import Axis, Change, Edge, Threshold, along, thresholds_to_json, value_along
 
 __all__ = [
     "PART_FIELDS",
     "SCHEMA",
+    "Axis",
+    "Change",
     "Comparison",
+    "Edge",
     "Fit",
     "ItemDifference",
     "Measurement",
@@ -48,14 +52,18 @@ __all__ = [
     "Spread",
     "StepTime",
     "Stretch",
+    "Threshold",
     "Throughput",
     "Unit",
     "Verdict",
     "VersionDifference",
+    "along",
     "comparisons_to_json",
     "measurements_to_json",
     "predictions_to_json",
     "results_in",
     "run_from_json",
     "run_to_json",
+    "thresholds_to_json",
+    "value_along",
 ]

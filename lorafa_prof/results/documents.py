@@ -9,18 +9,20 @@ from lorafa_prof.errors import BadInputError
 from lorafa_prof.results.comparison import Comparison
 from lorafa_prof.results.measurement import Measurement
 from lorafa_prof.results.prediction import Prediction
+from lorafa_prof.results.threshold import Threshold
 
-Result = Measurement | Prediction | Comparison
+Result = Measurement | Prediction | Comparison | Threshold
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Result]] = {
     "measurements": Measurement.from_json,
     "predictions": Prediction.from_json,
     "comparisons": Comparison.from_json,
+    "thresholds": Threshold.from_json,
 }
 
 
 def results_in(document: Mapping[str, Any]) -> list[Result]:
-    """Return the results of a document that `predict`, `measure`, `run` or `compare` wrote.
+    """Return the results of a document that `predict`, `measure`, `run`, `compare` or `oom` wrote.
 
     Raises:
         BadInputError: another document, or results in it that cannot be read.
