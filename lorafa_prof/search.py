@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
 def largest(fits: Callable[[int], bool], *, most: int, guess: int = 1) -> int:
@@ -35,3 +36,44 @@ def _bisect(fits: Callable[[int], bool], low: int, high: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def last_within(size: Callable[[int], int], limit: int, *, most: int, guess: int = 1) -> int:
+    """Return the largest number from 1 to `most` whose size is within `limit`, 0 where that of 1 is not.
+
+    For sizes that never fall, and are costly to ask for: what is known of them, taken for a straight line, says where
+    to look next. Memory nearly is one, so that a handful of looks does; where it is not, halving takes over.
+    """
+    low, high = _Point(0, None), _Point(most + 1, None)  # within, and beyond or not asked for
+    before, middle, looks = low, min(max(1, guess), most), 0
+    while True:
+        reached = _Point(middle, size(middle))
+        if reached.size is not None and reached.size <= limit:
+            before, low = low, reached
+        else:
+            high = reached
+        if high.number - low.number <= 1:
+            return low.number
+        looks += 1
+        middle = (low.number + high.number) // 2
+        if looks % 4 and low.size is not None:
+            middle = _on_line(low, before if high.size is None else high, limit, high.number)
+
+
+@dataclass(frozen=True)
+class _Point:
+    number: int
+    size: int | None
+
+
+def _on_line(low: _Point, other: _Point, limit: int, high: int) -> int:
+    """Return where the line through two points reaches `limit`, strictly between `low` and `high`.
+
+    Of one point alone, or from a level, a step further away.
+    """
+    assert low.size is not None, "the size within the limit is known"
+    step = low.number + max(1, low.number // 8)
+    if other.size is not None:
+        run, rise = other.number - low.number, other.size - low.size
+        step = low.number + (limit - low.size) * run // rise if rise else 2 * low.number
+    return min(max(low.number + 1, step), high - 1)

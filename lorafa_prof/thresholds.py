@@ -6,7 +6,7 @@ then held against its own verdicts: `max` has to fit and `max + 1` must not, or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -53,13 +53,8 @@ class Verdict:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a search has found."""
-
-    max: int
-    fails_from: int | None = None
-    """The smallest that does not fit, where it is known to be below `max`."""
+Guess = Callable[[RunSpec, Axis, DeviceSpec, int], int | None]
+"""Where along an axis, up to the last number, a run may stop fitting: a place to begin to look; None: no idea."""
 
 
 class Engine(Protocol):
@@ -68,13 +63,27 @@ class Engine(Protocol):
     name: str
     largest_batch: int
     """No larger one is looked for."""
+    is_quick: bool
+    """Whether a question costs next to nothing, so that many may be asked."""
 
     def verdict(self, run: RunSpec, device: DeviceSpec) -> Verdict:
-        """Judge one configuration, exactly as the engine's other commands do."""
+        """Judge one configuration, exactly as the engine's other commands do.
+
+        Raises:
+            LorafaProfError: what the engine refuses.
+        """
         ...
 
-    def search(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> Found:
-        """Look for the threshold from 1 to `most`."""
+    def headroom(self, run: RunSpec, device: DeviceSpec) -> int | None:
+        """Return the verdict's headroom alone, below zero where the run does not fit; None where it is not known."""
+        ...
+
+    def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
+        """Return the largest value from 1 to `most` that seems to fit, 0 where none does."""
+        ...
+
+    def gap(self, run: RunSpec, axis: Axis, device: DeviceSpec, below: int) -> int | None:
+        """Return the smallest value below another that does not fit although that one does, if it can tell."""
         ...
 
 
@@ -135,26 +144,27 @@ class _Search:
 
     def threshold(self) -> Threshold:
         """Search, prove, and describe."""
-        found = self.found
-        beyond = found.max + 1 if found.max < self.limit.most else None
-        told = self.verdict(found.max or 1)
+        last = self.last
+        beyond = last + 1 if last < self.limit.most else None
+        told = self.verdict(last or 1)
         return Threshold(
             engine=self.engine.name, device=self.device.name, axis=self.axis, run=self.run, versions=told.versions,
-            max=found.max, first_oom=beyond, limit=self.limit.most, limited_by=self.limit.why,
+            max=last, first_oom=beyond, limit=self.limit.most, limited_by=self.limit.why,
             capacity_bytes=told.capacity_bytes, context_bytes=told.context_bytes,
-            at_max=told.edge(found.max) if found.max else None,
+            at_max=told.edge(last) if last else None,
             at_first_oom=None if beyond is None else self.verdict(beyond).edge(beyond),
-            fails_from=found.fails_from, assumptions=told.assumptions, unmodelled=told.unmodelled,
+            fails_from=self.engine.gap(self.run, self.axis, self.device, last) if last else None,
+            assumptions=told.assumptions, unmodelled=told.unmodelled,
         )  # fmt: skip
 
     @cached_property
-    def found(self) -> Found:
+    def last(self) -> int:
         """What the engine has found, if its verdicts bear it out; else what they say."""
-        found = self.engine.search(self.run, self.axis, self.device, self.limit.most)
-        last, beyond = found.max, found.max + 1
-        if (last == 0 or self.fits(last)) and (last == self.limit.most or not self.fits(beyond)):
-            return found
-        return Found(max=largest(self.fits, most=self.limit.most, guess=max(1, last)))
+        most = self.limit.most
+        last = self.engine.largest(self.run, self.axis, self.device, most)
+        if (last == 0 or self.fits(last)) and (last == most or not self.fits(last + 1)):
+            return last
+        return largest(self.fits, most=most, guess=max(1, last))
 
     def fits(self, value: int) -> bool:
         """Return the engine's verdict at a value of the axis."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lorafa_prof.analytic.frontier import LARGEST_BATCH, Plans, frontier
+from lorafa_prof.analytic.frontier import LARGEST_BATCH, Plans, largest_within
 from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind
@@ -34,10 +34,10 @@ def predict(
         UnsupportedError: what this engine does not model; the text names the way out.
         ContradictionError: options that the method cannot take.
     """
-    _refuse_unmodelled(run)
+    refuse_unmodelled(run)
     plans = Plans() if plans is None else plans
     plan = plans.of(run)
-    peak = plan.peak(run.bs, run.seq)
+    peak = plans.peak(run)
     device = devices[0] if devices else None
     workspace = cublas_workspaces(device)
     ledger = _ledger(plan, run, peak, workspace)
@@ -56,7 +56,12 @@ def predict(
     )
 
 
-def _refuse_unmodelled(run: RunSpec) -> None:
+def refuse_unmodelled(run: RunSpec) -> None:
+    """Refuse what the closed forms do not know.
+
+    Raises:
+        as `predict`.
+    """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
@@ -132,7 +137,7 @@ def _fit(plans: Plans, run: RunSpec, allocated: int, device: DeviceSpec, largest
         context_bytes=device.context_bytes,
         fits=needed <= device.total_bytes,
         headroom_bytes=device.total_bytes - needed,
-        max_bs=frontier(run, "bs", LARGEST_BATCH, lambda each: plans.allocated(each) <= limit)[0] if largest else None,
+        max_bs=largest_within(plans, run, "bs", limit, LARGEST_BATCH) if largest else None,
     )
 
 

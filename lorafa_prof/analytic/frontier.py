@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorafa_prof.analytic.plan import StepPlan, plan, regime
+from lorafa_prof.analytic.plan import Peak, StepPlan, plan, regime
 from lorafa_prof.results import Axis, along
-from lorafa_prof.search import largest
+from lorafa_prof.search import last_within
 from lorafa_prof.specs import RunSpec
 
 #: No step of a batch beyond this is looked for.
@@ -20,8 +20,8 @@ class Plans:
     """The plans of runs, each made once: runs that differ in batch and length alone share theirs, within a regime."""
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[RunSpec, int], StepPlan] = {}
-        self._allocated: dict[tuple[RunSpec, int], int] = {}
+        self._plans: dict[_Key, StepPlan] = {}
+        self._peaks: dict[_Key, Peak] = {}
 
     def of(self, run: RunSpec) -> StepPlan:
         """Return the plan of a run.
@@ -29,23 +29,24 @@ class Plans:
         Raises:
             UnsupportedError: an architecture, method or option that this engine does not model.
         """
-        return self._plan(regime(run))
-
-    def allocated(self, run: RunSpec) -> int:
-        """Return the peak allocated bytes of a run, library workspaces not counted."""
-        key = _key(run)
-        if key not in self._allocated:
-            self._allocated[key] = self.of(run).peak(run.bs, run.seq).allocated
-        return self._allocated[key]
-
-    def _plan(self, run: RunSpec) -> StepPlan:
-        key = _key(run)
+        standing = regime(run)
+        key = _key(standing)
         if key not in self._plans:
-            self._plans[key] = plan(run)
+            self._plans[key] = plan(standing)
         return self._plans[key]
 
+    def peak(self, run: RunSpec) -> Peak:
+        """Return the peak of a run, library workspaces not counted."""
+        key = _key(run)
+        if key not in self._peaks:
+            self._peaks[key] = self.of(run).peak(run.bs, run.seq)
+        return self._peaks[key]
 
-def _key(run: RunSpec) -> tuple[RunSpec, int]:
+
+_Key = tuple[RunSpec, int]
+
+
+def _key(run: RunSpec) -> _Key:
     """Return what two runs have in common that have one plan; a model's configuration is no part of its equality."""
     return run, id(run.model.config)
 
@@ -93,13 +94,21 @@ def stretches(run: RunSpec, axis: Axis, most: int) -> Sequence[Stretch]:
     return [part for part in parts if part.last >= part.first and len(part)]
 
 
-def frontier(run: RunSpec, axis: Axis, most: int, fits: Callable[[RunSpec], bool]) -> tuple[int, int | None]:
-    """Return the largest value from 1 to `most` that fits (0: none), and the smallest that does not (None: all do)."""
-    best, worst = 0, None
-    for part in stretches(run, axis, most):
-        count = largest(lambda n, part=part: fits(along(run, axis, part[n - 1])), most=len(part))  # type: ignore[misc]
-        if count:
+def largest_within(plans: Plans, run: RunSpec, axis: Axis, limit: int, most: int) -> int:
+    """Return the largest value from 1 to `most` whose peak is within `limit` bytes; 0 where none is."""
+    best = 0
+    for part in reversed(stretches(run, axis, most)):
+        if part.last > best and (count := _within(plans, run, axis, limit, part)):
             best = max(best, part[count - 1])
-        if count < len(part):
-            worst = part[count] if worst is None else min(worst, part[count])
-    return best, worst
+    return best
+
+
+def smallest_beyond(plans: Plans, run: RunSpec, axis: Axis, limit: int, most: int) -> int | None:
+    """Return the smallest value from 1 to `most` whose peak is beyond `limit` bytes; None where none is."""
+    counted = ((part, _within(plans, run, axis, limit, part)) for part in stretches(run, axis, most))
+    return min((part[count] for part, count in counted if count < len(part)), default=None)
+
+
+def _within(plans: Plans, run: RunSpec, axis: Axis, limit: int, part: Stretch) -> int:
+    """Return how many values of a stretch, from its first on, are within `limit`."""
+    return last_within(lambda n: plans.peak(along(run, axis, part[n - 1])).allocated, limit, most=len(part))

@@ -14,7 +14,7 @@ import click
 from lorafa_prof.cli.emit import SUFFIX_FORMATS, emit, output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, rescue
 from lorafa_prof.cli.options import name_list, run_spec, sweep_options
-from lorafa_prof.cli.progress import Progress
+from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
 from lorafa_prof.reports.measurement import measurement_table, outcome_line, records_table
 from lorafa_prof.results import Measurement, measurements_to_json
@@ -210,13 +210,13 @@ class _Sweep:
         if entry is None:
             return False
         self.seen.append(Measurement.from_json(entry))
-        self.progress.skip(_describe(run), f"kept from {self.file.path} ({entry['outcome']}); --restart measures anew")
+        self.progress.skip(describe(run), f"kept from {self.file.path} ({entry['outcome']}); --restart measures anew")
         return True
 
     def _measure(self, run: RunSpec) -> None:
         from lorafa_prof.measure.isolate import measure_isolated
 
-        self.progress.begin(_describe(run))
+        self.progress.begin(describe(run))
         ended = measure_isolated(
             run, self._options(run), self.place, self.stop, timeout_s=self.timeout_s, on_stage=self.progress.stage
         )
@@ -293,7 +293,7 @@ class _Ranks:
         from lorafa_prof.measure.harness import Options
 
         if is_first:
-            self.progress.begin(f"{_describe(self.runs[0])}, {os.environ['WORLD_SIZE']} processes")
+            self.progress.begin(f"{describe(self.runs[0])}, {os.environ['WORLD_SIZE']} processes")
         tell = self.progress.stage if is_first else lambda text: None
         seen = measure_in_group(
             self.runs[0], Options(**self.options), lambda m: tell(stage_of(m, self.options)), timeout_s=self.timeout_s
@@ -314,8 +314,3 @@ class _Ranks:
         peak = peaks.get("bf16" if run.amp else run.dtype)
         environment = {**m.environment, "options": {**self.options, "peak_flops": peak}}
         return replace(m, throughput=with_peak(m.throughput, peak), environment=environment)
-
-
-def _describe(run: RunSpec) -> str:
-    rank = "" if run.method.name == "full" else f", rank {run.method.rank}"
-    return f"{run.method.name}, batch {run.bs} x {run.seq}{rank}"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from lorafa_prof.cli.emit import emit, output_options
+from lorafa_prof.cli.engines import simulations
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import name_list, run_options, run_spec
+from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results.threshold import Axis
 from lorafa_prof.units import format_bytes, parse_bytes
@@ -18,6 +20,7 @@ from lorafa_prof.units import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from lorafa_prof.results import Threshold
     from lorafa_prof.specs import DeviceSpec
+    from lorafa_prof.thresholds import Engine
 
 ENGINES = ("analytic", "simulate", "measure")
 
@@ -43,14 +46,21 @@ ENGINES = ("analytic", "simulate", "measure")
     metavar="G",
     help="Card (alias or JSON file); may be repeated or a comma list; all: every card of the catalog.",
 )
+@click.option(
+    "--advice/--no-advice", default=True, show_default=True, help="Say what would make the next one fit, and its cost."
+)
 @click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
+@allocator_options
 @output_options
 def command(
     methods: tuple[str, ...],
     axis: Axis,
     engine: str,
     gpus_asked: tuple[str, ...],
+    advice: bool,
     cap: str | None,
+    expandable_segments: bool,
+    alloc_conf: str | None,
     format: str | None,
     output: str | None,
     **options: Any,
@@ -63,19 +73,35 @@ def command(
       lorafa-prof oom --model llama2-7b --axis seq --gpu rtx4090 --gpu a100-40gb --method lora,lora-fa
       lorafa-prof oom --model qwen3-8b --cap 24GiB --axis rank --method qlora --format json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    from lorafa_prof.advice import with_advice
     from lorafa_prof.analytic.thresholds import ClosedForms
     from lorafa_prof.catalog import load_model
     from lorafa_prof.thresholds import find_threshold
 
+    if engine != "simulate" and (alloc_conf or expandable_segments):
+        raise BadInputError("--alloc-conf and --expandable-segments go with --engine simulate")
     devices = _devices(name_list(gpus_asked), None if cap is None else parse_bytes(cap))
     model = load_model(options.pop("model"))
-    judge = ClosedForms()
+    forms = ClosedForms()
+    progress = Progress(None, "simulating")
+    judge: Engine = forms
+    if engine == "simulate":
+        judge = simulations(
+            allocator_conf(alloc_conf, expandable_segments), forms.guess,
+            lambda run, device: progress.begin(f"{describe(run)} on {device.name}"),
+        )  # fmt: skip
 
     def of_method(name: str) -> list[Threshold]:
         run = run_spec(model, name, **options)
-        return [find_threshold(judge, run, axis, device) for device in devices]
+        found = [find_threshold(judge, run, axis, device) for device in devices]
+        if not advice:
+            return found
+        return [with_advice(judge, t, device, forms.executed_flops) for t, device in zip(found, devices, strict=True)]
 
-    per_method = for_each_method(name_list(methods), of_method)
+    try:
+        per_method = for_each_method(name_list(methods), of_method)
+    finally:
+        progress.clear()
     _emit([threshold for of_device in zip(*per_method, strict=True) for threshold in of_device], format, output)
 
 
@@ -117,7 +143,7 @@ def _emit(thresholds: list[Threshold], format: str | None, output: str | None) -
     from lorafa_prof.results import thresholds_to_json
 
     emit(
-        tables=lambda: [tables.threshold_table(thresholds)],
+        tables=lambda: [tables.threshold_table(thresholds), *tables.advice_tables(thresholds)],
         records=lambda: tables.records_table(thresholds),
         document=lambda: thresholds_to_json(thresholds),
         format=format,

@@ -8,7 +8,7 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import allocator_conf, name_list, run_options, run_spec
+from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
 from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
-@click.option(
-    "--expandable-segments", is_flag=True,
-    help="The allocator setting; it changes reserved memory only (engine simulate).",
-)  # fmt: skip
-@click.option(
-    "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
-)
+@allocator_options
 @click.option(
     "--snapshot",
     metavar="FILE",

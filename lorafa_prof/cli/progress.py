@@ -7,13 +7,19 @@ import os
 import sys
 
 from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.specs import RunSpec
 
 
 class Progress:
-    """Tells of `total` configurations; a stderr that is closed is no reason to stop measuring."""
+    """Tells of `total` configurations; a stderr that is closed is no reason to stop measuring.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    Args:
+        total: how many there are; None: not known, as in a search.
+        doing: what is done with each.
+    """
+
+    def __init__(self, total: int | None, doing: str = "measuring") -> None:
+        self._total, self._doing = total, doing
         self._number = 0
         self._name = ""
         self._is_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -21,12 +27,12 @@ class Progress:
         self._shown = 0
 
     def begin(self, name: str) -> None:
-        """Say that the next configuration is measured."""
+        """Say that it is the next configuration's turn."""
         self._number, self._name = self._number + 1, name
         if self._is_terminal:
             self._draw("start")
         else:
-            self._line("measuring")
+            self._line(self._doing)
 
     def stage(self, text: str) -> None:
         """Say how far it is."""
@@ -42,6 +48,10 @@ class Progress:
         self._number, self._name = self._number + 1, name
         self._line(text)
 
+    def clear(self) -> None:
+        """Take the changing line away."""
+        self._write(self._wiped())
+
     def say(self, text: str) -> None:
         """Say something about the whole."""
         self._write(f"{self._wiped()}{PROGRAM}: {_clean(text)}\n")
@@ -56,7 +66,8 @@ class Progress:
         self._write(before + line)
 
     def _of_this(self, text: str) -> str:
-        return f"{self._number}/{self._total} {self._name}: {text}"
+        number = f"trial {self._number}" if self._total is None else f"{self._number}/{self._total}"
+        return f"{number} {self._name}: {text}"
 
     def _wiped(self) -> str:
         """Return what takes the changing line away."""
@@ -78,3 +89,9 @@ def _terminal_width() -> int:
 
 def _clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def describe(run: RunSpec) -> str:
+    """Return a configuration in a few words."""
+    rank = "" if run.method.name == "full" else f", rank {run.method.rank}"
+    return f"{run.method.name}, batch {run.bs} x {run.seq}{rank}"

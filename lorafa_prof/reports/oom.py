@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorafa_prof.reports.prediction import PART_NAMES, method_name, moment_cell, run_title
+from lorafa_prof.reports.prediction import PART_NAMES, joined_lines, method_name, moment_cell, run_title
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
-from lorafa_prof.results import PART_FIELDS, Axis, Edge, Threshold
+from lorafa_prof.results import PART_FIELDS, Axis, Change, Edge, Threshold
 from lorafa_prof.units import format_gib
+
+#: Thresholds whose advice is shown as a table each; of more the first line each is.
+MOST_IN_FULL = 2
 
 Row = tuple[Cell | Scalar, ...]
 
@@ -45,6 +48,71 @@ def _row(t: Threshold) -> Row:
         _moment(t.at_first_oom),
         _part(t.at_first_oom),
     )
+
+
+def advice_tables(thresholds: Sequence[Threshold]) -> list[Table]:
+    """Return for each threshold what would make the next one fit; for many thresholds the first answer of each."""
+    advised = [t for t in thresholds if t.advice]
+    if len(advised) > MOST_IN_FULL:
+        return [_first_advice(advised)]
+    return [_advice_table(t) for t in advised]
+
+
+def _advice_table(t: Threshold) -> Table:
+    axis = AXIS_NAMES[t.axis]
+    return Table(
+        title=f"{t.device}, {method_name(t.method)}: what would make {axis} {t.first_oom:,} fit",
+        columns=(
+            Column(name="change"), Column(name="options"), Column(name="GiB saved", justify="right"),
+            Column(name="fits"), Column(name=f"largest {axis}", justify="right"),
+            Column(name="FLOPs", justify="right", key="flops_ratio"), Column(name="changes the result"),
+        ),
+        rows=tuple(
+            (c.what, c.options, _size(c.saved_bytes), _fits(c), c.max, _ratio(c), c.alters or "no") for c in t.advice
+        ),
+        sections=tuple(n for n, c in enumerate(t.advice) if n and c.fits != t.advice[n - 1].fits),
+        notes=_advice_notes(t),
+    )  # fmt: skip
+
+
+def _first_advice(thresholds: Sequence[Threshold]) -> Table:
+    axis = AXIS_NAMES[thresholds[0].axis]
+    starts = [n for n, t in enumerate(thresholds) if n and t.device != thresholds[n - 1].device]
+    return Table(
+        title=f"what would make the next {axis} fit at the least arithmetic",
+        columns=(
+            Column(name="GPU"), Column(name="method"), Column(name=f"next {axis}", justify="right"),
+            Column(name="change"), Column(name="fits"), Column(name="FLOPs", justify="right", key="flops_ratio"),
+            Column(name="changes the result"),
+        ),
+        rows=tuple(
+            (t.device, method_name(t.method), t.first_oom, c.what, _fits(c), _ratio(c), c.alters or "no")
+            for t in thresholds
+            for c in t.advice[:1]
+        ),
+        sections=tuple(starts),
+        notes=(_ARITHMETIC, "All changes, with what they save: in JSON, or for a single card and method."),
+        keys=2,
+    )  # fmt: skip
+
+
+_ARITHMETIC = (
+    "FLOPs: executed a token, as a share of those without the change. Arithmetic, not time: step time is not predicted."
+)
+
+
+def _advice_notes(t: Threshold) -> tuple[str, ...]:
+    told = (f"{c.what[:1].upper()}{c.what[1:]}: {c.note}." for c in t.advice if c.note is not None)
+    return (f"Each change alone is judged by the engine {t.engine}.", _ARITHMETIC, *told)
+
+
+def _fits(change: Change) -> Cell:
+    return Cell(text="yes" if change.fits else "no", value=change.fits, tone="good" if change.fits else "bad")
+
+
+def _ratio(change: Change) -> Cell:
+    ratio = change.flops_ratio
+    return Cell(text="-" if ratio is None else f"{ratio:.1%}", value=ratio)
 
 
 def records_table(thresholds: Sequence[Threshold]) -> Table:
@@ -115,11 +183,4 @@ def _each(thresholds: Sequence[Threshold], line: Callable[[Threshold], str | Non
 
 
 def _joined(thresholds: Sequence[Threshold], lines: Callable[[Threshold], Sequence[str]]) -> str:
-    """Return what holds for all, and after it what holds for some methods or devices only."""
-    counted: dict[str, int] = {}
-    for t in thresholds:
-        for line in lines(t):
-            counted[line] = counted.get(line, 0) + 1
-    shared = [line for line, count in counted.items() if count == len(thresholds)]
-    own = [f"{line} (some)" for line, count in counted.items() if count < len(thresholds)]
-    return "; ".join([*shared, *own])
+    return joined_lines([(method_name(t.method), lines(t)) for t in thresholds])

@@ -251,11 +251,20 @@ def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:
 
 
 def _joined(predictions: Sequence[Prediction], lines: Callable[[Prediction], Sequence[str]]) -> str:
-    """Return all lines once, those that hold for some methods only with these methods' names."""
-    held: dict[str, list[str]] = {}
-    for p in predictions:
-        for line in lines(p):
-            held.setdefault(line, []).append(method_name(p.run.method.name))
-    shared = [line for line, names in held.items() if len(names) == len(predictions)]
-    own = [f"{line} ({', '.join(names)})" for line, names in held.items() if len(names) < len(predictions)]
+    return joined_lines([(method_name(p.run.method.name), lines(p)) for p in predictions])
+
+
+def joined_lines(told: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return all lines once, those that hold for some methods only with these methods' names.
+
+    Args:
+        told: methods, each with its lines; one may be there several times.
+    """
+    held: dict[str, dict[str, None]] = {}
+    for name, lines in told:
+        for line in lines:
+            held.setdefault(line, {})[name] = None
+    everyone = {name for name, _ in told}
+    shared = [line for line, names in held.items() if len(names) == len(everyone)]
+    own = [f"{line} ({', '.join(names)})" for line, names in held.items() if len(names) < len(everyone)]
     return "; ".join([*shared, *own])
