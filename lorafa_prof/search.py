@@ -42,22 +42,24 @@ def last_within(size: Callable[[int], int], limit: int, *, most: int, guess: int
     """Return the largest number from 1 to `most` whose size is within `limit`, 0 where that of 1 is not.
 
     For sizes that never fall, and are costly to ask for: what is known of them, taken for a straight line, says where
-    to look next. Memory nearly is one, so that a handful of looks does; where it is not, halving takes over.
+    to look next. Memory nearly is one, so that a handful of looks does; where that has not halved what is left to
+    search, the next look does.
     """
     low, high = _Point(0, None), _Point(most + 1, None)  # within, and beyond or not asked for
-    before, middle, looks = low, min(max(1, guess), most), 0
+    before, number, halving = low, min(max(1, guess), most), False
     while True:
-        reached = _Point(middle, size(middle))
+        width = high.number - low.number
+        reached = _Point(number, size(number))
         if reached.size is not None and reached.size <= limit:
             before, low = low, reached
         else:
             high = reached
         if high.number - low.number <= 1:
             return low.number
-        looks += 1
-        middle = (low.number + high.number) // 2
-        if looks % 4 and low.size is not None:
-            middle = _on_line(low, before if high.size is None else high, limit, high.number)
+        halving = high.size is not None and not halving and 2 * (high.number - low.number) > width
+        number = (low.number + high.number) // 2
+        if not halving and low.size is not None:
+            number = _on_line(low, before if high.size is None else high, limit, high.number)
 
 
 @dataclass(frozen=True)
