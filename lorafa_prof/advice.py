@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.results import Axis, Change, Threshold, value_along
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Engine
 
-#: What an engine answers with for what it does not do.
-_REFUSALS = (UnsupportedError, MissingComponentError, BadInputError)
 #: The first cards with PyTorch's flash attention: Ampere.
 _FLASH_SINCE = (8, 0)
 #: Methods whose A can be frozen instead, and which that is.
@@ -151,7 +149,7 @@ class _Advice:
                 fits=room >= 0, max=self._new_max(changed) if room >= 0 else None,
                 flops_ratio=self._flops_ratio(changed), note=candidate.note,
             )  # fmt: skip
-        except _REFUSALS:
+        except LorafaProfError:
             return None
 
     def _before(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def last_within(size: Callable[[int], int], limit: int, *, most: int, guess: int
         if high.number - low.number <= 1:
             return low.number
         halving = high.size is not None and not halving and 2 * (high.number - low.number) > width
-        number = (low.number + high.number) // 2
+        number = _between(low.number, high.number)
         if not halving and low.size is not None:
             number = _on_line(low, before if high.size is None else high, limit, high.number)
 
@@ -66,6 +67,11 @@ def last_within(size: Callable[[int], int], limit: int, *, most: int, guess: int
 class _Point:
     number: int
     size: int | None
+
+
+def _between(low: int, high: int) -> int:
+    """Return the middle; of numbers that are far apart, the one as many times the one as the other is times it."""
+    return math.isqrt(low * high) if high > 4 * low > 0 else (low + high) // 2
 
 
 def _on_line(low: _Point, other: _Point, limit: int, high: int) -> int:

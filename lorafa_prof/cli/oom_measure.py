@@ -12,7 +12,7 @@ from lorafa_prof.cli.progress import Progress
 from lorafa_prof.errors import BadInputError, DeviceError
 from lorafa_prof.reports.measurement import outcome_line
 from lorafa_prof.results import Axis, Measurement, along, value_along
-from lorafa_prof.search import largest
+from lorafa_prof.search import largest, last_within
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Guess, Verdict
 from lorafa_prof.units import format_bytes
@@ -77,9 +77,20 @@ class Trials:
         return self.verdict(run, device).headroom_bytes
 
     def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
-        """See `lorafa_prof.thresholds.Engine.largest`; where to begin is all that a prediction has a say in."""
+        """See `lorafa_prof.thresholds.Engine.largest`; where to begin is all that a prediction has a say in.
+
+        A step on the CPU, which cannot be refused memory, tells how much it needs, and so where to look next.
+        """
         guess = self.guess(run, axis, device, most) or value_along(run, axis)
-        return largest(lambda n: self.verdict(along(run, axis, n), device).fits, most=most, guess=guess)
+        if self.place.environment.get("device_type") != "cpu":
+            return largest(lambda n: self.verdict(along(run, axis, n), device).fits, most=most, guess=guess)
+
+        def needed(value: int) -> int:
+            seen = self._measured(along(run, axis, value), device)
+            peak = None if seen.memory is None else seen.memory.peak_allocated_bytes
+            return device.total_bytes + 1 if peak is None else peak  # the host's memory was full before
+
+        return last_within(needed, device.total_bytes - (device.context_bytes or 0), most=most, guess=guess)
 
     def gap(self, run: RunSpec, axis: Axis, device: DeviceSpec, below: int) -> int | None:
         """Not looked for: each look is a real run."""

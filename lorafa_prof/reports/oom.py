@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from lorafa_prof.reports.prediction import PART_NAMES, joined_lines, method_name, moment_cell, run_title
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
 from lorafa_prof.results import PART_FIELDS, Axis, Change, Edge, Threshold
-from lorafa_prof.units import format_gib
+from lorafa_prof.units import format_bytes
 
 #: Thresholds whose advice is shown as a table each; of more the first line each is.
 MOST_IN_FULL = 2
@@ -24,9 +24,9 @@ def threshold_table(thresholds: Sequence[Threshold]) -> Table:
     return Table(
         title=f"largest {axis} that fits: {run_title(thresholds[0].run, thresholds[0].axis)}",
         columns=(
-            Column(name="GPU"), Column(name="GiB", justify="right"), Column(name="method"),
-            Column(name=f"largest {axis}", justify="right"), Column(name="GiB left", justify="right"),
-            Column(name="next lacks GiB", justify="right"), Column(name="its peak in"), Column(name="mostly"),
+            Column(name="GPU"), Column(name="memory", justify="right", key="capacity_bytes"), Column(name="method"),
+            Column(name=f"largest {axis}", justify="right"), Column(name="left", justify="right"),
+            Column(name="next lacks", justify="right"), Column(name="its peak in"), Column(name="mostly"),
         ),
         rows=tuple(_row(t) for t in thresholds),
         sections=tuple(starts),
@@ -63,7 +63,7 @@ def _advice_table(t: Threshold) -> Table:
     return Table(
         title=f"{t.device}, {method_name(t.method)}: what would make {axis} {t.first_oom:,} fit",
         columns=(
-            Column(name="change"), Column(name="options"), Column(name="GiB saved", justify="right"),
+            Column(name="change"), Column(name="options"), Column(name="saved", justify="right"),
             Column(name="fits"), Column(name=f"largest {axis}", justify="right"),
             Column(name="FLOPs", justify="right", key="flops_ratio"), Column(name="changes the result"),
         ),
@@ -122,6 +122,7 @@ def records_table(thresholds: Sequence[Threshold]) -> Table:
         "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "capacity_bytes", "context_bytes", "limit",
         "limited_by", "fails_from", "peak_allocated_bytes_at_max", "peak_reserved_bytes_at_max",
         "peak_device_bytes_at_max", "peak_moment_at_max", "headroom_bytes_at_max", "shortfall_bytes", "limiting_part",
+        "advice", "advice_fits", "advice_flops_ratio",
     )  # fmt: skip
     rows = tuple(_record(t, names) for t in thresholds)
     return Table(title="thresholds", columns=tuple(Column(name=n, key=n) for n in names), rows=rows)
@@ -134,7 +135,12 @@ def _record(t: Threshold, names: Sequence[str]) -> Row:
         "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn, "checkpointing": run.checkpointing,
         "optimizer": run.resolved_optimizer, "quant": run.resolved_quant, t.axis: None,
     }  # fmt: skip
-    data = t.to_json() | own
+    first = t.advice[0] if t.advice else None
+    advice: dict[str, Scalar] = {
+        "advice": first.options if first else None, "advice_fits": first.fits if first else None,
+        "advice_flops_ratio": first.flops_ratio if first else None,
+    }  # fmt: skip
+    data = t.to_json() | own | advice
     return tuple(data[name] for name in names)
 
 
@@ -142,7 +148,7 @@ def _record(t: Threshold, names: Sequence[str]) -> Row:
 
 
 def _size(nbytes: int | None) -> Cell:
-    return Cell(text=format_gib(nbytes), value=nbytes)
+    return Cell(text=format_bytes(nbytes), value=nbytes)
 
 
 def _moment(edge: Edge | None) -> Cell | Scalar:
@@ -160,15 +166,20 @@ def _part(edge: Edge | None) -> Cell | Scalar:
 
 def _notes(thresholds: Sequence[Threshold]) -> tuple[str, ...]:
     first = thresholds[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items() if name != "engine")
+    used = {name: version for t in thresholds for name, version in t.versions.items() if name != "engine"}
+    versions = ", ".join(f"{name} {version}" for name, version in used.items())
     unknown = list(dict.fromkeys(t.device for t in thresholds if t.context_bytes is None))
     notes = [f"Engine {first.engine}, for {versions}."]
     notes += _each(thresholds, lambda t: t.limited_by if t.first_oom is None else None)
     notes += _each(thresholds, _hole)
     if unknown:
         notes.append(f"CUDA context not known, and so not counted: {', '.join(unknown)}.")
-    return (*notes, f"Assumed: {_joined(thresholds, lambda t: t.assumptions)}.",
-            f"Not modelled: {_joined(thresholds, lambda t: t.unmodelled)}.")  # fmt: skip
+    missing = "Not observed" if first.engine == "measure" else "Not modelled"
+    lines = {
+        "Assumed": _joined(thresholds, lambda t: t.assumptions),
+        missing: _joined(thresholds, lambda t: t.unmodelled),
+    }
+    return (*notes, *(f"{word}: {text}." for word, text in lines.items() if text))
 
 
 def _hole(t: Threshold) -> str | None:
