@@ -112,7 +112,7 @@ def test_the_longest_sequence_is_the_longest_by_trying_all(family: str, attn: st
 
 
 def test_a_length_that_is_padded_may_not_fit_where_a_longer_one_does() -> None:
-    """T5's bias of 1,001 tokens is copied to be padded, that of 1,008 is not: the threshold says that there is a gap."""
+    """T5's bias of 1,001 tokens is copied to be padded, that of 1,008 is not: it is said that there is a gap."""
     base = run_of("t5", "lora", bs=2)
     plans = Plans()
     longer = plans.peak(base.replace(seq=1008)).allocated
