@@ -137,7 +137,7 @@ def _record(t: Threshold, names: Sequence[str]) -> Row:
     }  # fmt: skip
     first = t.advice[0] if t.advice else None
     advice: dict[str, Scalar] = {
-        "advice": first.options if first else None, "advice_fits": first.fits if first else None,
+        "advice": first.what if first else None, "advice_fits": first.fits if first else None,
         "advice_flops_ratio": first.flops_ratio if first else None,
     }  # fmt: skip
     data = t.to_json() | own | advice

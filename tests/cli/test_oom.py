@@ -56,7 +56,7 @@ def test_a_row_for_each_card_and_method(capsys: pytest.CaptureFixture[str]) -> N
     assert [int(row[4]) for row in rows] == [0, 0, 2, 1, 1, 6, 7, 14, 8, 6]
     assert "largest batch that fits: llama2-7b: 1,024 tokens, bf16" in text
     assert "what would make the next batch fit at the least arithmetic" in text
-    assert "CUDA context not known, and so not counted: rtx4090." in text
+    assert "CUDA context not known, and so not counted: rtx4090." in " ".join(text.split())
 
 
 def test_a_single_threshold_has_all_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,7 @@ def test_markdown_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert (rows[1]["max"], rows[1]["first_oom"], rows[1]["bs"], rows[1]["seq"]) == ("2", "3", "", "1024")
     assert rows[1]["peak_device_bytes_at_max"] == ""
     assert int(rows[1]["headroom_bytes_at_max"]) > 0 > -int(rows[1]["shortfall_bytes"])
-    assert rows[1]["advice"].startswith("--")
+    assert rows[1]["advice"] == "gradient accumulation: 2 micro-batches of 2 at most"
     file = tmp_path / "found.md"
     assert main([*args, "-o", str(file)]) == 0
     assert file.read_text("utf-8").startswith("### largest batch that fits: llama2-7b")
@@ -91,8 +91,8 @@ def test_markdown_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     """Device, method, axis, max, first_oom and the bytes at max; unknown figures are null; `results_in` reads it."""
-    found = thresholds(capsys, *LLAMA, "--gpu", "a100-80gb", "--axis", "rank")
-    assert [t["method"] for t in found] == ["lora", "lora-fa", "qlora", "vera"]
+    found = thresholds(capsys, *LLAMA, "--gpu", "a100-80gb", "--axis", "rank", "--method", "lora,lora-fa")
+    assert [t["method"] for t in found] == ["lora", "lora-fa"]
     for data in found:
         assert (data["schema"], data["engine"], data["device"], data["axis"]) == (1, "analytic", "a100-80gb", "rank")
         assert data["peak_device_bytes_at_max"] is None
@@ -106,7 +106,7 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
 def test_the_verdicts_are_those_of_predict(capsys: pytest.CaptureFixture[str]) -> None:
     """The command against the other command, on both sides of the threshold, along each axis."""
     for axis in ("bs", "seq", "rank"):
-        args = ["--model", "qwen2.5-0.5b", "--bs", "4", "--gpu", "t4", "--method", "lora"]
+        args = ["--model", "qwen2.5-0.5b", "--bs", "2", "--gpu", "t4", "--method", "lora"]
         [found] = thresholds(capsys, "oom", *args, "--axis", axis, "--no-advice")
         for value, fits in ((found["max"], True), (found["first_oom"], False)):
             assert main(["predict", *args, f"--{axis}", str(value), "--format", "json"]) == 0
