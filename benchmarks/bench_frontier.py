@@ -3,7 +3,8 @@
     python benchmarks/bench_frontier.py [--runs N]
 
 Timed from the runs' descriptions: plans are made anew each time, and both edges of each threshold with their parts are
-in it; advice is timed apart and has no bar. Processor time, on one core. Every threshold is checked: `max` fits, `max + 1` does not.
+in it; advice is timed apart and has no bar. Processor time, on one core. Every threshold is checked: `max` fits,
+`max + 1` does not.
 
 Prints one JSON object. Exits 1 when the bar is missed.
 """

@@ -93,7 +93,6 @@ class Threshold:
     """Best first: what makes `first_oom` fit at the least arithmetic, then what only helps."""
     assumptions: tuple[str, ...] = ()
     unmodelled: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -139,7 +138,7 @@ class Threshold:
             fields["run"] = run_from_json(data["run"])
             fields |= {name: _edge(data[name]) for name in ("at_max", "at_first_oom")}
             fields["advice"] = tuple(build(Change, change) for change in data["advice"])
-            fields |= {name: tuple(data[name]) for name in ("assumptions", "unmodelled", "remarks")}
+            fields |= {name: tuple(data[name]) for name in ("assumptions", "unmodelled")}
             return build(cls, fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadInputError(f"not a threshold: {type(error).__name__}: {error}") from error
