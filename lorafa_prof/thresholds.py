@@ -109,7 +109,7 @@ def limit_of(run: RunSpec, axis: Axis, largest_batch: int) -> Limit:
         width = run.model.hidden_size
         return Limit(
             most=width,
-            why=f"a rank beyond the hidden size, {width:,}, adds nothing: every adapted weight has that side",
+            why=f"a rank beyond the hidden size, {width:,}, adds nothing: no weight is wider both ways",
         )
     return _longest_sequence(run)
 

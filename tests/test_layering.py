@@ -28,6 +28,7 @@ BENEATH: dict[str, set[str]] = {
     "results": {"ledger"},
     "search": {"__init__"},
     "thresholds": {"results", "search"},
+    "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa"},
@@ -35,7 +36,7 @@ BENEATH: dict[str, set[str]] = {
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"analytic", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "simulate", "measure", "compare", "reports"},
     "__main__": {"cli"},
 }
 

@@ -56,13 +56,17 @@ def test_a_row_for_each_card_and_method(capsys: pytest.CaptureFixture[str]) -> N
     assert [int(row[4]) for row in rows] == [0, 0, 2, 1, 1, 6, 7, 14, 8, 6]
     assert "largest batch that fits: llama2-7b: 1,024 tokens, bf16" in text
     assert "what would make the next batch fit at the least arithmetic" in text
-    assert "CUDA context not known, and so not counted: rtx4090." in " ".join(text.split())
+    text = answered(capsys, *LLAMA, "--gpu", "a10,a100-80gb", "--method", "lora", "--no-advice")
+    assert "CUDA context not known, and so not counted: a10." in " ".join(text.split())
 
 
 def test_a_single_threshold_has_all_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
     """With options to copy, bytes saved, the verdict, the new threshold, FLOPs, and whether the result changes."""
     text = answered(capsys, *LLAMA, "--gpu", "rtx4090", "--method", "lora")
     assert "rtx4090, LoRA: what would make batch 1 fit" in text
+    [found] = thresholds(capsys, *LLAMA, "--gpu", "rtx4090", "--method", "lora")
+    assert Threshold.from_json(found).to_json() == found
+    assert [change["options"] in " ".join(text.split()) for change in found["advice"]] == [True] * len(found["advice"])
     [row] = [line for line in text.splitlines() if "--checkpointing full" in line]
     assert row.split()[-1] == "no"
     assert " yes " in row
@@ -91,8 +95,8 @@ def test_markdown_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 
 def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     """Device, method, axis, max, first_oom and the bytes at max; unknown figures are null; `results_in` reads it."""
-    found = thresholds(capsys, *LLAMA, "--gpu", "a100-80gb", "--axis", "rank", "--method", "lora,lora-fa")
-    assert [t["method"] for t in found] == ["lora", "lora-fa"]
+    found = thresholds(capsys, *LLAMA, "--gpu", "a100-80gb", "--axis", "rank", "--method", "lora,vera", "--no-advice")
+    assert [t["method"] for t in found] == ["lora", "vera"]
     for data in found:
         assert (data["schema"], data["engine"], data["device"], data["axis"]) == (1, "analytic", "a100-80gb", "rank")
         assert data["peak_device_bytes_at_max"] is None
