@@ -95,6 +95,8 @@ def command(
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
     wants_advice = engine != "measure" if advice is None else advice
     model = load_model(options.pop("model"))
+    if axis == "seq":  # the length to begin with is of no account, and the default may be too long
+        options["seq"] = min(options["seq"], model.max_positions or options["seq"])
     question = _Question(
         forms=ClosedForms(), axis=axis, methods=name_list(methods), advice=wants_advice,
         run_of=lambda method: run_spec(model, method, **options),

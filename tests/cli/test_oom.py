@@ -150,6 +150,15 @@ def test_a_cap_is_a_smaller_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert whole["capacity_bytes"] == 84974501888
 
 
+def test_the_length_to_begin_with_is_of_no_account(capsys: pytest.CaptureFixture[str]) -> None:
+    """RoBERTa has 512 positions, fewer than the default length: along that axis it does not matter."""
+    args = ("oom", "--model", "roberta-base", "--axis", "seq", "--gpu", "a100-80gb", "--method", "lora")
+    [found] = thresholds(capsys, *args)
+    assert (found["max"], found["first_oom"], found["limit"]) == (512, None, 512)
+    assert "the table of positions of roberta-base ends at 512" in found["limited_by"]
+    assert thresholds(capsys, *args, "--seq", "64")[0]["at_max"] == found["at_max"]
+
+
 # -- what it refuses ---------------------------------------------------------------------------------------------
 
 
