@@ -170,7 +170,7 @@ def _notes(thresholds: Sequence[Threshold]) -> tuple[str, ...]:
     versions = ", ".join(f"{name} {version}" for name, version in used.items())
     unknown = list(dict.fromkeys(t.device for t in thresholds if t.context_bytes is None))
     notes = [f"Engine {first.engine}, for {versions}."]
-    notes += _each(thresholds, lambda t: t.limited_by if t.first_oom is None else None)
+    notes += _each(thresholds, lambda t: f"Limit: {t.limited_by}" if t.first_oom is None else None)
     notes += _each(thresholds, _hole)
     if unknown:
         notes.append(f"CUDA context not known, and so not counted: {', '.join(unknown)}.")

@@ -207,6 +207,23 @@ def test_thresholds_are_compared_with_nothing(capsys: pytest.CaptureFixture[str]
     assert "holds thresholds" in refused(capsys, "compare", str(file))
 
 
+# -- by simulated steps ------------------------------------------------------------------------------------------
+
+
+def test_a_simulated_search(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Trials are told on stderr; the failing one has PyTorch's message; settings of the allocator are heeded."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_configs()["llama"]))
+    model = ("--model", str(tmp_path), "--method", "lora", "--rank", "4", "--seq", "32", "--cap", "2MiB")
+    args = ["oom", *model, "--engine", "simulate", "--alloc-conf", "expandable_segments:True", "--format", "json"]
+    assert main([*args, "--no-advice"]) == 0
+    out, err = capsys.readouterr()
+    [found] = json.loads(out)["thresholds"]
+    assert (found["max"], found["first_oom"], found["engine"], found["advice"]) == (0, 1, "simulate", [])
+    assert found["at_first_oom"]["oom"].startswith("CUDA out of memory.")
+    assert any("expandable_segments" in line for line in found["assumptions"])
+    assert "trial 1 lora, batch 2 x 32, rank 4 on 2.00 MiB card: simulating" in err
+
+
 # -- on the device that is there ---------------------------------------------------------------------------------
 
 
