@@ -33,7 +33,7 @@ help:
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
-	@echo 'make bench        cold start, sweep, replay, simulation and overhead of run, each against its bar'
+	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, overhead of run: each against its bar'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -79,6 +79,7 @@ bench: $(TEST)
 	$(BIN)/python benchmarks/bench_cold_start.py || status=1; \
 	$(BIN)/python benchmarks/bench_sweep.py || status=1; \
 	$(BIN)/python benchmarks/bench_sweep_csv.py || status=1; \
+	$(BIN)/python benchmarks/bench_frontier.py || status=1; \
 	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
 	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	$(BIN)/python benchmarks/bench_run_overhead.py || status=1; \

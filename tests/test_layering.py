@@ -27,21 +27,23 @@ BENEATH: dict[str, set[str]] = {
     "catalog": {"specs"},
     "results": {"ledger"},
     "search": {"__init__"},
-    "analytic": {"results", "catalog", "search"},
+    "thresholds": {"results", "search"},
+    "advice": {"thresholds"},
+    "analytic": {"catalog", "thresholds"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa"},
-    "simulate": {"results", "workload", "search"},
+    "simulate": {"workload", "thresholds"},
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"analytic", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "simulate", "measure", "compare", "reports"},
     "__main__": {"cli"},
 }
 
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
 REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
 #: Layers of the quick engine: they start at the speed of Python.
-QUICK = {"__init__", "errors", "units", "search", "specs", "ledger", "results", "catalog", "analytic"}
+QUICK = {"__init__", "errors", "units", "search", "specs", "ledger", "results", "thresholds", "catalog", "analytic"}
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.

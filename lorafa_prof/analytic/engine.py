@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from lorafa_prof.analytic.frontier import Plans, largest_batch
+from lorafa_prof.analytic.frontier import Plans, largest_within
 from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind
@@ -13,7 +13,7 @@ from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
 
 #: The formulas follow these versions; others save and allocate differently.
@@ -23,34 +23,38 @@ MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "b
 NEEDED_FLOPS = frozenset(itertools.product(("forward", "backward"), ("linear", "attention", "experts")))
 
 
-def predict(run: RunSpec, devices: Sequence[DeviceSpec] = ()) -> Prediction:
+def predict(
+    run: RunSpec, devices: Sequence[DeviceSpec] = (), *, plans: Plans | None = None, largest_batch: bool = True
+) -> Prediction:
     """Predict the memory and the arithmetic of one training step in its steady state.
 
     Args:
         run: the configuration.
         devices: cards to hold it against; the first one's library workspaces are counted in the peak.
+        plans: where plans that are made are kept, and taken from.
+        largest_batch: look for the largest batch on each card as well.
 
     Raises:
         UnsupportedError: what this engine does not model; the text names the way out.
         ContradictionError: options that the method cannot take.
     """
     refuse_unmodelled(run)
-    plans = Plans(run)
-    plan = plans.of(run.bs)
-    peak = plan.peak(run.bs, run.seq)
+    plans = Plans() if plans is None else plans
+    plan = plans.of(run)
+    peak = plans.peak(run)
     device = devices[0] if devices else None
     workspace = cublas_workspaces(device)
-    ledger = _ledger(plan, peak, workspace)
-    fits = tuple(_fit(plans, each) for each in devices)
+    ledger = _ledger(plan, run, peak, workspace)
+    fits = tuple(_fit(plans, run, peak.allocated, each, largest_batch) for each in devices)
     return Prediction(
         engine="analytic",
         run=run,
         versions={"engine": "analytic", **MODELLED_VERSIONS},
-        memory=_memory(plan, peak, ledger, workspace, device),
-        throughput=_throughput(plan),
+        memory=_memory(plan, run, peak, ledger, workspace, device),
+        throughput=_throughput(plan, run),
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
         fit=fits,
-        assumptions=_assumptions(plan, device),
+        assumptions=(*run_assumptions(run, plan.assumptions), device_assumption(device)),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
     )
@@ -85,8 +89,8 @@ def refuse_unmodelled(run: RunSpec) -> None:
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def _ledger(plan: StepPlan, peak: Peak, workspace: int) -> Ledger:
-    values = symbol_values(plan.run.bs, plan.run.seq)
+def _ledger(plan: StepPlan, run: RunSpec, peak: Peak, workspace: int) -> Ledger:
+    values = symbol_values(run.bs, run.seq)
     items = []
     for kind, count in plan.alive(peak.position):
         one = int(rounded(kind.size[0] * product_of(kind.size[1], values)))
@@ -108,8 +112,9 @@ def _item(kind: Kind, count: int, nbytes: int) -> MemoryItem:
     )  # fmt: skip
 
 
-def _memory(plan: StepPlan, peak: Peak, ledger: Ledger, workspace: int, device: DeviceSpec | None) -> Memory:
-    run = plan.run
+def _memory(
+    plan: StepPlan, run: RunSpec, peak: Peak, ledger: Ledger, workspace: int, device: DeviceSpec | None
+) -> Memory:
     return Memory(
         **Memory.parts_from(ledger),
         peak_allocated_bytes=peak.allocated + workspace,
@@ -123,25 +128,28 @@ def _memory(plan: StepPlan, peak: Peak, ledger: Ledger, workspace: int, device: 
     )
 
 
-def _fit(plans: Plans, device: DeviceSpec) -> Fit:
-    overhead = cublas_workspaces(device) + (device.context_bytes or 0)
-    needed = plans.allocated(plans.run.bs) + overhead
-    limit = device.total_bytes - overhead
+def outside_plan(device: DeviceSpec) -> int:
+    """Return the bytes of a card that a plan does not count: library workspaces, and the CUDA context if known."""
+    return cublas_workspaces(device) + (device.context_bytes or 0)
+
+
+def _fit(plans: Plans, run: RunSpec, allocated: int, device: DeviceSpec, largest: bool) -> Fit:
+    needed = allocated + outside_plan(device)
+    limit = device.total_bytes - outside_plan(device)
     return Fit(
         device=device.name,
         capacity_bytes=device.total_bytes,
         context_bytes=device.context_bytes,
         fits=needed <= device.total_bytes,
         headroom_bytes=device.total_bytes - needed,
-        max_bs=largest_batch(lambda bs: plans.allocated(bs) <= limit),
+        max_bs=largest_within(plans, run, "bs", limit, LARGEST_BATCH) if largest else None,
     )
 
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _throughput(plan: StepPlan) -> Throughput:
-    run = plan.run
+def _throughput(plan: StepPlan, run: RunSpec) -> Throughput:
     flops = plan.flops(run.bs, run.seq)
     return Throughput(
         model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS),
@@ -151,10 +159,6 @@ def _throughput(plan: StepPlan) -> Throughput:
 
 
 # -- what the figures rest on ----------------------------------------------------------------------------------------
-
-
-def _assumptions(plan: StepPlan, device: DeviceSpec | None) -> tuple[str, ...]:
-    return (*run_assumptions(plan.run, plan.assumptions), device_assumption(device))
 
 
 def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:

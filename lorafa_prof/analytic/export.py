@@ -35,14 +35,13 @@ from lorafa_prof.analytic.engine import (
     run_assumptions,
     run_unmodelled,
 )
-from lorafa_prof.analytic.frontier import LARGEST_BATCH
 from lorafa_prof.analytic.moments import Moment, candidate_moments
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results import PART_FIELDS
-from lorafa_prof.specs import DeviceSpec, MethodSpec, ModelSpec, RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, LARGEST_RANK, LARGEST_SEQUENCE, DeviceSpec, MethodSpec, ModelSpec, RunSpec
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 Options = Mapping[str, tuple[Any, ...]]
@@ -56,7 +55,7 @@ OPTIONS: Options = {
     "checkpointing": ("none", "full"),
 }
 #: The largest batch, sequence and rank that a run can have.
-LIMITS = {"bs": LARGEST_BATCH, "seq": 2**30, "rank": 2**16}
+LIMITS = {"bs": LARGEST_BATCH, "seq": LARGEST_SEQUENCE, "rank": LARGEST_RANK}
 #: What autocast (to bf16), the base and the adapters may be together here: one 16-bit dtype, and fp32.
 MIXED = "bf16 and fp16 in one run are left out of this page; lorafa-prof predict has them"
 

@@ -16,12 +16,11 @@ import numpy.typing as npt
 
 from lorafa_prof.analytic.engine import NEEDED_FLOPS, refuse_unmodelled
 from lorafa_prof.analytic.families.common import reaches_window
-from lorafa_prof.analytic.frontier import LARGEST_BATCH
 from lorafa_prof.analytic.grid import Candidates, Grid, granules, totals
 from lorafa_prof.analytic.plan import ParameterCount, StepPlan, plan
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, product_of, rounded, symbol_values
 from lorafa_prof.results import PART_FIELDS
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, RunSpec
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 Numbers = npt.NDArray[Any]
@@ -97,7 +96,7 @@ class RunFigures:
     def largest_batches(self, seq: Numbers, limit: int) -> Numbers:
         """Return the largest batch of each sequence length whose peak stays within `limit` bytes, 0 where none does.
 
-        As `frontier.largest_batch` finds it: one sequence is a step of its own, from two on memory rises with them.
+        As `frontier.largest_within` finds it: one sequence is a step of its own, from two on memory rises with them.
         """
         lengths, back = np.unique(seq, return_inverse=True)
 
@@ -106,16 +105,18 @@ class RunFigures:
 
         best = np.zeros(lengths.size, dtype=np.int64)
         rising = np.arange(lengths.size)
-        for batch in [2**power for power in range(LARGEST_BATCH.bit_length())]:
+        for batch in [2**power for power in range(1, LARGEST_BATCH.bit_length())]:
             rising = rising[fits(np.full(rising.size, batch), rising)]
-            best[rising] = batch
             if not rising.size:
                 break
+            best[rising] = batch
         between = np.nonzero((best > 1) & (best < LARGEST_BATCH))[0]
         for power in range(int(best.max()).bit_length() - 2, -1, -1):
             tried = between[best[between] >= 2 ** (power + 1)]
             more = tried[fits(best[tried] + 2**power, tried)]
             best[more] += 2**power
+        single = np.nonzero(best == 0)[0]
+        best[single[fits(np.ones(single.size, dtype=np.int64), single)]] = 1
         return best[back]
 
     def _plan(self, bs: int, seq: int) -> PlanFigures:

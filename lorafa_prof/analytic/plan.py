@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
+from lorafa_prof.analytic.families.common import window_binds
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
@@ -213,6 +214,14 @@ def count_parameters(run: RunSpec) -> ParameterCount:
     """
     builder, _ = build_model(run)
     return _counted(builder.held)
+
+
+def regime(run: RunSpec) -> RunSpec:
+    """Return the run that stands for all whose step is the same but for batch and sequence length.
+
+    A single sequence takes other copies than several, and from the sliding window on windowed layers have a mask.
+    """
+    return run.replace(bs=1 if run.bs == 1 else 2, seq=run.spec.sliding_window if window_binds(run) else 1)
 
 
 def plan(run: RunSpec) -> StepPlan:

@@ -13,6 +13,7 @@ from lorafa_prof.errors import BadInputError, MissingComponentError, Unsupported
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+    from lorafa_prof.thresholds import Engine, Guess
 
 
 #: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
@@ -96,6 +97,25 @@ def model_for(engine: str, name: str, *, trust: bool) -> ModelSpec | RunnableMod
     from lorafa_prof.catalog import load_model
 
     return load_model(name)
+
+
+def simulations(conf: str | None, guess: Guess, on_trial: Callable[[RunSpec, DeviceSpec], None]) -> Engine:
+    """Return the engine `simulate` as one that is searched for thresholds.
+
+    Args:
+        conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
+        guess: where to begin to look.
+        on_trial: told of each step before it is simulated.
+
+    Raises:
+        as `simulating`.
+    """
+    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+
+    settings = AllocatorSettings.parse(conf) if conf else None
+    with _importing_the_real_step():
+        from lorafa_prof.simulate.searching import Simulations
+    return Simulations(settings, guess, on_trial)
 
 
 def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:

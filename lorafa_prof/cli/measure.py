@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorafa_prof.cli.emit import output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, emit_measurements, is_results_file
+from lorafa_prof.cli.measuring import Sweep
 from lorafa_prof.cli.options import name_list, run_spec, sweep_options
-from lorafa_prof.cli.progress import Progress
+from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
 from lorafa_prof.reports.measurement import outcome_line
 from lorafa_prof.results import Measurement
@@ -22,7 +23,6 @@ from lorafa_prof.units import parse_bytes
 
 if TYPE_CHECKING:
     from lorafa_prof.measure.isolate import Place
-    from lorafa_prof.measure.stop import Stop
 
 #: Ends of one configuration alone that are no result: exit code 4.
 _FAILURES = ("error", "killed", "timeout")
@@ -108,7 +108,7 @@ def command(
         if place is None:
             raise KeyboardInterrupt
         peaks = _peak_flops(gpu, place, progress)
-        sweep = _Sweep(
+        sweep = Sweep(
             runs=runs, options=options, peak_flops=peaks, place=place, stop=stop, timeout_s=timeout_s, file=file,
             restart=restart, progress=progress,
         )  # fmt: skip
@@ -150,70 +150,6 @@ def _peak_flops(gpu: str | None, place: Place, progress: Progress) -> Mapping[st
     except UnknownNameError:
         progress.say(f"no MFU: the peak of {place.environment.get('device')} is not known; name a card with --gpu")
         return {}
-
-
-@dataclass(kw_only=True)
-class _Sweep:
-    """Measures one configuration after the other."""
-
-    runs: Sequence[RunSpec]
-    options: Mapping[str, Any]
-    peak_flops: Mapping[str, float | None]
-    place: Place
-    stop: Stop
-    timeout_s: float | None
-    file: MeasurementFile | None
-    restart: bool
-    progress: Progress
-    seen: list[Measurement] = field(default_factory=list)
-    """What has been measured, or was there already."""
-
-    def go(self) -> None:
-        """Measure until all is done or the end is requested.
-
-        Raises:
-            LorafaProfError: what the only configuration is refused for.
-            BadInputError: the results file cannot be written.
-        """
-        for run in self.runs:
-            if self.stop.requested:
-                return
-            if not self._have(run):
-                self._measure(run)
-
-    def _have(self, run: RunSpec) -> bool:
-        """Return whether the results file has the answer."""
-        if self.file is None or self.restart:
-            return False
-        entry = self.file.find(self._setup(run))
-        if entry is None:
-            return False
-        self.seen.append(Measurement.from_json(entry))
-        self.progress.skip(_describe(run), f"kept from {self.file.path} ({entry['outcome']}); --restart measures anew")
-        return True
-
-    def _measure(self, run: RunSpec) -> None:
-        from lorafa_prof.measure.isolate import measure_isolated
-
-        self.progress.begin(_describe(run))
-        ended = measure_isolated(
-            run, self._options(run), self.place, self.stop, timeout_s=self.timeout_s, on_stage=self.progress.stage
-        )
-        if ended.refusal is not None and len(self.runs) == 1:
-            raise ended.refusal
-        self.progress.end(outcome_line(ended.measurement))
-        if ended.measurement.outcome == "interrupted" and not ended.began:
-            return
-        self.seen.append(ended.measurement)
-        if self.file is not None:
-            self.file.record(ended.measurement, self._setup(run))
-
-    def _options(self, run: RunSpec) -> dict[str, Any]:
-        return {**self.options, "peak_flops": self.peak_flops.get("bf16" if run.amp else run.dtype)}
-
-    def _setup(self, run: RunSpec) -> Setup:
-        environment = {**self.place.environment, "options": self._options(run)}
-        return Setup(Measurement(outcome="ok", run=run, versions=self.place.versions, environment=environment))
 
 
 @dataclass(kw_only=True)
@@ -272,7 +208,7 @@ class _Ranks:
         from lorafa_prof.measure.harness import Options
 
         if is_first:
-            self.progress.begin(f"{_describe(self.runs[0])}, {os.environ['WORLD_SIZE']} processes")
+            self.progress.begin(f"{describe(self.runs[0])}, {os.environ['WORLD_SIZE']} processes")
         tell = self.progress.stage if is_first else lambda text: None
         seen = measure_in_group(
             self.runs[0], Options(**self.options), lambda m: tell(stage_of(m, self.options)), timeout_s=self.timeout_s
@@ -293,8 +229,3 @@ class _Ranks:
         peak = peaks.get("bf16" if run.amp else run.dtype)
         environment = {**m.environment, "options": {**self.options, "peak_flops": peak}}
         return replace(m, throughput=with_peak(m.throughput, peak), environment=environment)
-
-
-def _describe(run: RunSpec) -> str:
-    rank = "" if run.method.name == "full" else f", rank {run.method.rank}"
-    return f"{run.method.name}, batch {run.bs} x {run.seq}{rank}"

@@ -217,6 +217,17 @@ def _with(function: Function, *options: Callable[[Any], Any]) -> Function:
     return function
 
 
+def allocator_options(function: Function) -> Function:
+    """Add the allocator's settings, which the engine simulate takes, as `expandable_segments` and `alloc_conf`."""
+    function = click.option(
+        "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
+    )(function)
+    return click.option(
+        "--expandable-segments", is_flag=True,
+        help="The allocator setting; it changes reserved memory only (engine simulate).",
+    )(function)  # fmt: skip
+
+
 def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:
     """Return the names of a repeatable option whose values may be comma lists, each once.
 

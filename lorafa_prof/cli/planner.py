@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, write_stdout
+from lorafa_prof.cli.methods import DEFAULT_METHODS
 from lorafa_prof.cli.options import name_list
-from lorafa_prof.cli.predict import DEFAULT_METHODS
 from lorafa_prof.cli.program import PROGRAM
 from lorafa_prof.specs import METHODS, require_choice
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.options import allocator_conf, name_list, run_options, run_spec
-from lorafa_prof.errors import BadInputError, ContradictionError, MissingComponentError, UnsupportedError
+from lorafa_prof.cli.methods import for_each_method
+from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import RunSpec
 
-DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 ENGINES = ("analytic", "simulate")
-#: What leaves one of the default methods out: the engine does not model it, its library is not installed, or other
-#: options exclude it.
-_REFUSALS = (UnsupportedError, MissingComponentError, ContradictionError)
-_Refusal = UnsupportedError | MissingComponentError | ContradictionError
 
 
 def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -47,13 +42,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
-@click.option(
-    "--expandable-segments", is_flag=True,
-    help="The allocator setting; it changes reserved memory only (engine simulate).",
-)  # fmt: skip
-@click.option(
-    "--alloc-conf", metavar="TEXT", help="Allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine simulate)."
-)
+@allocator_options
 @click.option(
     "--snapshot",
     metavar="FILE",
@@ -104,40 +93,15 @@ def command(
     if engine == "analytic":
         from lorafa_prof.analytic import predict
 
-        predictions = _predictions(name_list(methods), lambda name: predict(run_of(name), devices))
+        predictions = for_each_method(name_list(methods), lambda name: predict(run_of(name), devices))
     else:
         if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
         predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
-        predictions = _predictions(name_list(methods), lambda name: predict_one(run_of(name)))
+        predictions = for_each_method(name_list(methods), lambda name: predict_one(run_of(name)))
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
-
-
-def _predictions(asked: list[str], predict_one: Callable[[str], Prediction]) -> list[Prediction]:
-    return [predict_one(name) for name in asked] if asked else _all_that_can(predict_one)
-
-
-def _all_that_can(predict_one: Callable[[str], Prediction]) -> list[Prediction]:
-    """Return the default methods' predictions; those that cannot be had are left out, and said to be.
-
-    Where none can be had that is the error; one that excludes a single method would be no help.
-    """
-
-    def attempt(name: str) -> Prediction | _Refusal:
-        try:
-            return predict_one(name)
-        except _REFUSALS as error:
-            return error
-
-    answers = {name: attempt(name) for name in DEFAULT_METHODS}
-    refusals = {name: answer for name, answer in answers.items() if isinstance(answer, _REFUSALS)}
-    if len(refusals) == len(answers):
-        raise min(refusals.values(), key=lambda refusal: isinstance(refusal, ContradictionError))
-    for name, refusal in refusals.items():
-        click.echo(f"lorafa-prof: {name} is left out: {refusal}", err=True)
-    return [answer for answer in answers.values() if not isinstance(answer, _REFUSALS)]
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

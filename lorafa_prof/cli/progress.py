@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.specs import RunSpec
 
 REDRAW_S = 0.1
 BAR_WIDTH = 16
@@ -46,18 +47,23 @@ class _Stderr:
 
 
 class Progress(_Stderr):
-    """Tells of `total` configurations that are measured one after the other."""
+    """Tells of configurations that are worked on one after the other.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        total: how many there are; None: not known, as in a search.
+        doing: what is done with each.
+    """
+
+    def __init__(self, total: int | None, doing: str = "measuring") -> None:
         super().__init__()
-        self._total = total
+        self._total, self._doing = total, doing
         self._number = 0
         self._name = ""
 
     def begin(self, name: str) -> None:
-        """Say that the next configuration is measured."""
+        """Say that it is the next configuration's turn."""
         self._number, self._name = self._number + 1, name
-        self.stage("start") if self._is_terminal else self.end("measuring")
+        self.stage("start") if self._is_terminal else self.end(self._doing)
 
     def stage(self, text: str) -> None:
         """Say how far it is."""
@@ -73,8 +79,13 @@ class Progress(_Stderr):
         self._number, self._name = self._number + 1, name
         self.end(text)
 
+    def clear(self) -> None:
+        """Take the changing line away."""
+        self._write(self._wiped())
+
     def _of_this(self, text: str) -> str:
-        return f"{self._number}/{self._total} {self._name}: {text}"
+        number = f"trial {self._number}" if self._total is None else f"{self._number}/{self._total}"
+        return f"{number} {self._name}: {text}"
 
 
 class Bar(_Stderr):
@@ -121,3 +132,9 @@ def _terminal_width() -> int:
 
 def _clean(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def describe(run: RunSpec) -> str:
+    """Return a configuration in a few words."""
+    rank = "" if run.method.name == "full" else f", rank {run.method.rank}"
+    return f"{run.method.name}, batch {run.bs} x {run.seq}{rank}"

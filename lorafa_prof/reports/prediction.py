@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from lorafa_prof.ledger import Category, MemoryItem
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
-from lorafa_prof.results import PART_FIELDS, Fit, Prediction
+from lorafa_prof.results import PART_FIELDS, Axis, Fit, Prediction
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.units import format_count, format_gib, gib
 
@@ -64,18 +64,19 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     )
 
 
-def run_title(run: RunSpec) -> str:
-    """Return the configuration in one line, the method left out."""
-    spec = run.model
+def run_title(run: RunSpec, without: Axis | None = None) -> str:
+    """Return the configuration in one line, the method left out, and what is varied along an axis."""
+    sizes = {"bs": f"batch {run.bs}", "seq": f"{run.seq:,} tokens"}
     parts = [
-        f"{spec.name}: batch {run.bs} x {run.seq:,} tokens",
+        f"{run.model.name}: {' x '.join(text for axis, text in sizes.items() if axis != without)}",
         run.dtype + (" with autocast" if run.amp else ""),
         f"{run.attn} attention",
     ]
     if run.checkpointing != "none":
         parts.append(f"{run.checkpointing} checkpointing")
     method: MethodSpec = run.method
-    parts.append(f"rank {method.rank} on {', '.join(method.targets)}")
+    rank = "adapters" if without == "rank" else f"rank {method.rank}"
+    parts.append(f"{rank} on {', '.join(method.targets)}")
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
     return ", ".join(parts)
@@ -266,11 +267,20 @@ def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:
 
 
 def _joined(predictions: Sequence[Prediction], lines: Callable[[Prediction], Sequence[str]]) -> str:
-    """Return all lines once, those that hold for some methods only with these methods' names."""
-    held: dict[str, list[str]] = {}
-    for p in predictions:
-        for line in lines(p):
-            held.setdefault(line, []).append(method_name(p.run.method.name))
-    shared = [line for line, names in held.items() if len(names) == len(predictions)]
-    own = [f"{line} ({', '.join(names)})" for line, names in held.items() if len(names) < len(predictions)]
+    return joined_lines([(method_name(p.run.method.name), lines(p)) for p in predictions])
+
+
+def joined_lines(told: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return all lines once, those that hold for some methods only with these methods' names.
+
+    Args:
+        told: methods, each with its lines; one may be there several times.
+    """
+    held: dict[str, dict[str, None]] = {}
+    for name, lines in told:
+        for line in lines:
+            held.setdefault(line, {})[name] = None
+    everyone = {name for name, _ in told}
+    shared = [line for line, names in held.items() if len(names) == len(everyone)]
+    own = [f"{line} ({', '.join(names)})" for line, names in held.items() if len(names) < len(everyone)]
     return "; ".join([*shared, *own])

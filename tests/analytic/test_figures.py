@@ -11,11 +11,11 @@ import pytest
 
 from lorafa_prof.analytic import figures, predict
 from lorafa_prof.analytic.figures import RunFigures
-from lorafa_prof.analytic.frontier import Plans, largest_batch
+from lorafa_prof.analytic.frontier import Plans, largest_within
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.results import PART_FIELDS
-from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, MethodSpec, RunSpec
 from tests.analytic.runs import EAGER_ONLY, FAMILIES, WINDOWED, run_of
 
 #: One sequence and several; multiples of what kernels pad to and not; around the window of the tiny models, which
@@ -91,10 +91,10 @@ def test_largest_batches_are_those_of_the_bisection(family: str) -> None:
     """For limits from nothing fits to everything does, at lengths below and beyond the window."""
     run = run_of(family, "lora")
     lengths = [16, 3, 40, 16, 15]
-    low = Plans(run.replace(bs=1, seq=40)).allocated(1)
+    plans = Plans()
+    low = plans.peak(run.replace(bs=1, seq=40)).allocated
     for limit in (low - 1, low, low + 200_000, 50 * low, 2**62):
-        plans = [Plans(run.replace(seq=length)) for length in lengths]
-        expected = [largest_batch(lambda bs, p=p, limit=limit: p.allocated(bs) <= limit) for p in plans]
+        expected = [largest_within(plans, run.replace(seq=length), "bs", limit, LARGEST_BATCH) for length in lengths]
         assert RunFigures(run).largest_batches(np.array(lengths), limit).tolist() == expected
 
 
@@ -104,8 +104,8 @@ def test_what_predict_refuses_is_refused() -> None:
         RunFigures(run_of("llama", "lora", checkpointing="selective"))
     with pytest.raises(ContradictionError, match="freezes A"):
         RunFigures(run_of("llama", "lora", optimizer="lorafa"))
-    with pytest.raises(UnsupportedError, match="does not model the method dora"):
-        RunFigures(run_of("llama", "dora")).at(np.array([1]), np.array([8]))
+    with pytest.raises(UnsupportedError, match="does not model the method lora-ga"):
+        RunFigures(run_of("llama", "lora-ga")).at(np.array([1]), np.array([8]))
     llama = RunFigures(RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name="lora")))
     with pytest.raises(BadInputError, match="beyond the 4096 positions"):
         llama.at(np.array([1]), np.array([5000]))

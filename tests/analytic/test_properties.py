@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from lorafa_prof.analytic import predict
-from lorafa_prof.analytic.frontier import LARGEST_BATCH, largest_batch
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.results import PART_FIELDS, Prediction, predictions_to_json
@@ -87,12 +86,6 @@ def test_predictions_survive_json(options: dict[str, Any], method: str, cards: t
     data = json.loads(predictions_to_json([found]))["predictions"][0]
     assert Prediction.from_json(data) == found
     assert Prediction.from_json(data).run.model.config == found.run.model.config
-
-
-@given(limit=st.integers(0, 2**21))
-def test_the_largest_batch_is_the_last_that_fits(limit: int) -> None:
-    """0 where none does, and never beyond what a run may ask for."""
-    assert largest_batch(lambda bs: bs <= limit) == min(limit, LARGEST_BATCH)
 
 
 @pytest.mark.parametrize(

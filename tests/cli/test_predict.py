@@ -193,7 +193,7 @@ def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]
         (("--model", "llama2-7b", "--rank", "0"), "rank must be between 1 and"),
         (("--model", "llama2-7b", "--dropout", "1"), "dropout must be below 1"),
         (("--model", "llama2-7b", "--dropout", "nan"), "dropout must be between 0 and 1"),
-        (("--model", "llama2-7b", "--method", "dora"), "does not model the method dora"),
+        (("--model", "llama2-7b", "--method", "lora-ga"), "does not model the method lora-ga"),
         (("--model", "llama2-7b", "--check"), "--check needs a card"),
         (("--model", "llama2-7b", "--shard", "zero3", "--gpus", "8"), "does not model several GPUs"),
         (("--model", "llama3-8b", "--dtype", "fp32", "--method", "lora"), "unfused math path"),

@@ -1,6 +1,7 @@
 """A measuring process that goes wrong in every way: the real child around a worker that needs no torch.
 
-What it does is said by the name of the run's model: words separated by spaces, each done in its turn.
+What it does is said by the name of the run's model: words separated by +, each done in its turn; after "oom-above"
+comes the largest batch that fits.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class Faults:
             report(seen)
         for number in range(1, options["steps"] + 1):
             for word in words:
-                if word in DEEDS and number == 3:
+                if word in DEEDS and number == min(3, options["steps"]):
                     DEEDS[word]()
+            if "oom-above" in words and run.bs > int(words[-1]):
+                DEEDS["oom"]()
             step = StepTime(step_s=number / 8, forward_s=0.0625, tokens=run.bs * run.seq)
             seen = replace(seen, steps=(*seen.steps, step), parameters={"total": 8, "trainable": 2})
             if "mute" not in words:

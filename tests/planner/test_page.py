@@ -103,6 +103,6 @@ class TestCommand:
 
     def test_what_the_engine_refuses_is_on_the_page(self) -> None:
         """A method that this engine does not model is there with the reason, as `predict` words it."""
-        plans = export([load_model("gpt2")], ["dora", "lora"], [load_device("t4")], options=FEW)
-        numbers = plans["models"][0]["methods"]["dora"]
-        assert all(number < 0 and "does not model the method dora" in plans["texts"][-1 - number] for number in numbers)
+        plans = export([load_model("gpt2")], ["lora-ga", "lora"], [load_device("t4")], options=FEW)
+        numbers = plans["models"][0]["methods"]["lora-ga"]
+        assert all(number < 0 and "does not model the method lora-ga" in plans["texts"][-1 - number] for number in numbers)

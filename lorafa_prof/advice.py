@@ -1,0 +1,252 @@
+"""What would make the first configuration that does not fit one that does: changes, each judged by the same engine.
+
+Nothing is estimated here. A change that the engine refuses is left out, and so is one that saves nothing. What a change
+costs is arithmetic: executed FLOPs a token against those of the configuration as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from lorafa_prof.errors import LorafaProfError
+from lorafa_prof.results import Axis, Change, Threshold, value_along
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.thresholds import Engine
+
+#: The first cards with PyTorch's flash attention: Ampere.
+_FLASH_SINCE = (8, 0)
+#: Methods whose A can be frozen instead, and which that is.
+_FROZEN = {"lora": "lora-fa", "lora-plus": "lora-fa", "pissa": "lora-fa", "dora": "lora-fa", "qlora": "qlora-fa"}
+
+Flops = Callable[[RunSpec], int | None]
+"""Executed FLOPs of a step; None where they are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A change that may help."""
+
+    what: str
+    options: str
+    apply: Callable[[RunSpec], RunSpec]
+    alters: str | None = None
+    note: str | None = None
+
+
+def advise(engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops) -> tuple[Change, ...]:
+    """Return the changes that make `first_oom` fit, least arithmetic first, and after them those that only help.
+
+    Where no single change is enough, the first is a combination that is, if there is one.
+    """
+    if threshold.first_oom is None:
+        return ()
+    return tuple(_Advice(engine, threshold, threshold.at(threshold.first_oom), device, flops).changes())
+
+
+def with_advice(engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops) -> Threshold:
+    """Return the threshold with its advice."""
+    return replace(threshold, advice=advise(engine, threshold, device, flops))
+
+
+# -- candidates ------------------------------------------------------------------------------------------------------
+
+
+def candidates(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
+    """Yield the changes of options that might save memory for this run on this card."""
+    yield from _of_code(run, device)
+    yield from _of_precision(run)
+    yield from _of_method(run)
+
+
+def _of_code(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
+    """Yield what computes the same in another way."""
+    if run.checkpointing == "none":
+        note = "each layer's forward runs once more in the backward"
+        yield _set("full activation checkpointing", "--checkpointing full", note=note, checkpointing="full")
+    if run.attn == "eager":
+        yield _set("sdpa instead of eager attention", "--attn sdpa", attn="sdpa")
+    if run.attn != "flash" and (device.compute_capability is None or device.compute_capability >= _FLASH_SINCE):
+        yield _set(f"flash instead of {run.attn} attention", "--attn flash", attn="flash")
+    if run.loss == "hf":
+        yield _set("fused loss", "--loss fused", loss="fused")
+    if run.resolved_optimizer == "adamw":
+        yield _set("fused instead of foreach AdamW", "--optimizer adamw-fused", optimizer="adamw-fused")
+
+
+def _of_precision(run: RunSpec) -> Iterator[Candidate]:
+    """Yield what keeps or computes something in fewer bits."""
+    base = "bf16" if run.dtype == "fp32" else run.dtype
+    if run.dtype == "fp32":
+        yield _set("base weights in bf16", "--dtype bf16", "weights in bf16 instead of fp32", dtype="bf16")
+    if run.method.name != "full" and run.resolved_adapter_dtype == "fp32" and run.dtype != "fp32":
+        alters = f"adapters and their states in {base}: small updates are lost to rounding"
+        yield _set(f"adapters in {base}", f"--adapter-dtype {base}", alters, adapter_dtype=base)
+        if base == "bf16" and not run.amp:
+            yield _set("bf16 autocast", "--amp", "the adapters' products in bf16 instead of fp32", amp=True)
+    if run.resolved_optimizer in ("adamw", "adamw-fused"):
+        alters = "optimizer states in 8 bits"
+        yield _set("8-bit AdamW", "--optimizer adamw-8bit", alters, optimizer="adamw-8bit")
+    if run.method.name != "full" and run.resolved_quant == "none":
+        alters = "base weights in 4 bits"
+        note = "dequantising moves memory, which no FLOP shows"
+        yield _set("4-bit base weights", "--quant nf4", alters, note=note, quant="nf4")
+
+
+def _of_method(run: RunSpec) -> Iterator[Candidate]:
+    name = run.method.name
+    others = ["lora", "lora-fa"] if name == "full" else [_FROZEN[name]] if name in _FROZEN else []
+    for other in others:
+        alters = "another method: adapters instead of all weights" if name == "full" else "another method: A is frozen"
+
+        def apply(run: RunSpec, other: str = other) -> RunSpec:
+            return run.replace(method=replace(run.method, name=other))
+
+        yield Candidate(what=f"{other} instead of {name}", options=f"--method {other}", apply=apply, alters=alters)
+
+
+def _set(what: str, options: str, alters: str | None = None, note: str | None = None, **fields: object) -> Candidate:
+    return Candidate(
+        what=what, options=options, apply=lambda run: run.replace(**fields), alters=alters, note=note
+    )  # fmt: skip
+
+
+# -- judged ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Advice:
+    engine: Engine
+    threshold: Threshold
+    run: RunSpec
+    """The first that does not fit."""
+    device: DeviceSpec
+    flops: Flops
+
+    def changes(self) -> list[Change]:
+        """Return all that helps, best first."""
+        tried = [*candidates(self.run, self.device), *self._smaller()]
+        judged = [(candidate, change) for candidate in tried if (change := self._judged(candidate)) is not None]
+        found = [change for _, change in judged]
+        if judged and not any(change.fits for change in found):
+            found += self._together(judged)
+        return sorted(found, key=_rank)
+
+    def _judged(self, candidate: Candidate) -> Change | None:
+        """Return what a change brings; None where it is refused, or saves nothing."""
+        try:
+            changed = candidate.apply(self.run)
+            if changed == self.run:
+                return None
+            room = self.engine.headroom(changed, self.device)
+            before = self._before()
+            saved = None if room is None or before is None else room - before
+            if room is None or (saved is not None and saved <= 0):
+                return None
+            return Change(
+                what=candidate.what, options=candidate.options, alters=candidate.alters, saved_bytes=saved,
+                fits=room >= 0, max=self._new_max(changed) if room >= 0 else None,
+                flops_ratio=self._flops_ratio(changed), note=candidate.note,
+            )  # fmt: skip
+        except LorafaProfError:
+            return None
+
+    def _before(self) -> int | None:
+        edge = self.threshold.at_first_oom
+        return None if edge is None else edge.headroom_bytes
+
+    def _new_max(self, changed: RunSpec) -> int | None:
+        """Return the threshold with the change, where that is quickly found; None if it changes the value itself."""
+        axis = self.threshold.axis
+        if not self.engine.is_quick or value_along(changed, axis) != self.threshold.first_oom:
+            return None
+        return self.engine.largest(changed, axis, self.device, self.threshold.limit)
+
+    def _flops_ratio(self, changed: RunSpec) -> float | None:
+        before, after = self.flops(self.run), self.flops(changed)
+        if not before or not after:
+            return None
+        return (after / (changed.bs * changed.seq)) / (before / (self.run.bs * self.run.seq))
+
+    # -- smaller steps ------------------------------------------------------------------------------------------------
+
+    def _smaller(self) -> Iterator[Candidate]:
+        """Yield the same work in smaller steps, and less work a step; looked for where that is quickly done."""
+        if self.run.bs > 1:
+            fitting = self._fitting("bs", self.run.bs - 1)
+            if fitting:
+                yield _accumulated(self.run, fitting)
+        if self.threshold.axis != "seq" and self.run.seq > 1 and self.engine.is_quick:
+            fitting = self._fitting("seq", self.run.seq - 1)
+            if fitting:
+                yield _set(
+                    f"sequences of {fitting:,}", f"--seq {fitting}", f"{fitting:,} instead of {self.run.seq:,} tokens",
+                    seq=fitting,
+                )  # fmt: skip
+
+    def _fitting(self, axis: Axis, most: int) -> int:
+        if axis == self.threshold.axis:
+            return self.threshold.max
+        if not self.engine.is_quick:
+            return 0
+        return self.engine.largest(self.run, axis, self.device, most)
+
+    # -- several at once ----------------------------------------------------------------------------------------------
+
+    def _together(self, judged: Sequence[tuple[Candidate, Change]]) -> list[Change]:
+        """Return the smallest combination found: what alters nothing comes first, then what saves most; of these what
+        it does not need is taken out again.
+        """
+        order = sorted(judged, key=lambda each: (each[1].alters is not None, -(each[1].saved_bytes or 0)))
+        taken: list[Candidate] = []
+        for candidate, _ in order:
+            if not any(_share_an_option(candidate, other) for other in taken):
+                taken.append(candidate)
+            if len(taken) > 1 and self._fits(taken):
+                break
+        else:
+            return []
+        for candidate in reversed(taken[:-1]):
+            fewer = [each for each in taken if each is not candidate]
+            if self._fits(fewer):
+                taken = fewer
+        change = self._judged(_combined(taken))
+        return [] if change is None else [change]
+
+    def _fits(self, taken: Sequence[Candidate]) -> bool:
+        change = self._judged(_combined(taken))
+        return change is not None and change.fits
+
+
+def _rank(change: Change) -> tuple[bool, float, bool, int]:
+    """What fits comes first, by the arithmetic that it adds (to a thousandth); of equals, what alters nothing."""
+    if not change.fits:
+        return True, 0.0, False, -(change.saved_bytes or 0)
+    cost = float("inf") if change.flops_ratio is None else max(1.0, round(change.flops_ratio, 3))
+    return False, cost, change.alters is not None, -(change.saved_bytes or 0)
+
+
+def _accumulated(run: RunSpec, fitting: int) -> Candidate:
+    """The same batch in as few micro-batches as have to be, as even as they can be."""
+    parts = -(-run.bs // fitting)
+    micro = -(-run.bs // parts)
+    return _set(
+        f"gradient accumulation: {parts} micro-batches of {micro} at most", f"--bs {micro}",
+        note=f"one step of {run.bs:,} sequences in {parts} passes", bs=micro,
+    )  # fmt: skip
+
+
+def _share_an_option(one: Candidate, other: Candidate) -> bool:
+    return one.options.split()[0] == other.options.split()[0]
+
+
+def _combined(taken: Sequence[Candidate]) -> Candidate:
+    def together(values: Sequence[str | None], joint: str) -> str | None:
+        return joint.join(value for value in values if value is not None) or None
+
+    return Candidate(
+        what=" and ".join(each.what for each in taken), options=" ".join(each.options for each in taken),
+        apply=lambda run: reduce(lambda changed, each: each.apply(changed), taken, run),
+        alters=together([each.alters for each in taken], "; "), note=together([each.note for each in taken], "; "),
+    )  # fmt: skip

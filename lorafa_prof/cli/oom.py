@@ -1,0 +1,239 @@
+"""`lorafa-prof oom`: the largest batch, sequence or rank that fits a card, and what would make the next one fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from lorafa_prof.cli.emit import emit, output_options
+from lorafa_prof.cli.engines import model_for, simulations
+from lorafa_prof.cli.methods import for_each_method
+from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.cli.progress import Progress, describe
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.results.threshold import Axis
+from lorafa_prof.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from lorafa_prof.analytic.thresholds import ClosedForms
+    from lorafa_prof.results import Threshold
+    from lorafa_prof.specs import DeviceSpec, RunSpec
+    from lorafa_prof.thresholds import Engine
+
+ENGINES = ("analytic", "simulate", "measure")
+
+
+@click.command()
+@run_options
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="M",
+    help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
+)
+@click.option(
+    "--axis", type=click.Choice(get_args(Axis)), default="bs", show_default=True,
+    help="What is raised until it does not fit: batch, sequence length or rank.",
+)  # fmt: skip
+@click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="Who judges.")
+@click.option(
+    "--gpu",
+    "gpus_asked",
+    multiple=True,
+    metavar="G",
+    help="Card (alias or JSON file); may be repeated or a comma list; all: every card of the catalog.",
+)
+@click.option(
+    "--advice/--no-advice", default=None,
+    help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
+)  # fmt: skip
+@click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
+@allocator_options
+@click.option("--device", metavar="D", help="Where to measure: cuda, cuda:1, ... or cpu.  [default: cuda]")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+    help="End a trial that takes longer (engine measure).  [default: never]",
+)  # fmt: skip
+@click.option("--restart", is_flag=True, help="Measure again what an earlier search into FILE has tried.")
+@output_options
+def command(
+    methods: tuple[str, ...],
+    axis: Axis,
+    engine: str,
+    gpus_asked: tuple[str, ...],
+    advice: bool | None,
+    cap: str | None,
+    expandable_segments: bool,
+    alloc_conf: str | None,
+    device: str | None,
+    timeout_s: float | None,
+    restart: bool,
+    format: str | None,
+    output: str | None,
+    **options: Any,
+) -> None:
+    """Find the largest batch, sequence or rank that fits a card, and what would make the next one fit.
+
+    \b
+    Examples:
+      lorafa-prof oom --model llama2-7b --seq 1024 --gpu rtx4090
+      lorafa-prof oom --model llama2-7b --axis seq --gpu rtx4090 --gpu a100-40gb --method lora,lora-fa
+      lorafa-prof oom --model qwen3-8b --cap 24GiB --axis rank --method qlora --format json
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    if engine != "simulate" and (alloc_conf or expandable_segments):
+        raise BadInputError("--alloc-conf and --expandable-segments go with --engine simulate")
+    if engine != "measure" and (device is not None or timeout_s is not None or restart):
+        raise BadInputError("--device, --timeout and --restart go with --engine measure")
+    from lorafa_prof.analytic.thresholds import ClosedForms
+
+    names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
+    wants_advice = engine != "measure" if advice is None else advice
+    model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
+    if axis == "seq":  # the length to begin with is of no account, and the default may be too long
+        options["seq"] = min(options["seq"], model.max_positions or options["seq"])
+    question = _Question(
+        forms=ClosedForms(), axis=axis, methods=name_list(methods), advice=wants_advice,
+        run_of=lambda method: run_spec(model, method, **options),
+    )  # fmt: skip
+    if engine == "analytic":
+        found = question.ask(question.forms, _devices(names, cap_bytes))
+    elif engine == "simulate":
+        devices = _devices(names, cap_bytes)
+        devices = _of_nvidia(devices) if "all" in names else devices
+        found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments))
+    else:
+        found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
+    _emit(found, format, output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What the command line asks, whoever answers."""
+
+    forms: ClosedForms
+    """For arithmetic, and for a place to begin to look."""
+    axis: Axis
+    methods: list[str]
+    advice: bool
+    run_of: Callable[[str], RunSpec]
+
+    def ask(self, judge: Engine, devices: Sequence[DeviceSpec]) -> list[Threshold]:
+        """Return the thresholds of all methods on all devices, device by device."""
+        from lorafa_prof.advice import with_advice
+        from lorafa_prof.thresholds import find_threshold
+
+        def on(device: DeviceSpec, run: RunSpec) -> Threshold:
+            found = find_threshold(judge, run, self.axis, device)
+            return with_advice(judge, found, device, self.forms.executed_flops) if self.advice else found
+
+        def of_method(name: str) -> list[Threshold]:
+            run = self.run_of(name)
+            return [on(device, run) for device in devices]
+
+        return [
+            each for same_device in zip(*for_each_method(self.methods, of_method), strict=True) for each in same_device
+        ]
+
+
+def _simulated(question: _Question, devices: Sequence[DeviceSpec], conf: str | None) -> list[Threshold]:
+    progress = Progress(None, "simulating")
+    judge = simulations(
+        conf, question.forms.guess, lambda run, device: progress.begin(f"{describe(run)} on {device.name}")
+    )
+    try:
+        return question.ask(judge, devices)
+    finally:
+        progress.clear()
+
+
+def _measured(
+    question: _Question,
+    names: Sequence[str],
+    cap: int | None,
+    device: str,
+    timeout_s: float | None,
+    restart: bool,
+    output: str | None,
+) -> list[Threshold]:
+    """Search on the device that is there; with -o the trials are kept beside the result."""
+    from lorafa_prof.cli.measurement_file import MeasurementFile
+    from lorafa_prof.cli.oom_measure import Trials, devices_at
+    from lorafa_prof.measure.isolate import find_place
+    from lorafa_prof.measure.stop import Stop
+
+    progress = Progress(None)
+    kept = None if output is None or _is_special(output) else Path(output).with_suffix(".trials.json")
+    file = None if kept is None else MeasurementFile(str(kept), progress.say)
+    with Stop() as stop:
+        place = find_place({"device": device, "cap_bytes": None}, stop)
+        if place is None:
+            raise KeyboardInterrupt
+        devices = devices_at(place, _devices(names, cap) if names else [], cap)
+        trials = Trials(
+            device=device, place=place, stop=stop, guess=question.forms.guess, timeout_s=timeout_s, file=file,
+            restart=restart, progress=progress,
+        )  # fmt: skip
+        return question.ask(trials, devices)
+
+
+def _is_special(output: str) -> bool:
+    return output == "-" or (Path(output).exists() and not Path(output).is_file())
+
+
+def _devices(names: Sequence[str], cap: int | None) -> list[DeviceSpec]:
+    """Return the cards that were named, with no more memory than the cap leaves them; or one of the cap alone.
+
+    Raises:
+        BadInputError: neither a card nor a cap; a name that is not known.
+    """
+    from lorafa_prof.catalog import device_names, load_device
+    from lorafa_prof.specs import DeviceSpec
+
+    if not names and cap is None:
+        raise BadInputError(
+            "on which card? Name one with --gpu (rtx4090, a100-80gb, ...: lorafa-prof list gpus), take --gpu all, or a "
+            "size with --cap 24GiB"
+        )
+    if cap is not None and not names:
+        return [
+            DeviceSpec(
+                name=f"{format_bytes(cap)} card", full_name=f"a card of {format_bytes(cap)}", vendor="nvidia",
+                architecture="", compute_capability=None, total_bytes=cap, bandwidth=None, peak_flops={},
+            )
+        ]  # fmt: skip
+    found = [load_device(name) for name in (device_names() if "all" in names else names)]
+    return found if cap is None else [_capped(device, cap) for device in found]
+
+
+def _of_nvidia(devices: Sequence[DeviceSpec]) -> list[DeviceSpec]:
+    """Return the cards that the simulation knows; of all of the catalog the others are left out, and said to be."""
+    others = [device.name for device in devices if device.vendor != "nvidia"]
+    if others:
+        click.echo(f"lorafa-prof: {', '.join(others)} left out: the simulation knows CUDA alone", err=True)
+    return [device for device in devices if device.vendor == "nvidia"]
+
+
+def _capped(device: DeviceSpec, cap: int) -> DeviceSpec:
+    """Return the card with so many bytes for the allocator, and the CUDA context on top, as `measure --cap` has it."""
+    from lorafa_prof.compare import capacity
+
+    room = capacity({"total_bytes": device.total_bytes, "cap_bytes": cap}, device.context_bytes)
+    return replace(device, total_bytes=room or cap)
+
+
+def _emit(thresholds: list[Threshold], format: str | None, output: str | None) -> None:
+    from lorafa_prof.reports import oom as tables
+    from lorafa_prof.results import thresholds_to_json
+
+    emit(
+        tables=lambda: [tables.threshold_table(thresholds), *tables.advice_tables(thresholds)],
+        records=lambda: tables.records_table(thresholds),
+        document=lambda: thresholds_to_json(thresholds),
+        format=format,
+        output=output,
+    )

@@ -1,0 +1,76 @@
+"""The simulation as an engine that is searched for thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorafa_prof.results import Axis, along, value_along
+from lorafa_prof.search import last_within
+from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.simulate.engine import Simulation, simulate
+from lorafa_prof.simulate.thresholds import LARGEST_BATCH
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.thresholds import Guess, Verdict
+
+
+class Simulations:
+    """Judges by simulated steps, each recorded once.
+
+    Args:
+        settings: of the caching allocator; None: PyTorch's defaults.
+        guess: where to begin to look along an axis; what is found does not depend on it.
+        on_trial: told of each step before it is recorded.
+    """
+
+    name = "simulate"
+    largest_batch = LARGEST_BATCH
+    is_quick = False
+
+    def __init__(
+        self,
+        settings: AllocatorSettings | None,
+        guess: Guess,
+        on_trial: Callable[[RunSpec, DeviceSpec], None] = lambda run, device: None,
+    ) -> None:
+        self._settings, self._guess, self._on_trial = settings, guess, on_trial
+        self._simulations: dict[tuple[RunSpec, str], Simulation] = {}
+        self._verdicts: dict[tuple[RunSpec, str, int], Verdict] = {}
+
+    def verdict(self, run: RunSpec, device: DeviceSpec) -> Verdict:
+        """See `lorafa_prof.thresholds.Engine.verdict`."""
+        key = (run, device.name, device.total_bytes)
+        if key not in self._verdicts:
+            simulation = self._simulation(run, device)
+            self._verdicts[key] = Verdict.predicted(simulation.prediction([device], largest_batch=False))
+        return self._verdicts[key]
+
+    def headroom(self, run: RunSpec, device: DeviceSpec) -> int | None:
+        """See `lorafa_prof.thresholds.Engine.headroom`."""
+        return self.verdict(run, device).headroom_bytes
+
+    def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
+        """See `lorafa_prof.thresholds.Engine.largest`.
+
+        Batches are looked for with sizes from a few recordings. Another length is padded by kernels in its own way, and
+        another rank has other adapters, so that each that is tried is recorded: a handful.
+        """
+        guess = min(max(1, self._guess(run, axis, device, most) or value_along(run, axis)), most)
+        if axis == "bs":
+            simulation = self._simulation(along(run, axis, max(2, guess)), device)
+            return min(simulation.thresholds.largest_batch(device.total_bytes, device.context_bytes or 0), most)
+
+        def needed(value: int) -> int:
+            return device.total_bytes - (self.headroom(along(run, axis, value), device) or 0)
+
+        return last_within(needed, device.total_bytes, most=most, guess=guess)
+
+    def gap(self, run: RunSpec, axis: Axis, device: DeviceSpec, below: int) -> int | None:
+        """Not looked for: each look is a recording."""
+        return None
+
+    def _simulation(self, run: RunSpec, device: DeviceSpec) -> Simulation:
+        key = (run, device.name)
+        if key not in self._simulations:
+            self._on_trial(run, device)
+            self._simulations[key] = simulate(run, device, settings=self._settings)
+        return self._simulations[key]
