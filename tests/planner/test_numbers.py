@@ -43,6 +43,30 @@ def test_the_page_equals_predict(browser: Browser, plans: dict[str, Any]) -> Non
     assert figures >= 25
 
 
+@pytest.mark.parametrize("seq", [1, 16, 4095, 4096, 4097, 32768])
+@pytest.mark.parametrize("bs", [1, 2])
+def test_the_edges_of_the_plans(browser: Browser, bs: int, seq: int) -> None:
+    """A single sequence or two, just below, at and above the sliding window: each has the plan that `predict` takes."""
+    for method in ("full", "lora-fa"):
+        run = {
+            "model": "mistral-7b", "method": method, "gpu": "h100", "bs": bs, "seq": seq, "rank": 8, "dtype": "bf16",
+            "adapter_dtype": "auto", "amp": False, "attn": "sdpa", "checkpointing": "none",
+        }  # fmt: skip
+        assert comparable(browser.evaluate(run)) == predicted(run)
+
+
+def test_of_equal_moments_the_first_is_the_peak(browser: Browser) -> None:
+    """As `StepPlan.peak` has it; a later one counts only if it is higher."""
+    script = """
+        const sums = [[], [0, 1], [0, 2]], moments = [[0, 0, 1, 1, 2, 0, 2, 0, 2, 3, 1, 0]];
+        const data = { engine: { granule: 512 }, models: [], devices: [], parts: ["a", "b"], terms: [[512, "b"]], sums,
+          moments, plans: [{ moments: 0 }] };
+        const { bytes, row } = new Engine(data).peak(0, 3, 1, 1);
+        return [bytes, moments[0][row]];
+    """
+    assert browser.run(script) == [2 * 512 * 3, 1]
+
+
 def test_the_controls_ask_what_the_table_answers(browser: Browser, plans: dict[str, Any]) -> None:
     """Runs that are set with the controls: the table shows the command line's bytes, and the verdict is its own."""
     asked = [run for run in random_runs(plans, 60, seed=7) if "memory" in browser.evaluate(run)][:6]
