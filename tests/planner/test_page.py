@@ -105,4 +105,5 @@ class TestCommand:
         """A method that this engine does not model is there with the reason, as `predict` words it."""
         plans = export([load_model("gpt2")], ["lora-ga", "lora"], [load_device("t4")], options=FEW)
         numbers = plans["models"][0]["methods"]["lora-ga"]
-        assert all(number < 0 and "does not model the method lora-ga" in plans["texts"][-1 - number] for number in numbers)
+        reason = "does not model the method lora-ga"
+        assert all(number < 0 and reason in plans["texts"][-1 - number] for number in numbers)
