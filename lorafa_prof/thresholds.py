@@ -18,6 +18,8 @@ from lorafa_prof.specs import LARGEST_RANK, DeviceSpec, RunnableModel, RunSpec
 
 #: No longer sequence is looked for where the model's positions do not end.
 LONGEST_SEQUENCE = 2**20
+#: Where configurations of architectures that the catalog does not know say how many positions there are.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 #: Architectures whose positions are rows of a table that ends.
 _LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "roberta", "xlm-roberta", "bert")
 
@@ -118,6 +120,11 @@ def limit_of(run: RunSpec, axis: Axis, largest_batch: int) -> Limit:
 
 def _longest_sequence(run: RunSpec) -> Limit:
     positions, name = run.model.max_positions, run.model.name
+    if isinstance(run.model, RunnableModel):
+        said = [run.model.config.get(key) for key in _POSITIONS]
+        found = next((number for number in said if isinstance(number, int) and number > 0), None)
+        if found is not None:
+            return Limit(most=found, why=f"the configuration of {name} has {found:,} positions")
     if positions is None:
         return Limit(most=LONGEST_SEQUENCE, why=f"no sequence beyond {LONGEST_SEQUENCE:,} is looked for")
     if run.model.architecture in _LEARNED_POSITIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import transformers.dynamic_module_utils
 
 from lorafa_prof.cli import main
 from lorafa_prof.results import Measurement, Prediction, measurements_to_json
-from tests.support.architectures import tiny_architectures
+from lorafa_prof.thresholds import limit_of
+from tests.support.architectures import tiny_architectures, tiny_run_of
 
 #: A model that transformers does not have, whose file says when it has been run.
 CODE = """
@@ -224,6 +226,48 @@ class TestOwnCode:
         assert "a_package_that_is_nowhere" in refused(capsys, *command(own, "--trust-remote-code"), code=3)
         (tmp_path / "modeling_tiny.py").write_text("1 / 0\n")
         assert "ZeroDivisionError" in refused(capsys, *command(own, "--trust-remote-code"))
+
+
+class TestSearchesAndSweeps:
+    """The commands over many configurations take such models too."""
+
+    def test_searched_up_to_its_positions(self, capsys: pytest.CaptureFixture[str], opt: str) -> None:
+        """A step beyond the table's end is no step: the search ends where the configuration says that it does."""
+        args = ("oom", "--engine", "simulate", "--model", opt, "--method", "lora", "--rank", "4", "--gpu", "t4")
+        assert main([*args, "--axis", "seq", "--no-advice", "--format", "json"]) == 0
+        [found] = json.loads(capsys.readouterr().out)["thresholds"]
+        assert (found["max"], found["first_oom"]) == (64, None)
+        assert found["limited_by"].endswith("has 64 positions")
+
+    def test_closed_forms_search_none(self, capsys: pytest.CaptureFixture[str], opt: str) -> None:
+        """As they predict none."""
+        assert "'opt' is not modelled" in refused(capsys, "oom", "--model", opt, "--gpu", "t4")
+        assert "'opt' is not modelled" in refused(capsys, "sweep", "--model", opt)
+
+    def test_any_rank_is_looked_for(self) -> None:
+        """How wide a model is that is known by its configuration alone nobody can tell."""
+        assert limit_of(tiny_run_of("opt", "lora"), "rank", 1).most == 2**16
+
+    def test_own_code_is_swept_when_asked_for(
+        self,
+        capsys: pytest.CaptureFixture[str],
+        own: str,
+        marker: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """In the sweep's processes as in predict: the rows are its figures."""
+        monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+        args = ("--engine", "simulate", "--model", own, "--method", "lora", "--bs", "2", "--seq", "32", "--rank", "4")
+        refused(capsys, "sweep", *args)
+        assert not marker.exists()
+        assert main(["sweep", *args, "--trust-remote-code", "-o", str(tmp_path / "s.csv")]) == 0
+        assert marker.exists()
+        capsys.readouterr()
+        [row] = csv.DictReader((tmp_path / "s.csv").read_text().splitlines())
+        [data] = predicted(capsys, *command(own, "--method", "lora", "--trust-remote-code"))
+        assert row["error"] == ""
+        assert int(row["peak_reserved_bytes"]) == data["memory"]["peak_reserved_bytes"]
 
 
 def test_measured_and_compared(capsys: pytest.CaptureFixture[str], opt: str, tmp_path: Path) -> None:
