@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import click
 
+from lorafa_prof.cli.options import name_list
 from lorafa_prof.errors import ContradictionError, MissingComponentError, UnsupportedError
+from lorafa_prof.specs import METHODS, require_choice
 
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 #: What leaves one of the default methods out: the engine does not model it, its library is not installed, or other
@@ -16,6 +18,18 @@ REFUSALS = (UnsupportedError, MissingComponentError, ContradictionError)
 _Refusal = UnsupportedError | MissingComponentError | ContradictionError
 
 Answer = TypeVar("Answer")
+
+
+def method_names(values: Sequence[str]) -> list[str]:
+    """Return the methods that --method names, each once; the default ones where it names none.
+
+    Raises:
+        BadInputError: an empty name, or one that is no method's.
+    """
+    names = name_list(values, "--method") or list(DEFAULT_METHODS)
+    for name in names:
+        require_choice("method", name, METHODS)
+    return names
 
 
 def for_each_method(asked: Sequence[str], answer: Callable[[str], Answer]) -> list[Answer]:

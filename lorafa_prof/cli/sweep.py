@@ -16,7 +16,7 @@ import click
 from lorafa_prof import __version__
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
 from lorafa_prof.cli.engines import model_for
-from lorafa_prof.cli.methods import DEFAULT_METHODS
+from lorafa_prof.cli.methods import DEFAULT_METHODS, method_names
 from lorafa_prof.cli.options import grid_options, name_list, trust_option
 from lorafa_prof.cli.predict import ENGINES
 from lorafa_prof.cli.progress import Bar
@@ -27,7 +27,7 @@ from lorafa_prof.cli.sweep_rows import END, Task
 from lorafa_prof.cli.sweep_workers import Workers, here, rows_of
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
-from lorafa_prof.specs import METHODS, DeviceSpec, ModelSpec, RunnableModel, require_choice
+from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel
 
 Spec = TypeVar("Spec", ModelSpec | RunnableModel, DeviceSpec)
 FORMATS = ("csv", "parquet", "json")
@@ -86,12 +86,9 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     from lorafa_prof.catalog import load_device
 
-    names = name_list(methods, "--method") or list(DEFAULT_METHODS)
-    for name in names:
-        require_choice("method", name, METHODS)
     grid = SweepGrid(
         models=_distinct(model_for(engine, name, trust=trust_remote_code) for name in name_list(models, "--model")),
-        methods=tuple(names), engine=engine, axes=axes,
+        methods=tuple(method_names(methods)), engine=engine, axes=axes,
         devices=_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")) or (None,),
     )  # fmt: skip
     grid.refuse_too_many()
