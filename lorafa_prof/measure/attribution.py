@@ -158,13 +158,17 @@ class Attribution:
         mark = block.mark
         if block.inside:
             return Category.WORKSPACES
-        if mark.module == LOSS or (mark.module in ("", self.head) and block.requested in self.logits_sizes):
+        if mark.module == LOSS or (self._may_be_logits(mark) and block.requested in self.logits_sizes):
             return Category.LOGITS
         if mark.phase == "forward" and block.alive_after(self._forward_until[block.mark_number]):
             return Category.ACTIVATIONS
         if mark.phase == RECOMPUTE and block.alive_after(self._recomputed_until[block.mark_number]):
             return Category.ACTIVATIONS
         return Category.TEMPORARIES
+
+    def _may_be_logits(self, mark: Mark) -> bool:
+        """Return whether a block was made where logits are: what an optimizer makes may have their size too."""
+        return mark.module in ("", self.head) and mark.phase in ("forward", "backward", RECOMPUTE)
 
     def saved_activation_bytes(self) -> int:
         """Return what autograd keeps at the end of the forward, unrounded; not the batch, nor the loss.

@@ -143,6 +143,12 @@ def test_what_was_there_before_may_go() -> None:
     assert ledger.total() == attribution(large).trace.peak
 
 
+def test_the_size_of_the_logits_alone_makes_none() -> None:
+    """The root of a moment may be as large, where the optimizer takes all parameters at once."""
+    same = [("new", 41, LOGITS, "sqrt", 11) if entry[:2] == ("new", 41) else entry for entry in SCRIPT]
+    assert categories(attribution(same))[41] is T
+
+
 def test_unsplit_remainders_are_a_row_of_their_own() -> None:
     """What the allocator counts beyond its blocks is neither lost nor given to anybody."""
     found = attribution(unsplit=1536)
