@@ -39,8 +39,9 @@ help:
 demo: $(CORE)
 	$(BIN)/lorafa-prof predict --model llama2-7b --bs 8 --seq 1024
 
+# One process a core; the tests of a file stay together, since they share what one of them has computed.
 test: $(TEST)
-	$(PYTEST) -m 'not slow and not heldin' $(ARGS)
+	$(PYTEST) -n auto --dist loadfile -m 'not slow and not heldin' $(ARGS)
 
 test-slow: $(TEST)
 	$(PYTEST) -m slow $(ARGS)
