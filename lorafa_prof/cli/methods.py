@@ -20,7 +20,7 @@ _Refusal = UnsupportedError | MissingComponentError | ContradictionError
 Answer = TypeVar("Answer")
 
 
-def method_names(values: Sequence[str]) -> list[str]:
+def asked_methods(values: Sequence[str]) -> list[str]:
     """Return the methods that --method names, each once; the default ones where it names none.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, write_stdout
-from lorafa_prof.cli.methods import DEFAULT_METHODS, method_names
+from lorafa_prof.cli.methods import DEFAULT_METHODS, asked_methods
 from lorafa_prof.cli.options import name_list
 from lorafa_prof.cli.program import PROGRAM
 
@@ -57,7 +57,7 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
     from lorafa_prof.catalog.devices import device_names
     from lorafa_prof.reports.planner import planner_page
 
-    chosen = method_names(methods)
+    chosen = asked_methods(methods)
     # Two names of one model or card (an alias, a hub id) are one.
     specs = list({spec.name: spec for spec in map(load_model, name_list(models) or DEFAULT_MODELS)}.values())
     cards = list({card.name: card for card in map(load_device, name_list(gpus) or device_names())}.values())

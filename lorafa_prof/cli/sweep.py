@@ -16,7 +16,7 @@ import click
 from lorafa_prof import __version__
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
 from lorafa_prof.cli.engines import model_for
-from lorafa_prof.cli.methods import DEFAULT_METHODS, method_names
+from lorafa_prof.cli.methods import DEFAULT_METHODS, asked_methods
 from lorafa_prof.cli.options import grid_options, name_list, trust_option
 from lorafa_prof.cli.predict import ENGINES
 from lorafa_prof.cli.progress import Bar
@@ -88,7 +88,7 @@ def command(
 
     grid = SweepGrid(
         models=_distinct(model_for(engine, name, trust=trust_remote_code) for name in name_list(models, "--model")),
-        methods=tuple(method_names(methods)), engine=engine, axes=axes,
+        methods=tuple(asked_methods(methods)), engine=engine, axes=axes,
         devices=_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")) or (None,),
     )  # fmt: skip
     grid.refuse_too_many()

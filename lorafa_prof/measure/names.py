@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.ledger import Category
-from lorafa_prof.workload.methods import named_states
-from lorafa_prof.workload.naming import is_adapter, short_name, tensors_in
+from lorafa_prof.workload.naming import is_adapter, named_states, short_name, tensors_in
 
 
 @dataclass(frozen=True, slots=True)

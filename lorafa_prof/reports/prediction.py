@@ -25,7 +25,8 @@ PART_NAMES = {
 }
 _METHOD_NAMES = {
     "full": "Full-FT", "lora": "LoRA", "lora-fa": "LoRA-FA", "lora-fa-peft": "LoRA-FA (PEFT)", "lora-fb": "LoRA-FB",
-    "lora-qv": "LoRA-QV", "qlora": "QLoRA", "qlora-fa": "QLoRA-FA", "vera": "VeRA",
+    "lora-qv": "LoRA-QV", "qlora": "QLoRA", "qlora-fa": "QLoRA-FA", "vera": "VeRA", "dora": "DoRA", "pissa": "PiSSA",
+    "lora-plus": "LoRA+", "adalora": "AdaLoRA", "lora-ga": "LoRA-GA", "lora-pro": "LoRA-Pro",
 }  # fmt: skip
 
 

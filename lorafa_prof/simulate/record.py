@@ -17,9 +17,8 @@ from lorafa_prof.simulate.recording import Recording, Segment, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.methods import named_states
 from lorafa_prof.workload.modules import ModulePaths
-from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, short_name
+from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, named_states, short_name
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
 

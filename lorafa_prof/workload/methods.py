@@ -5,7 +5,7 @@ Adding a method is one function here, one in `lorafa_prof.analytic.methods`, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import peft
@@ -119,15 +119,3 @@ def follow_steps(model: Any, optimizer: torch.optim.Optimizer, method: MethodSpe
         taken += 1
 
     optimizer.register_step_post_hook(update)
-
-
-def named_states(model: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Yield what a method keeps from step to step beside parameters and the optimizer's states.
-
-    Yields:
-        the path of the parameter, what it is, and the tensor: AdaLoRA's importances, of each parameter three.
-    """
-    allocator = getattr(getattr(model, "base_model", None), "rankallocator", None)
-    for what in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-        for path, tensor in getattr(allocator, what, {}).items():
-            yield path, what, tensor

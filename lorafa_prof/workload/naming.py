@@ -80,3 +80,15 @@ def table_elements(model: Any) -> int:
     if head is not None and head.weight is table.weight:
         return 0
     return int(table.weight.numel())
+
+
+def named_states(model: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield what a method keeps from step to step beside parameters and the optimizer's states.
+
+    Yields:
+        the path of the parameter, what it is, and the tensor: AdaLoRA's importances, of each parameter three.
+    """
+    allocator = getattr(getattr(model, "base_model", None), "rankallocator", None)
+    for what in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+        for path, tensor in getattr(allocator, what, {}).items():
+            yield path, what, tensor

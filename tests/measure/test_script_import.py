@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,3 +68,10 @@ def test_a_module_that_fails_is_told_when_it_succeeds(module: str, tmp_path: Pat
     importlib.import_module(module)
     assert told == ["there"]
     leave()
+
+
+def test_looking_at_a_script_imports_no_library_of_its_own() -> None:
+    """It begins in the midst of the script's imports (accelerate imports torch first): others would be circular."""
+    code = "import sys, lorafa_prof.measure.script.observer; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not {"peft", "transformers", "accelerate"} & {*done.stdout.split()}
