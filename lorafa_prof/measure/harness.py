@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.attribution import Attribution
 from lorafa_prof.measure.communication import (
@@ -89,6 +90,11 @@ def measure(
         torch.OutOfMemoryError: the device's memory is full.
     """
     device = open_device(options.device, options.cap_bytes)
+    if device.type == "cpu" and run.method.name == "adalora":
+        raise UnsupportedError(
+            "AdaLoRA is measured on CUDA, not on the CPU: it replaces its importances in every step, and PyTorch's "
+            "profiler does not tell the end of what began before it"
+        )
     seen = Measurement(
         outcome="ok",
         run=run,

@@ -51,7 +51,7 @@ def loss_functions() -> dict[str, Any]:
 
 
 #: What PEFT has in the names of parameters that it adds: adapters, and copies of modules that it trains.
-_OF_ADAPTERS = ("lora_", "vera_", "modules_to_save")
+_OF_ADAPTERS = ("lora_", "vera_", "ranknum", "modules_to_save")
 
 
 def is_adapter(name: str) -> bool:

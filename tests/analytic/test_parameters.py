@@ -88,6 +88,8 @@ class TestCatalog:
     def test_other_adapters(self, name: str, method: str) -> None:
         """LoRA on query and value alone; VeRA, whose shared matrices are buffers and no parameters."""
         run = run_with(load_model(name), method)
+        if method in NOT_OF_EXPERTS and run.spec.moe is not None:
+            pytest.skip("PEFT refuses")
         assert count_parameters(run) == real_count(run).of(method)
 
     def test_every_method_is_here(self) -> None:

@@ -36,7 +36,10 @@ from tests.support.profiled import kernels_of_known_size, profile_step
 THREADS = 2
 PEAK_FLOPS = 1e12
 FAMILIES = ("llama", "gpt2", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "vera", "qlora", "qlora-fa")
+METHODS = (
+    "full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "lora-plus", "pissa", "dora", "vera", "qlora",
+    "qlora-fa",
+)  # fmt: skip
 
 
 def cases() -> list[Any]:
@@ -260,6 +263,11 @@ class TestStages:
         done = measure(run_of("llama", "lora"), Options(device="cpu", steps=1, warmup=1, trace=False))
         assert (done.memory, done.ledger, done.phases, done.timeline) == (None, None, (), ())
         assert done.throughput.tokens_per_s is not None
+
+    def test_what_the_profiler_cannot_tell_is_refused(self) -> None:
+        """AdaLoRA's importances of the step before go unheard on the CPU."""
+        with pytest.raises(UnsupportedError, match="AdaLoRA is measured on CUDA, not on the CPU"):
+            measure(run_of("llama", "adalora"), Options(device="cpu", steps=1, warmup=1))
 
     @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "", "mps"])
     def test_an_unknown_device_is_named(self, name: str) -> None:
