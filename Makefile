@@ -10,7 +10,8 @@ ARGS   ?=
 
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-PYTEST := $(BIN)/python -m pytest
+# Threads of a kernel that wait for one another leave the core to the other process.
+PYTEST := OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 # A stamp is remade when what it was made from has changed, so that only the first run installs.
 MADE      := $(VENV)/.made
