@@ -201,7 +201,7 @@ class TestPositions:
         real = Workload.build(longer, "cpu")
         with pytest.raises((IndexError, RuntimeError)):
             real.loss()
-        told = r"too long for this model: .* has \d+ rows, and row \d+|size .* must match"
+        told = r"too long for this model: .* has \d+ rows, and row \d+|size .* must match|broadcast a dimension"
         with pytest.raises(LorafaProfError, match=told):
             predict(longer)
 
