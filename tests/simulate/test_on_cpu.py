@@ -11,8 +11,9 @@ import torch
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.results import PART_FIELDS, Prediction
 from lorafa_prof.simulate.on_cpu import predict_on_cpu
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.workload import Workload, training_step
+from lorafa_prof.workload.architectures import runnable_model
 from tests.analytic.runs import run_of
 from tests.support.profiled import kernels_of_known_size, profile_step
 
@@ -85,3 +86,17 @@ def test_int8_weights_are_refused() -> None:
     """bitsandbytes has kernels of its own for them on the CPU, whose buffers nobody has modelled here."""
     with pytest.raises(UnsupportedError, match="only for CUDA"):
         predict_on_cpu(cpu_run("llama", "lora", quant="int8"), THREADS)
+
+
+def test_what_nobody_compared_is_said() -> None:
+    """Kernels that no model of the catalog runs may hold buffers: said for a model outside of it, and for it alone."""
+    config = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "vocab_size": 128, "max_position_embeddings": 32, "word_embed_proj_dim": 32}  # fmt: skip
+    outside = RunSpec(model=runnable_model("my-opt", config, folder=None), method=MethodSpec(name="full"), bs=1, seq=8)
+    told = [
+        line for line in predict_on_cpu(outside, 1).unmodelled if line.startswith("buffers inside CPU kernels")
+    ]  # fmt: skip
+    assert len(told) == 1
+    assert "my-opt" in told[0]
+    inside = predict_on_cpu(run_of("llama", "full", bs=1, seq=8), 1).unmodelled
+    assert not any(line.startswith("buffers inside CPU kernels") for line in inside)
