@@ -157,10 +157,15 @@ class Simulation:
     def _moments(self) -> dict[str, int]:
         """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
         highest: dict[str, int] = {}
-        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward", 0)):
+        for entry in timeline(self.trace, self.settings, since=self._first_pass):
             name = phase_name(entry.phase, entry.module)
             highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
         return highest
+
+    @property
+    def _first_pass(self) -> int:
+        """The event with which all that is not loaded begins."""
+        return next(position for position, phase in self.trace.marks if phase != "load")
 
     def _on(self, device: DeviceSpec) -> Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""

@@ -31,6 +31,7 @@ from lorafa_prof.simulate.questions import (
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
 from lorafa_prof.simulate.refusals import Failure, value_wanted
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.workload.lora_ga import BACKWARDS
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
 
@@ -104,6 +105,9 @@ class Recorder(InPlaceAccumulation):
         self._raw: list[RawBlock] = []
         self._lives: dict[int, _Life] = {}
         self._unsettled_recompute = False
+        self.makes_on_host: frozenset[Any] = frozenset()
+        """Operators whose new storages are on the host now, though on meta here."""
+        self._on_host: dict[int, _Life] = {}
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -187,6 +191,8 @@ class Recorder(InPlaceAccumulation):
         if self.known is not None:
             self.known.saw(func, args, kwargs, out)
         fresh = self._fresh(out)
+        if func in self.makes_on_host:
+            fresh = self._left_out(fresh)
         self.operators.append(func)
         if not watched and not fresh:
             return out
@@ -230,7 +236,7 @@ class Recorder(InPlaceAccumulation):
         That is done at the first birth after it: checkpointing ends a recomputation by an exception, which holds the
         variables of all that it leaves until it is caught.
         """
-        if self.phase != "backward":
+        if self.phase not in BACKWARDS:
             return self.phase
         if self.paths.recomputing:
             self._unsettled_recompute = True
@@ -248,7 +254,16 @@ class Recorder(InPlaceAccumulation):
 
     def _is_fresh(self, tensor: torch.Tensor) -> bool:
         storage = tensor.untyped_storage()
-        return storage._cdata not in self._lives and self.platform.holds(tensor) and storage.nbytes() > 0
+        known = storage._cdata in self._lives or storage._cdata in self._on_host
+        return not known and self.platform.holds(tensor) and storage.nbytes() > 0
+
+    def _left_out(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Note storages that are not on the device; return what is left to be seen: nothing."""
+        for tensor in tensors:
+            life = _Life(tensor.untyped_storage(), self._die)
+            life.key = tensor.untyped_storage()._cdata
+            self._on_host[life.key] = life
+        return []
 
     def _see(self, tensor: torch.Tensor, op: str, where: tuple[str, str], category: Category | None) -> int:
         """Note a storage that is new, and the module and phase of its birth; return the number of its block."""
@@ -268,6 +283,8 @@ class Recorder(InPlaceAccumulation):
         if self._lives.get(life.key) is life:
             del self._lives[life.key]
             self._events.append(~life.block)
+        elif self._on_host.get(life.key) is life:
+            del self._on_host[life.key]
 
 
 def operator_name(func: Any) -> str:

@@ -76,6 +76,12 @@ def pissa(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
     return _lora(method, common)
 
 
+@register("lora-ga")
+def lora_ga(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
+    """LoRA that starts from the singular vectors of gradients: see `lorafa_prof.workload.lora_ga`."""
+    return _lora(method, common, init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig())
+
+
 @register("dora")
 def dora(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
     """LoRA beside a trained magnitude of each of the weight's rows."""
