@@ -23,7 +23,6 @@ from lorafa_prof.simulate.kernels.workspaces import (
     registered_operators,
     uses_cublaslt,
 )
-
 from lorafa_prof.workload.lora_ga import BACKWARDS
 
 aten = torch.ops.aten

@@ -82,7 +82,7 @@ _MADE_BY_MODULES = frozenset({torch.ops.aten.empty.memory_format})
 
 
 def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
-    """Record what comes before the first step as well: gradients of all weights to be adapted, and what is made of them.
+    """Record what comes before the first step as well: gradients of the weights to be adapted, and adapters from them.
 
     Its segments stand before those of the first step; no later one repeats them.
     """

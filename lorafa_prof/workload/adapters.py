@@ -60,7 +60,7 @@ def add_adapters(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig |
         )
     if run.resolved_quant != "none":
         _refuse_unmatched_releases(run)
-    with _quiet():
+    with quiet():
         wrapped = _wrapped(model, run, config, autocast_adapter_dtype=not keep_16_bit)
     for name, parameter in wrapped.named_parameters():
         if FROZEN.get(run.method.name, "\0") in name:
@@ -196,8 +196,12 @@ def _reregister(adapter: torch.nn.ParameterDict) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT says by warnings that it set fan_in_fan_out for GPT-2's Conv1D, which is what is wanted."""
+def quiet() -> Iterator[None]:
+    """Let PEFT do what is wanted without a warning.
+
+    It warns that it set fan_in_fan_out for GPT-2's Conv1D; and its hooks that count LoRA-GA's gradients have PyTorch
+    warn of the first layers, whose input needs no gradient.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -3,6 +3,8 @@
 Before there are adapters, one forward and backward of the base model computes the whole gradient of every weight that
 is to be adapted, all at once; nothing else is trained in it. PEFT then decomposes one gradient after the other, makes
 its A and B, takes scaling * B A from the weight, and lets go of the gradient. From there on a step is LoRA's.
+Where A needs no cast (fp32 over fp32) it stays a part of what the decomposition returned, which on CUDA keeps all of
+its 4 r rows.
 
 The pass runs as a step of training does: on its batch, with its attention, autocast and checkpointing.
 """
@@ -17,7 +19,7 @@ import torch
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
-from lorafa_prof.workload.adapters import add_adapters, peft_config
+from lorafa_prof.workload.adapters import add_adapters, peft_config, quiet
 from lorafa_prof.workload.models import base_model, enable_checkpointing
 
 #: What the parts of the pass are called, in order.
@@ -35,10 +37,15 @@ def base_of(run: RunSpec, device: str) -> torch.nn.Module:
     """Return the model as the pass finds it: in training mode, without adapters.
 
     Raises:
-        UnsupportedError: quantised weights, which have no gradient, or a PEFT without LoRA-GA.
+        UnsupportedError: quantised weights, which have no gradient, a classifier, or a PEFT without LoRA-GA.
     """
     if run.resolved_quant != "none":
         raise UnsupportedError(f"LoRA-GA takes the gradients of the weights: {run.resolved_quant} weights have none")
+    if run.model.task == "seq-cls":
+        raise UnsupportedError(
+            "LoRA-GA is not built for sequence classification: PEFT estimates gradients of layers in the head as well, "
+            "whose names are those of adapted ones, and never lets go of them"
+        )
     if not hasattr(peft, "preprocess_loraga"):
         raise UnsupportedError("the installed peft has no LoRA-GA: pip install --upgrade peft")
     model = base_model(run, device)
@@ -64,7 +71,8 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
 
         config = _maybe_include_all_linear_layers(config, model)
     try:
-        peft.preprocess_loraga(model, config, pass_once)
+        with quiet():
+            peft.preprocess_loraga(model, config, pass_once)
     except ValueError as error:
         raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
     return config

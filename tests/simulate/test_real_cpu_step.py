@@ -30,7 +30,7 @@ NUMBER = 16
 #: `repeat` makes vectors of sizes inside (in T5's masks of older releases); an axis has 8 bytes in each.
 REPEAT, SIZES = "aten::repeat", 64
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora", "lora-pro")
+METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora", "lora-pro", "lora-ga")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp32": {"dtype": "fp32"},
@@ -60,7 +60,9 @@ def cases() -> list[Any]:
                     continue
                 quick = (name == "plain" and (i + j) % 2 == 0) or (family == "llama" and method in ("full", "lora-fa"))
                 quick |= (
-                    method == "lora-pro" and family in ("llama", "gpt2") and name in ("plain", "moments of weights")
+                    method in ("lora-pro", "lora-ga")
+                    and family in ("llama", "gpt2")
+                    and name in ("plain", "moments of weights")
                 )
                 marks = () if quick else pytest.mark.slow
                 made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))

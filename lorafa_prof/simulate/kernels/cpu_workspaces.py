@@ -302,6 +302,13 @@ def _symmetric_eigenvalues(call: KernelCall, threads: int) -> list[Workspace]:
     ]  # fmt: skip
 
 
+@_formula("aten._linalg_svd.default")
+def _singular_values(call: KernelCall, threads: int) -> list[Workspace]:
+    """A copy of the matrix, which LAPACK overwrites (BatchLinearAlgebra.cpp); what it works in is no tensor."""
+    matrix = call.args[0]
+    return [Workspace("infos", 4, True), Workspace("matrix", matrix.numel() * matrix.itemsize, True)]
+
+
 # -- copies (Copy.cpp, `copy_transpose_valid`) -----------------------------------------------------------------------
 
 
