@@ -122,7 +122,7 @@ def _pre_pass(recorder: Recorder, model: torch.nn.Module, run: RunSpec, data: di
     recorder.name(loss, LOSS, LOSS)
     recorder.settle_alive([PRE_PASS], Category.ACTIVATIONS)
     recorder.enter_phase(PRE_PASS_BACKWARD)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch's
+    loss.backward()
     _settle_gradients(recorder, model)
     del loss
     recorder.enter_phase(INITIALISATION)

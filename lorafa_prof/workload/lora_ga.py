@@ -75,7 +75,8 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
             peft.preprocess_loraga(model, config, pass_once)
     except ValueError as error:
         raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
-    return config
+    made: peft.PeftConfig = config
+    return made
 
 
 def gradients_of(model: torch.nn.Module) -> list[torch.Tensor]:

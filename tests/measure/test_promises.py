@@ -88,6 +88,7 @@ HONEST: list[Any] = [
     ("mixtral", "lora-fa", {}),
     ("gemma2", "lora", {}),
     ("llama", "lora-pro", {}),
+    ("llama", "lora-ga", {}),
     ("gpt2", "lora-pro", {"optimizer": "lora-pro-full"}),
 ]
 
