@@ -12,7 +12,16 @@ import click
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.engines import model_for, simulations
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.cli.options import (
+    allocator_conf,
+    allocator_options,
+    cards_option,
+    limit_options,
+    methods_option,
+    name_list,
+    run_options,
+    run_spec,
+)
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results.threshold import Axis
@@ -29,36 +38,20 @@ ENGINES = ("analytic", "simulate", "measure")
 
 @click.command()
 @run_options
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    metavar="M",
-    help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
-)
+@methods_option()
 @click.option(
     "--axis", type=click.Choice(get_args(Axis)), default="bs", show_default=True,
     help="What is raised until it does not fit: batch, sequence length or rank.",
 )  # fmt: skip
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="Who judges.")
-@click.option(
-    "--gpu",
-    "gpus_asked",
-    multiple=True,
-    metavar="G",
-    help="Card (alias or JSON file); may be repeated or a comma list; all: every card of the catalog.",
-)
+@cards_option("Card", "; all: every card of the catalog.")
 @click.option(
     "--advice/--no-advice", default=None,
     help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
 )  # fmt: skip
-@click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
 @allocator_options
 @click.option("--device", metavar="D", help="Where to measure: cuda, cuda:1, ... or cpu.  [default: cuda]")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-    help="End a trial that takes longer (engine measure).  [default: never]",
-)  # fmt: skip
+@limit_options("a trial (engine measure)")
 @click.option("--restart", is_flag=True, help="Measure again what an earlier search into FILE has tried.")
 @output_options
 def command(
