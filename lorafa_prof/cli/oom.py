@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,7 @@ def command(
       lorafa-prof oom --model llama2-7b --axis seq --gpu rtx4090 --gpu a100-40gb --method lora,lora-fa
       lorafa-prof oom --model qwen3-8b --cap 24GiB --axis rank --method qlora --format json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    _refuse_processes()
     if engine != "simulate" and (alloc_conf or expandable_segments):
         raise BadInputError("--alloc-conf and --expandable-segments go with --engine simulate")
     if engine != "measure" and (device is not None or timeout_s is not None or restart):
@@ -102,6 +104,20 @@ def command(
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
     _emit(found, format, output)
+
+
+def _refuse_processes() -> None:
+    """Refuse to search in several processes: each would search for itself, on a device that all share.
+
+    Raises:
+        BadInputError: torchrun, or another launcher, has started this process beside others.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise BadInputError(
+            f"oom searches in one process, and WORLD_SIZE says that {processes} were started: start it without "
+            "torchrun, which goes with lorafa-prof measure"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
