@@ -55,7 +55,8 @@ def settings_of(run: RunSpec) -> dict[str, Setting]:
     method = run.method
     return {
         "model": run.model.name, "method": method.name, "bs": run.bs, "seq": run.seq, "rank": method.rank,
-        "targets": ",".join(method.targets), "layers": run.adapted_layers, "dropout": method.dropout, "dtype": run.dtype, "amp": run.amp,
+        "targets": ",".join(method.targets), "layers": run.adapted_layers, "dropout": method.dropout,
+        "dtype": run.dtype, "amp": run.amp,
         "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn, "checkpointing": run.checkpointing,
         "optimizer": run.resolved_optimizer, "quant": run.resolved_quant, "prepare_kbit": run.prepare_kbit,
         "loss": run.loss, "gpus": run.gpus, "shard": run.shard,
