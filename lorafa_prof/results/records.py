@@ -44,6 +44,11 @@ class Record:
         """The method's name."""
         return str(self.settings["method"])
 
+    def position(self, name: str) -> float | None:
+        """Return a number among the settings; None where it is not known."""
+        value = self.settings.get(name)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
     def number(self, name: str) -> int | None:
         """Return a whole number among the settings; None where it is not known."""
         value = self.settings.get(name)
