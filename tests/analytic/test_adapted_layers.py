@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from lorafa_prof.analytic import builder as builder_module
-from lorafa_prof.analytic import predict
-from lorafa_prof.analytic import timeline as timeline_module
+from lorafa_prof.analytic import builder as builder_module, predict, timeline as timeline_module
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.catalog import load_model
@@ -37,8 +36,16 @@ def adapted(family: str, method: str, layers: tuple[int, ...], **options: Any) -
     return run_of(family, method, layers=DEPTH, adapted=layers, **targets, **options)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("family", [*FAMILIES, *WINDOWED])
+def cases(families: Sequence[str]) -> list[Any]:
+    """Each family with two patterns by default; the others are left to the slow tests."""
+    return [
+        pytest.param(family, pattern, id=f"{family}-{pattern}", marks=() if (i + j) % 3 == 0 else pytest.mark.slow)
+        for i, family in enumerate(families)
+        for j, pattern in enumerate(PATTERNS)
+    ]
+
+
+@pytest.mark.parametrize(("family", "pattern"), cases([*FAMILIES, *WINDOWED]))
 def test_the_repeated_layers_stand_for_all(family: str, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak, phases, what is saved, FLOPs and parameters are those of a plan in which every layer was traced."""
     number = list(PATTERNS).index(pattern) + len(family)
@@ -57,8 +64,7 @@ def test_the_repeated_layers_stand_for_all(family: str, pattern: str, monkeypatc
     assert short.static_bytes == full.static_bytes
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "qwen3", "gemma2", "mixtral"])
+@pytest.mark.parametrize(("family", "pattern"), cases(["llama", "gpt2", "roberta", "qwen3", "gemma2", "mixtral"]))
 def test_flops_are_those_of_the_counter(family: str, pattern: str) -> None:
     """No backward is counted beneath the lowest layer with adapters, and one of inputs alone in bare ones above it."""
     method = ("lora", "lora-fa", "vera")[(len(family) + len(pattern)) % 3]
@@ -68,8 +74,7 @@ def test_flops_are_those_of_the_counter(family: str, pattern: str) -> None:
     assert ours(flops, "backward") == split(counted.backward)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "t5", "roberta"])
+@pytest.mark.parametrize(("family", "pattern"), cases(["llama", "t5", "roberta"]))
 def test_parameters_are_those_of_the_model(family: str, pattern: str) -> None:
     """All of them, and those that are trained."""
     run = adapted(family, "lora", PATTERNS[pattern])
