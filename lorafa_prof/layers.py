@@ -143,7 +143,7 @@ def share_spelled(text: str) -> tuple[float, str] | None:
 def nothing_there(target: str, layers: str, model: str) -> BadInputError:
     """Return the error for a target that names nothing in the layers (in words) that are to be adapted."""
     return BadInputError(
-        f"no module {_short(target)} is in the layers {layers} of {model}: leave it out of --targets, or leave "
+        f"no module {_short(target)!r} is in the layers {layers} of {model}: leave it out of --targets, or leave "
         "out --layers"
     )
 
