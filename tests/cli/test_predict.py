@@ -312,7 +312,7 @@ def test_layers_with_adapters(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_layers_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused with those that there are; full fine-tuning, which has no adapters, is left out of the default methods."""
+    """Refused with those that there are; of the default methods full fine-tuning is left out."""
     assert "no layer 40: its 32 layers are numbered 0 to 31" in refused(capsys, *LLAMA, "--layers", "0,40")
     assert "no adapters" in refused(capsys, *LLAMA, "--layers", "8", "--method", "full")
     assert main([*LLAMA, "--layers", "8"]) == 0
