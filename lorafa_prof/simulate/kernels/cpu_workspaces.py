@@ -291,7 +291,11 @@ def _symmetric_eigenvalues(call: KernelCall, threads: int) -> list[Workspace]:
 def _singular_values(call: KernelCall, threads: int) -> list[Workspace]:
     """A copy of the matrix, which LAPACK overwrites (BatchLinearAlgebra.cpp); what it works in is no tensor."""
     matrix = call.args[0]
-    return [Workspace("infos", 4, True), Workspace("matrix", matrix.numel() * matrix.itemsize, True)]
+    block = _transposition(matrix.mT, torch.empty(matrix.mT.shape, dtype=matrix.dtype, device="meta"))
+    return [
+        Workspace("infos", 4, True), Workspace("matrix", matrix.numel() * matrix.itemsize, True),
+        Workspace("block", block, True),
+    ]  # fmt: skip
 
 
 # -- copies (Copy.cpp, `copy_transpose_valid`) -----------------------------------------------------------------------
