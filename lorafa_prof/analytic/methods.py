@@ -25,7 +25,9 @@ def adapter_maker(name: str) -> MakeAdapter | None:
         return None
     if name not in _METHODS:
         modelled = ", ".join(modelled_methods())
-        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {modelled})")
+        raise UnsupportedError(
+            f"the analytic engine does not model the method {name} (it does: {modelled}); --engine simulate runs others"
+        )
     return _METHODS[name]
 
 
