@@ -15,7 +15,7 @@ from lorafa_prof.cli.methods import for_each_method
 from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.results.threshold import Axis
+from lorafa_prof.results import Axis
 from lorafa_prof.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
