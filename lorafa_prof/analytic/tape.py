@@ -16,7 +16,7 @@ import heapq
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
@@ -28,11 +28,10 @@ INPUT = "input"
 class Item:
     """What the record keeps of one storage: where it was born, what it is, how large."""
 
-    __slots__ = ("category", "dtype", "module", "name", "saved", "shape", "size")
+    __slots__ = ("category", "dtype", "module", "name", "saved", "shape")
 
     def __init__(self, module: str, name: str, shape: Shape, dtype: str, category: str) -> None:
         self.module, self.name, self.shape, self.dtype = module, name, shape, dtype
-        self.size: Size = size_of(shape, dtype)
         self.category = category
         self.saved = False
 
@@ -111,8 +110,7 @@ Grads = Sequence["Tensor | None"]
 Backward = Callable[[Grads], "Sequence[Tensor | None]"]
 
 
-@dataclass(slots=True)
-class Edge:
+class Edge(NamedTuple):
     """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
 
     target: Node | Parameter
