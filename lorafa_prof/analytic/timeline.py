@@ -177,7 +177,7 @@ def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
 
 
 def _places(tape: Tape, stop: int) -> tuple[list[Place], dict[int, int]]:
-    """Return the distinct places of a tape up to event `stop`, and by position where the place becomes which of them."""
+    """Return the distinct places of a tape up to event `stop`, and by position where it becomes which of them."""
     number = {Place("forward", ""): 0}
     moves = {
         position: number.setdefault(Place(phase, module), len(number))
