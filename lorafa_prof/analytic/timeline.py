@@ -81,13 +81,16 @@ class _Kinds:
     def __init__(self, tape: Tape) -> None:
         self.of_item: list[int] = []
         """The kind of each storage of the tape."""
-        number: dict[Kind, int] = {}
+        self.kinds: list[Kind] = []
+        number: dict[tuple[object, ...], int] = {}
         for item in tape.items:
             name = _generic(item.name) if item.category == GRADIENTS else item.name
-            shape, dtype, category = item.key[2:]
-            kind = Kind(_generic(item.module), name, shape, dtype, category, size_of(shape, dtype), item.saved)
-            self.of_item.append(number.setdefault(kind, len(number)))
-        self.kinds = list(number)
+            shape, dtype, category = described = item.key[2:]
+            module = _generic(item.module)
+            kind = number.setdefault((module, name, described, item.saved), len(self.kinds))
+            if kind == len(self.kinds):
+                self.kinds.append(Kind(module, name, shape, dtype, category, size_of(shape, dtype), item.saved))
+            self.of_item.append(kind)
 
 
 def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
