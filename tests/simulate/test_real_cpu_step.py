@@ -149,6 +149,8 @@ def sums_through_fp32(run: RunSpec) -> bool:
     """Whether a step sums a permuted 16-bit tensor over two dimensions that cannot be made one.
 
     The CPU does that in fp32 copies (ATen/native/ReduceOps.cpp, `should_use_acc_buffer`), which have no formula here:
-    the gradients of VeRA's vectors behind T5's dropout. The ends of phases and the peak are compared all the same.
+    the gradients of VeRA's vectors and of DoRA's 16-bit magnitudes behind T5's dropout. The ends of phases and the peak
+    are compared all the same.
     """
-    return run.model.architecture == "t5" and run.method.name == "vera" and run.method.dropout > 0
+    sixteen_bit = run.method.name == "vera" or (run.method.name == "dora" and run.resolved_adapter_dtype != "fp32")
+    return run.model.architecture == "t5" and sixteen_bit and run.method.dropout > 0
