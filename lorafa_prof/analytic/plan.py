@@ -169,9 +169,17 @@ class StepPlan:
         """Return floating-point operations of one step by (pass, kind): "forward", "backward" or "recompute"."""
         values = symbol_values(bs, seq)
         total: dict[tuple[str, str], int] = {}
-        for where, kind, (coefficient, symbols) in self.flops_by_size:
+        for (where, kind, symbols), coefficient in self._flops_by_symbols.items():
             total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
         return total
+
+    @cached_property
+    def _flops_by_symbols(self) -> Mapping[tuple[str, str, str], int]:
+        """Coefficients of all floating-point operations by (pass, kind, symbols)."""
+        summed: dict[tuple[str, str, str], int] = {}
+        for where, kind, (coefficient, symbols) in self.flops_by_size:
+            summed[where, kind, symbols] = summed.get((where, kind, symbols), 0) + coefficient
+        return summed
 
     # -- arrays ---------------------------------------------------------------------------------------------------
 

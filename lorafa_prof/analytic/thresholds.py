@@ -48,6 +48,7 @@ class ClosedForms:
     def executed_flops(self, run: RunSpec) -> int | None:
         """Return the FLOPs that a step of `run` executes; None for what this engine does not model."""
         try:
-            return predict(run, plans=self._plans).throughput.executed_flops
+            refuse_unmodelled(run)
+            return sum(self._plans.of(run).flops(run.bs, run.seq).values())
         except LorafaProfError:
             return None
