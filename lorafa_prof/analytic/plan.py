@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
@@ -138,6 +140,21 @@ class StepPlan:
         if stepping > top:
             top, position = stepping, len(self.timeline.events)
         return Peak(top, self.place_at(position), position, phases)
+
+    def allocated(self, bs: int, seq: int) -> int:
+        """Return the bytes of `peak` alone, in a fraction of the time: what a search for a threshold asks for."""
+        values = symbol_values(bs, seq)
+        sizes = [rounded(k.size[0] * product_of(k.size[1], values)) for k in self.timeline.kinds]
+        kinds, changes, _ = self._columns
+        live = list(accumulate(map(mul, map(sizes.__getitem__, kinds), changes), initial=self.static_bytes))
+        stepping = sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
+        highest: int = max(*live, live[-1] + stepping)
+        return highest
+
+    @cached_property
+    def _columns(self) -> list[tuple[int, ...]]:
+        """The events as columns: kinds, changes, places."""
+        return list(zip(*self.timeline.events, strict=True))
 
     def alive(self, position: int) -> list[tuple[Kind, int]]:
         """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""

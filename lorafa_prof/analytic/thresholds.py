@@ -27,7 +27,7 @@ class ClosedForms:
     def headroom(self, run: RunSpec, device: DeviceSpec) -> int:
         """See `lorafa_prof.thresholds.Engine.headroom`."""
         refuse_unmodelled(run)
-        return device.total_bytes - outside_plan(device) - self._plans.peak(run).allocated
+        return device.total_bytes - outside_plan(device) - self._plans.allocated(run)
 
     def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
         """See `lorafa_prof.thresholds.Engine.largest`; exact, also where memory falls along the axis."""
