@@ -470,8 +470,8 @@ def everything(name: str = "small") -> Collection:
     return Collection(
         measurements=(seen, shared),
         predictions=(
-            said, prediction(run=some), of_size(7, rank=16, name=name),
-            fitting(16, 3, name, name=name), fitting(32, 2, name, name=name),
+            said, prediction(run=some), of_size(7, rank=16, name=name), fitting(16, 3, name, name=name),
+            fitting(32, 2, name, name=name),
         ),
         comparisons=(compare(seen, [said]),),
     )  # fmt: skip
