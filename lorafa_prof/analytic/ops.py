@@ -159,6 +159,62 @@ def divide(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
     return out
 
 
+def quotient(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
+    """a / b, both variables: both are saved. Backward: -grad * ((a / b) / b), and then grad / b."""
+    tape = a.tape
+    out = tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
+
+    def backward(g: Grads) -> list[Tensor | None]:
+        grad = _grad(g)
+        once = like(out_like, "a / b", promoted(a_dtype, b_dtype))
+        twice = like(once, "a / b / b")
+        negative = neg(grad)
+        of_b = like(twice, "gradient of divisor")
+        del once, twice, negative
+        return [like(grad, "gradient of quotient"), of_b]
+
+    a_dtype, b_dtype = a.dtype, b.dtype
+    out_like = Tensor(tape, None, out.shape, out.dtype)
+    tape.record("div", [a, b], out, [a, b], backward)
+    return out
+
+
+def add_in_place(a: Tensor, b: Tensor) -> Tensor:
+    """a += b: the storage of a, which autograd takes for the sum from here on. Nothing is saved."""
+    out = Tensor(a.tape, a.storage, a.shape, a.dtype)
+    if a.tape.needs_grad(a, b):
+        a.tape.record("add_", [a, b], out, [], lambda g: [g[0], g[0]])
+    return out
+
+
+def subtract_constant(a: Tensor, b: Tensor, name: str = "difference") -> Tensor:
+    """a - b with b no variable: saves nothing, the gradient passes unchanged."""
+    del b
+    return shift(a, name)
+
+
+def norm(x: Tensor, name: str = "norm") -> Tensor:
+    """torch.linalg.vector_norm of a matrix: saves it and the result. Under autocast in fp32.
+
+    Backward: grad * (x / norm), with zeros where the norm is 0.
+    """
+    tape = x.tape
+    if tape.autocast:
+        x = autocast_to(x, "fp32", "autocast input")
+    out = tape.new(name, (), x.dtype)
+    shape, dtype = x.shape, x.dtype
+
+    def backward(g: Grads) -> list[Tensor | None]:
+        unit = tape.new("x / norm", shape, dtype)
+        zero = tape.new("norm is 0", (), "bool")
+        result = tape.new("gradient of norm", shape, dtype)
+        del unit, zero
+        return [result]
+
+    tape.record("norm", [x], out, [x, out], backward)
+    return out
+
+
 def scale(x: Tensor, name: str = "scaled") -> Tensor:
     """x times (or divided by, or plus) a Python number: nothing is saved on the device."""
     out = like(x, name)
@@ -298,6 +354,33 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
         tape.record("linear", [x, weight, bias], out, saved, backward)
     del given
     tape.count_flops("linear", flops)  # not reached where recomputing stops at this operation's inputs
+    return out
+
+
+def gram(x: Parameter, *, rows: bool) -> Tensor:
+    """x @ x.T (rows) or x.T @ x of a trained matrix; both factors need a gradient, the second's comes first."""
+    tape = x.tape
+    factor: Tensor = x
+    other = view(x, *reversed(x.shape))
+    if tape.autocast:
+        factor = autocast_to(x, tape.autocast, "autocast weight")
+        other = autocast_to(other, tape.autocast, "autocast transposed weight")
+    height, width = (int(n) for n in x.shape)
+    size, inner = (height, width) if rows else (width, height)
+    out = tape.new("A A^T", (size, size), factor.dtype)
+    first, second = (factor, other) if rows else (other, factor)
+    shapes, dtype = (first.shape, second.shape), factor.dtype
+    flops = 2 * size * size * inner, ""
+
+    def backward(g: Grads) -> list[Tensor | None]:
+        grad_second = tape.new("gradient of matmul input", shapes[1], dtype)
+        grad_first = tape.new("gradient of matmul input", shapes[0], dtype)
+        for _ in shapes:
+            tape.count_flops("linear", flops, backward=True)
+        return [grad_first, grad_second]
+
+    tape.record("mm", [first, second], out, [second, first], backward)
+    tape.count_flops("linear", flops)
     return out
 
 
