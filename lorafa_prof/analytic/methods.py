@@ -236,7 +236,8 @@ def adalora(builder: Builder, layer: Linear) -> AdapterForward:
         divisor = ops.shift(ranknum, "ranknum + 1e-5")
         x = ops.cast(x, dtype, "adapter input")
         low = ops.linear(ops.dropout(x, p, "adapter dropout"), ops.mul(a, e, "E * A"), name="E A x")
-        high = ops.linear(low, b, name="B E A x")
+        # a transposed B, of which autocast keeps no copy for later uses
+        high = ops.linear(low, ops.view(b, *b.shape), name="B E A x")
         del low
         scaled = ops.scale(high, "scaled B E A x")
         del high
