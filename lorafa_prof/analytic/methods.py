@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
-from lorafa_prof.analytic import ops
+from lorafa_prof.analytic import ops, ops_adalora
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
@@ -241,7 +241,7 @@ def adalora(builder: Builder, layer: Linear) -> AdapterForward:
         del low
         scaled = ops.scale(high, "scaled B E A x")
         del high
-        return ops.add_in_place(result, ops.quotient(scaled, divisor, "scaled B E A x / ranknum"))
+        return ops_adalora.add_in_place(result, ops_adalora.quotient(scaled, divisor, "scaled B E A x / ranknum"))
 
     return forward
 
@@ -254,14 +254,14 @@ def orthogonality(builder: Builder, loss: Tensor) -> Tensor:
     tape = loss.tape
     total = covariance = identity = None
     for matrix in _orthogonal(builder):
-        covariance = ops.gram(matrix, rows="lora_A" in matrix.name)
+        covariance = ops_adalora.gram(matrix, rows="lora_A" in matrix.name)
         identity = tape.new("identity matrix", covariance.shape, covariance.dtype)
-        norm = ops.norm(ops.subtract_constant(covariance, identity, "A A^T - 1"))
-        total = ops.shift(norm, "sum of norms") if total is None else ops.add_in_place(total, norm)
+        norm = ops_adalora.norm(ops.shift(covariance, "A A^T - 1"))
+        total = ops.shift(norm, "sum of norms") if total is None else ops_adalora.add_in_place(total, norm)
         del norm
     assert total is not None, "a model with adapters has matrices"
     total = ops.scale(total, "mean of norms")
-    loss = ops.add_in_place(loss, ops.scale(total, "weighted mean of norms"))
+    loss = ops_adalora.add_in_place(loss, ops.scale(total, "weighted mean of norms"))
     del total, covariance, identity
     return loss
 
@@ -276,10 +276,11 @@ def _orthogonal(builder: Builder) -> Iterator[Parameter]:
                 yield Parameter(builder.tape, p.name, p.shape, p.dtype, trained=True, kind=ADAPTERS)
 
 
-def _layer_of(name: str) -> str:
-    return ".".join(itertools.takewhile(lambda part: not part.isdecimal(), name.split("."))) + "".join(
-        part for part in name.split(".") if part.isdecimal()
-    )
+def _layer_of(name: str) -> list[str]:
+    """Return the path of the layer that a parameter is in; its whole name where that is in none."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    return parts[: numbers[0] + 1] if numbers else parts
 
 
 def _vera_shared(builder: Builder) -> tuple[Parameter, Parameter]:

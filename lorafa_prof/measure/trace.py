@@ -100,7 +100,7 @@ class Tracer(Protocol):
 
 
 Prepare = Callable[[], Mapping[int, int]]
-"""Does what has to happen under the tracer before the record begins, and returns what is there then: address -> bytes."""
+"""Does what comes before the record but under the tracer, and returns what is there then: address -> bytes."""
 
 
 def traced(tracer: Tracer, step: Callable[[Tell], None], prepare: Prepare | None = None) -> StepTrace:

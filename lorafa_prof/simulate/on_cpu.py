@@ -28,11 +28,11 @@ from lorafa_prof.workload.versions import installed_versions
 def build_for_cpu(run: RunSpec, device: str) -> Workload:
     """Build the workload as it is on the CPU, on another `device` ("meta").
 
-    PEFT makes adapters on the host, and gives them the device and, where that is a floating-point one, the dtype of
-    their layer's weights. Where nothing changes by that, AdaLoRA's ranknum stays frozen, as PEFT means it to be.
+    PEFT makes adapters on the host, in fp32, and gives them the device and the dtype of their layer's weights, which
+    makes AdaLoRA's ranknum a trained parameter. Where nothing changes by that it stays frozen, as PEFT means it to be.
     """
     work = Workload.build(run, device)
-    if run.method.name != "adalora" or (run.dtype != "fp32" and run.resolved_quant == "none"):
+    if run.method.name != "adalora" or run.dtype != "fp32" or run.resolved_quant != "none":
         return work
     for name, parameter in work.model.named_parameters():
         if ".ranknum." in name:
