@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.on_cpu import build_for_cpu
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
@@ -41,8 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
 }
-#: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
-REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"))
+#: What the method does not have.
+REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"))
 
 
 def cases() -> list[Any]:
@@ -62,7 +63,7 @@ def cases() -> list[Any]:
 def simulated(run: RunSpec) -> tuple[Trace, int]:
     """The trace of two steps on the CPU, and the event at which the second begins."""
     platform = Cpu(THREADS)
-    trace = record(run, platform).trace(2, platform)
+    trace = record(run, platform, build_for_cpu).trace(2, platform)
     return trace, trace.position("forward")
 
 
