@@ -50,6 +50,7 @@ class Builder:
         self.linears: list[Linear] = []
         self.assumptions: list[str] = []
         self.full = run.method.name == "full"
+        self.penalty: Callable[[Builder, Tensor], Tensor] | None = None
         self._path: list[str] = []
         self._count = 1
 
@@ -99,6 +100,10 @@ class Builder:
             yield
         finally:
             self._path, self._count = outer
+
+    def finished(self, loss: Tensor) -> Tensor:
+        """Return the loss with what the method adds to it, as the model's forward ends: its outputs are still there."""
+        return loss if self.penalty is None else self.penalty(self, loss)
 
     # -- parameters -----------------------------------------------------------------------------------------------
 

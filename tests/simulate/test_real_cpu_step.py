@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.on_cpu import build_for_cpu
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
@@ -41,8 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": "sgd"},
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
 }
-#: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
-REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"))
+#: What the method does not have.
+REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"))
 
 
 def cases() -> list[Any]:
@@ -62,7 +63,7 @@ def cases() -> list[Any]:
 def simulated(run: RunSpec) -> tuple[Trace, int]:
     """The trace of two steps on the CPU, and the event at which the second begins."""
     platform = Cpu(THREADS)
-    trace = record(run, platform).trace(2, platform)
+    trace = record(run, platform, build_for_cpu).trace(2, platform)
     return trace, trace.position("forward")
 
 
@@ -102,6 +103,8 @@ def live_at(trace: Trace, first: int) -> dict[str, int]:
 @pytest.mark.parametrize(("family", "method", "options"), cases())
 def test_every_event_is_the_allocator_s(family: str, method: str, options: dict[str, Any]) -> None:
     """The sequence of events, the bytes at the end of each phase and the peak are those of the real step."""
+    if (family, method) == ("roberta", "adalora") and release("peft") < (0, 14):
+        pytest.skip("earlier PEFT adapts the head that it saves beside the adapters, and misses gradients of it there")
     attention = {"attn": "eager"} if family == "t5" else {}  # see test_position_bias
     run = run_of(family, method, **{**attention, **options})
     with kernels_of_known_size(THREADS):
@@ -118,6 +121,7 @@ QUANTISED = (
     ("llama", "vera", "nf4", {"checkpointing": "full"}), ("gpt2", "lora-fb", "nf4-dq", {"dtype": "fp32"}),
     ("gpt_bigcode", "qlora", "nf4", {}), ("llama-bias", "qlora", "nf4-dq", {"dtype": "fp16"}),
     ("qwen3", "qlora", "nf4", {"dropout": 0.1, "bs": 1}), ("gpt2", "qlora", "nf4-dq", {"checkpointing": "full"}),
+    ("gpt2", "adalora", "nf4", {}),
 )  # fmt: skip
 
 

@@ -242,7 +242,7 @@ class LlamaLike:
             tape.enter(tape.module, "loss")
             loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=builder.run.bs == 1)
         del hidden  # transformers holds the last hidden state until its forward returns
-        return loss
+        return builder.finished(loss)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)
