@@ -6,10 +6,14 @@ temporaries. `memory` evaluates one configuration; `peak_allocated` evaluates ar
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
@@ -59,7 +63,6 @@ class StepPlan:
         self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
         self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
         """All floating-point operations: (pass, kind, how many)."""
-        self._trace = trace
 
     # -- parameters -----------------------------------------------------------------------------------------------
 
@@ -138,6 +141,21 @@ class StepPlan:
             top, position = stepping, len(self.timeline.events)
         return Peak(top, self.place_at(position), position, phases)
 
+    def allocated(self, bs: int, seq: int) -> int:
+        """Return the bytes of `peak` alone, in a fraction of the time: what a search for a threshold asks for."""
+        values = symbol_values(bs, seq)
+        sizes = [rounded(k.size[0] * product_of(k.size[1], values)) for k in self.timeline.kinds]
+        kinds, changes, _ = self._columns
+        live = list(accumulate(map(mul, map(sizes.__getitem__, kinds), changes), initial=self.static_bytes))
+        stepping = sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
+        highest: int = max(*live, live[-1] + stepping)
+        return highest
+
+    @cached_property
+    def _columns(self) -> list[tuple[int, ...]]:
+        """The events as columns: kinds, changes, places."""
+        return list(zip(*self.timeline.events, strict=True))
+
     def alive(self, position: int) -> list[tuple[Kind, int]]:
         """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""
         live = self.timeline.live_at(position)
@@ -168,9 +186,17 @@ class StepPlan:
         """Return floating-point operations of one step by (pass, kind): "forward", "backward" or "recompute"."""
         values = symbol_values(bs, seq)
         total: dict[tuple[str, str], int] = {}
-        for where, kind, (coefficient, symbols) in self.flops_by_size:
+        for (where, kind, symbols), coefficient in self._flops_by_symbols.items():
             total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
         return total
+
+    @cached_property
+    def _flops_by_symbols(self) -> Mapping[tuple[str, str, str], int]:
+        """Coefficients of all floating-point operations by (pass, kind, symbols)."""
+        summed: dict[tuple[str, str, str], int] = {}
+        for where, kind, (coefficient, symbols) in self.flops_by_size:
+            summed[where, kind, symbols] = summed.get((where, kind, symbols), 0) + coefficient
+        return summed
 
     # -- arrays ---------------------------------------------------------------------------------------------------
 
@@ -230,4 +256,20 @@ def plan(run: RunSpec) -> StepPlan:
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
-    return StepPlan(run, trace_step(run))
+    with _collector_paused():
+        return StepPlan(run, trace_step(run))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking through tens of thousands of new objects, a sixth of a plan's time.
+
+    A trace has no cycles: all of it goes when its last reference does.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -505,11 +505,11 @@ def test_a_document_is_taken_up_where_it_was_interrupted(monkeypatch: pytest.Mon
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
     """Send this process what Ctrl-C sends while the rows of a task are computed."""
-    from lorafa_prof.cli.sweep_rows import AnalyticRows
+    from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
 
     compute, seen = AnalyticRows.__call__, []
 
-    def counting(self: Any, task: Any) -> str:
+    def counting(self: Any, task: Any) -> bytes:
         seen.append(task)
         if len(seen) == tasks:
             os.kill(os.getpid(), signal.SIGINT)
