@@ -99,8 +99,9 @@ class Simulation:
         trace = self.trace
         starts = [position for position, phase in trace.marks if phase == "forward"]
         return replay(
-            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts
-        )
+            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts,
+            streams=trace.streams,
+        )  # fmt: skip
 
     @cached_property
     def replayed(self) -> Replay:

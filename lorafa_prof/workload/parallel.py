@@ -38,7 +38,8 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
     """
     if run.shard.startswith("zero"):
         raise UnsupportedError(
-            f"--shard {run.shard} is DeepSpeed's, and not built; --shard fsdp shards parameters, gradients and states"
+            f"--shard {run.shard} is DeepSpeed's, and not built (`predict --engine analytic` has closed forms for it); "
+            "--shard fsdp shards parameters, gradients and states"
         )
     if run.gpus != group.world_size:
         raise BadInputError(
@@ -46,7 +47,7 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
             "of processes (torchrun's --nproc-per-node, times --nnodes)"
         )
     if run.shard not in BUILT:
-        raise BadInputError(f"how are {group.world_size} processes to share the work? --shard {' or '.join(BUILT)}")
+        raise BadInputError(f"how are {group.world_size} GPUs to share the work? --shard {' or '.join(BUILT)}")
     if run.shard == "fsdp":
         _refuse_unsharded(run)
 
@@ -66,7 +67,7 @@ def _refuse_unsharded(run: RunSpec) -> None:
 
 def first_device(run: RunSpec, device: str) -> str:
     """Return where the whole model is made: FSDP2 moves it from the host to the device block by block."""
-    return "cpu" if run.shard == "fsdp" else device
+    return "cpu" if run.shard == "fsdp" and device != "meta" else device
 
 
 def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Module:
@@ -81,7 +82,7 @@ def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Mo
         UnsupportedError: no transformer blocks are found in the model, or this torch has no FSDP2.
     """
     if run.shard == "ddp":
-        ids = None if device == "cpu" else [torch.device(device)]
+        ids = None if device in ("cpu", "meta") else [torch.device(device)]
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
     _fully_shard(model, device)
     return model
