@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.sharding import is_shared
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.parallel import Group
 
@@ -37,7 +38,7 @@ def first_of(run: RunSpec) -> Iterator[tuple[Group | None, Device]]:
         UnsupportedError: this torch cannot, or this process is in a group already.
     """
     device = Device()
-    if run.gpus == 1 and run.shard == "none":
+    if not is_shared(run):
         yield None, device
         return
     dist = torch.distributed

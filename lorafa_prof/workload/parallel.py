@@ -9,16 +9,11 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.sharding import refuse_unsharded
 from lorafa_prof.specs import RunSpec
 
 #: What `--shard` is built with.
 BUILT = ("ddp", "fsdp")
-
-#: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
-_NOT_SHARDED = {
-    "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
-    "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +43,7 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
         )
     if run.shard not in BUILT:
         raise BadInputError(f"how are {group.world_size} GPUs to share the work? --shard {' or '.join(BUILT)}")
-    if run.shard == "fsdp":
-        _refuse_unsharded(run)
-
-
-def _refuse_unsharded(run: RunSpec) -> None:
-    if run.resolved_quant != "none":
-        raise UnsupportedError(
-            f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "
-            "built; --shard ddp, or --quant none"
-        )
-    reason = _NOT_SHARDED.get(run.resolved_optimizer)
-    if reason is not None:
-        raise UnsupportedError(
-            f"FSDP2 keeps parameters as sharded tensors, and {reason}; --optimizer adamw, or --shard ddp"
-        )
+    refuse_unsharded(run)
 
 
 def first_device(run: RunSpec, device: str) -> str:
