@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
@@ -38,6 +39,22 @@ AdapterForward = Callable[[Tensor, Tensor], Tensor]
 MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward"]
 
 
+class Units(Protocol):
+    """Parts of the model that come and go as wholes: a part is named by the path of its module."""
+
+    def enter(self, path: str) -> None:
+        """Its forward begins."""
+
+    def leave(self, path: str) -> None:
+        """Its forward is over."""
+
+    def output_complete(self, path: str) -> None:
+        """The gradient of its output is complete."""
+
+    def input_complete(self, path: str) -> None:
+        """The gradient of its input is complete."""
+
+
 class Builder:
     """Makes parameters and modules for one run, and keeps the inventory of what it made."""
 
@@ -47,6 +64,8 @@ class Builder:
         self.held: list[Held] = []
         self.linears: list[Linear] = []
         self.assumptions: list[str] = []
+        self.units: Units | None = None
+        """Told where the step is, where the model's layers are gathered from several GPUs."""
         self.full = run.method.name == "full"
         self._path: list[str] = []
         self._count = 1

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+WORKSPACES = "workspaces"
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
 INPUT = "input"
 

@@ -1,4 +1,4 @@
-"""Pairs of processes for the tests: `python -m tests.measure.ranks FOLDER` does all of `DEEDS`, each by two ranks or four.
+"""Processes for the tests: `python -m tests.measure.ranks FOLDER` does all of `DEEDS`, each by two ranks or by four.
 
 One interpreter imports the libraries, and its children are the ranks, with an environment as torchrun makes it. In
 FOLDER are then DEED.json, which rank 0 writes, what each rank prints, DEED-R.out and DEED-R.err, and ended.json.
@@ -117,8 +117,8 @@ def _command(folder: Path) -> int:
     return cli(["measure", *run, *short, "-o", str(folder / "command.json")])
 
 
-#: "four" measures with four ranks. "train" keeps what training is judged by. In the second timed step rank R raises, runs out of memory, is killed,
-#: or waits until time is over.
+#: "four" measures with four ranks. "train" keeps what training is judged by. In the second timed step rank R raises,
+#: runs out of memory, is killed, or waits until time is over.
 DEEDS = ("measure", "four", "train", "command", "fail-0", "full-1", "die-1", "hang-1")
 
 

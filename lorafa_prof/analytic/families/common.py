@@ -151,29 +151,48 @@ def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Ten
     stack = len(tape.stacks)
     tape.stacks.append(layers[-1].index - layers[0].index + 1)
     checkpointed = builder.run.checkpointing == "full"
+    around = _Around(builder, stack, [f"{tape.module}.{layer.name}" if tape.module else layer.name for layer in layers])
     for position, layer in enumerate(layers):
-        tape.boundaries["forward", stack, position] = len(tape.events)
-        if x.requires_grad:
-            x = _boundary(x, stack, position)
+        x = around.boundary(x, position)
         with tape.scope(layer.name):
+            around.enter(position)
             x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-    tape.boundaries["forward", stack, len(layers)] = len(tape.events)
-    if x.requires_grad:
-        x = _boundary(x, stack, len(layers))
-    return x
+            around.leave(position)
+    return around.boundary(x, len(layers))
 
 
-def _boundary(x: Tensor, stack: int, position: int) -> Tensor:
-    """An identity that notes when the gradient of a layer's input is complete."""
-    tape = x.tape
-    out = Tensor(tape, x.storage, x.shape, x.dtype)
+class _Around:
+    """Notes what lies between layers, and tells units where the step is."""
 
-    def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        tape.boundaries["backward", stack, position] = len(tape.events)
-        return [grads[0]]
+    def __init__(self, builder: Builder, stack: int, paths: Sequence[str]) -> None:
+        self.tape, self.units, self.stack, self.paths = builder.tape, builder.units, stack, paths
 
-    tape.record("layer boundary", [x], out, [], backward)
-    return out
+    def enter(self, position: int) -> None:
+        if self.units is not None:
+            self.units.enter(self.paths[position])
+
+    def leave(self, position: int) -> None:
+        if self.units is not None:
+            self.units.leave(self.paths[position])
+
+    def boundary(self, x: Tensor, position: int) -> Tensor:
+        """Note where a layer begins, and let an identity note when the gradient of its input is complete."""
+        tape = self.tape
+        tape.boundaries["forward", self.stack, position] = len(tape.events)
+        if not x.requires_grad:
+            return x
+        out = Tensor(tape, x.storage, x.shape, x.dtype)
+
+        def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+            if self.units is not None and position < len(self.paths):
+                self.units.input_complete(self.paths[position])
+            tape.boundaries["backward", self.stack, position] = len(tape.events)
+            if self.units is not None and position > 0:
+                self.units.output_complete(self.paths[position - 1])
+            return [grads[0]]
+
+        tape.record("layer boundary", [x], out, [], backward)
+        return out
 
 
 def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
@@ -190,11 +209,12 @@ def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor, Tensor]:
 
     Nothing is made of such a mask.
     """
+    before = len(tape.items)
     with tape.scope("batch"):
         labels = ("b",) if task == "seq-cls" else ("b", "s")
         ids, targets = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
         mask = tape.new("attention mask", ("b", "s"), "int64")
-    for item in tape.items:
+    for item in tape.items[before:]:
         item.category = ACTIVATIONS
     return ids, targets, mask
 
