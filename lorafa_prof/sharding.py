@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
 
-from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 
 #: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
@@ -21,19 +21,27 @@ def is_shared(run: RunSpec) -> bool:
     return run.gpus > 1 or run.shard != "none"
 
 
-def refuse_unsharded(run: RunSpec) -> None:
-    """Refuse what FSDP2 cannot shard.
+def refuse_unshareable(run: RunSpec) -> None:
+    """Refuse what does not go together.
 
     Raises:
-        UnsupportedError: quantised weights, or an optimizer that does not know sharded tensors.
+        BadInputError: several GPUs, and not how they share the work.
+        ContradictionError: shards of what is frozen, where nothing is.
+        UnsupportedError: quantised weights in shards, or an optimizer that does not know sharded tensors.
     """
-    if run.shard != "fsdp":
+    if run.gpus > 1 and run.shard == "none":
+        raise BadInputError(f"how are {run.gpus} GPUs to share the work? --shard ddp or fsdp")
+    if run.shard == "frozen" and run.method.name == "full":
+        raise ContradictionError("--shard frozen shards what is not trained: full fine-tuning trains all")
+    if run.shard not in ("fsdp", "frozen"):
         return
     if run.resolved_quant != "none":
         raise UnsupportedError(
             f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "
             "built; --shard ddp, or --quant none"
         )
+    if run.shard == "frozen":
+        return
     reason = _NOT_SHARDED.get(run.resolved_optimizer)
     if reason is not None:
         raise UnsupportedError(

@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lorafa_prof.analytic.builder import BUFFERS, Held
-from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.analytic.optimizers import StateTensor
+from lorafa_prof.analytic.sharing import Alone
+from lorafa_prof.analytic.tape import WORKSPACES, Parameter
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import ITEMSIZE
 
@@ -36,22 +39,39 @@ class Bucket:
         return self.elements * ITEMSIZE[self.dtype]
 
 
-def ddp_buckets(all_held: Sequence[Held]) -> list[Bucket]:
-    """Return the buckets of the trained parameters, each dtype's on their own.
+class Ddp(Alone):
+    """DDP around a model: all is there as without it, and the buckets beside."""
 
-    A bucket takes gradients until it is full, the one that fills it included. The order is that in which gradients
-    come; taken here as that of the parameters from the last to the first, which moves no more than bucket borders.
-    """
-    open_buckets: dict[str, int] = {}
-    found: list[Bucket] = []
-    begun: set[str] = set()
-    for parameter in _from_the_last(all_held):
-        dtype = parameter.dtype
-        open_buckets[dtype] = open_buckets.get(dtype, 0) + parameter.numel
-        if open_buckets[dtype] * ITEMSIZE[dtype] >= (OTHERS if dtype in begun else FIRST):
-            begun.add(dtype)
-            found.append(Bucket(open_buckets.pop(dtype), dtype))
-    return found + [Bucket(elements, dtype) for dtype, elements in open_buckets.items()]
+    assumptions = ("torch's DistributedDataParallel with its defaults",)
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The buckets of the trained parameters, each dtype's on their own.
+
+        A bucket takes gradients until it is full, the one that fills it included. The order is that in which gradients
+        come; taken here as that of the parameters from the last to the first, which moves no more than bucket borders.
+        """
+        unfilled: dict[str, int] = {}
+        found: list[Bucket] = []
+        begun: set[str] = set()
+        for parameter in _from_the_last(self.whole):
+            dtype = parameter.dtype
+            unfilled[dtype] = unfilled.get(dtype, 0) + parameter.numel
+            if unfilled[dtype] * ITEMSIZE[dtype] >= (OTHERS if dtype in begun else FIRST):
+                begun.add(dtype)
+                found.append(Bucket(unfilled.pop(dtype), dtype))
+        return found + [Bucket(elements, dtype) for dtype, elements in unfilled.items()]
+
+    def always(self) -> list[tuple[StateTensor, str]]:
+        """See `Alone.always`."""
+        return [(StateTensor("", "DDP bucket", (b.elements,), b.dtype, 1), WORKSPACES) for b in self.buckets]
+
+    def collectives(self) -> list[Collective]:
+        """Return the reductions of the buckets, and the broadcast of the modules' buffers before each forward."""
+        buffers = (h for h in self.whole if h.parameter.kind == BUFFERS and not _OF_NF4.search(h.parameter.name))
+        broadcast = sum(int(held.parameter.size[0]) * held.count for held in buffers)
+        reduced: list[Collective] = [("all_reduce", bucket.nbytes) for bucket in self.buckets]
+        return [*reduced, *([("broadcast", broadcast)] if broadcast else [])]
 
 
 def _from_the_last(all_held: Sequence[Held]) -> Iterator[Parameter]:
@@ -63,11 +83,3 @@ def _from_the_last(all_held: Sequence[Held]) -> Iterator[Parameter]:
             alike.append(trained.pop())
         for _ in range(alike[0].count):
             yield from (held.parameter for held in alike)
-
-
-def ddp_collectives(buckets: Sequence[Bucket], all_held: Sequence[Held]) -> list[Collective]:
-    """Return what the ranks tell each other in a step: gradients, and the modules' buffers before each forward."""
-    buffers = [held for held in all_held if held.parameter.kind == BUFFERS and not _OF_NF4.search(held.parameter.name)]
-    broadcast = sum(int(held.parameter.size[0]) * held.count for held in buffers)
-    reduced: list[Collective] = [("all_reduce", bucket.nbytes) for bucket in buckets]
-    return [*reduced, *([("broadcast", broadcast)] if broadcast else [])]

@@ -17,11 +17,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorafa_prof.analytic.builder import BUFFERS, Builder, Held
+from lorafa_prof.analytic.builder import BUFFERS, WEIGHTS, Builder, Held
+from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.sizes import rounded
 from lorafa_prof.analytic.tape import GRADIENTS, WORKSPACES, Parameter, Tensor
 from lorafa_prof.sharding import Collective, share_of
-from lorafa_prof.specs import ITEMSIZE
+from lorafa_prof.specs import ITEMSIZE, RunSpec
 
 #: The name of a parameter within a list of modules, and the path of the module in the list.
 _IN_LIST = re.compile(r"(.+?\.\d+)\.")
@@ -74,17 +75,15 @@ class Unit:
         return sum(self.padded(p) for p in self.trained)
 
 
-class Fsdp:
-    """FSDP2 around a model whose step is traced; each method is called where torch's hooks run.
+class Fsdp(Alone):
+    """FSDP2 around a model whose step is traced; each method is called where torch's hooks run."""
 
-    Args:
-        builder: has built the model.
-        gpus: how many share it.
-    """
+    assumptions: tuple[str, ...] = ("torch's fully_shard with its defaults, each transformer block a unit of its own",)
 
-    def __init__(self, builder: Builder, gpus: int) -> None:
-        self._tape, self._gpus = builder.tape, gpus
-        self.root = Unit("", [], 1, gpus)
+    def __init__(self, builder: Builder, run: RunSpec) -> None:
+        super().__init__(builder, run)
+        builder.units = self
+        self.root = Unit("", [], 1, run.gpus)
         self.blocks: dict[str, Unit] = {}
         """By path, in the order of their forwards."""
         self._last_buffer: Tensor | None = None
@@ -97,13 +96,21 @@ class Fsdp:
     def _split(self, all_held: Sequence[Held]) -> None:
         """Deal the parameters out to units: of a module in a list of modules the outermost such is one."""
         for held in all_held:
-            if held.parameter.kind == BUFFERS:
+            if not self.is_sharded(held.parameter):
                 continue
             found = _IN_LIST.match(held.parameter.name)
             unit = self.root
             if found is not None:
-                unit = self.blocks.setdefault(found[1], Unit(found[1], [], held.count, self._gpus))
+                unit = self.blocks.setdefault(found[1], Unit(found[1], [], held.count, self.gpus))
             unit.parameters.append(held.parameter)
+
+    def is_sharded(self, parameter: Parameter) -> bool:
+        """Say whether each GPU has a part of it."""
+        return parameter.kind != BUFFERS
+
+    def held(self) -> list[Held]:
+        """See `Alone.held`."""
+        return [Held(local(h.parameter, self.gpus), h.count) if self.is_sharded(h.parameter) else h for h in self.whole]
 
     @property
     def units(self) -> list[Unit]:
@@ -121,10 +128,10 @@ class Fsdp:
                 found.append(("reduce_scatter", unit.count * unit.reduced_elements * itemsize))
         return found
 
-    def reduced_bytes(self) -> int:
+    def gradient_bytes(self) -> int:
         """Return what the reduced gradients take: one tensor a unit."""
         return sum(
-            rounded(unit.reduced_elements // self._gpus * ITEMSIZE[unit.trained[0].dtype]) * unit.count
+            rounded(unit.reduced_elements // self.gpus * ITEMSIZE[unit.trained[0].dtype]) * unit.count
             for unit in self.units
             if unit.trained
         )
@@ -183,8 +190,8 @@ class Fsdp:
     # -- what that is -------------------------------------------------------------------------------------------------
 
     def _new(self, unit: Unit, name: str, elements: int, dtype: str, category: str) -> Tensor:
-        made = self._tape.new(name, (elements,), dtype, category)
-        self._tape.items[-1].module = unit.path
+        made = self.tape.new(name, (elements,), dtype, category)
+        self.tape.items[-1].module = unit.path
         return made
 
     def _gather(self, unit: Unit) -> None:
@@ -194,7 +201,7 @@ class Fsdp:
         for p in unit.parameters:
             module, _, leaf = p.name.rpartition(".")
             unit.gathered.append(self._new(unit, f"gathered {leaf}", unit.padded(p), p.dtype, WORKSPACES))
-            self._tape.items[-1].module = module
+            self.tape.items[-1].module = module
         self._last_buffer, unit.buffer = unit.buffer, None
 
     def _prefetch(self) -> None:
@@ -211,9 +218,30 @@ class Fsdp:
         self._reducing = self._new(unit, "reduce-scatter buffer", unit.reduced_elements, dtype, WORKSPACES)
         for parameter in unit.trained:
             parameter.grad = None
-        unit.reduced = self._new(unit, "gradients", unit.reduced_elements // self._gpus, dtype, GRADIENTS)
+        unit.reduced = self._new(unit, "gradients", unit.reduced_elements // self.gpus, dtype, GRADIENTS)
 
 
-def local_held(held: Held, gpus: int) -> Held:
-    """Return what the first rank holds of a parameter; buffers are whole."""
-    return held if held.parameter.kind == BUFFERS else Held(local(held.parameter, gpus), held.count)
+class Frozen(Fsdp):
+    """Only base weights that are frozen are sharded, as the LoRA-FA paper combines sharding and adapters (section E.4).
+
+    Adapters, their gradients and states are whole on each GPU; gradients are reduced to all, in their own place.
+    """
+
+    assumptions = (
+        "frozen base weights gathered in the order of torch's fully_shard, each transformer block a unit",
+        "gradients reduced in place, without buckets",
+    )
+    unmodelled = ("a step with only frozen weights in shards has not been run: closed forms alone",)
+
+    def is_sharded(self, parameter: Parameter) -> bool:
+        """See `Fsdp.is_sharded`."""
+        return parameter.kind == WEIGHTS and not parameter.requires_grad
+
+    def gradient_bytes(self) -> int:
+        """See `Alone.gradient_bytes`."""
+        return Alone.gradient_bytes(self)
+
+    def collectives(self) -> list[Collective]:
+        """See `Alone.collectives`."""
+        trained = sum(int(h.parameter.size[0]) * h.count for h in self.whole if h.parameter.requires_grad)
+        return [*super().collectives(), ("all_reduce", trained)]

@@ -179,6 +179,8 @@ class Tape:
         self.grad_enabled = True
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
+        #: told of each trained parameter when its gradient is complete
+        self.on_gradient: Callable[[Parameter], None] | None = None
         self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
         self._seq = 0
         self._frame: CheckpointFrame | None = None
@@ -424,6 +426,8 @@ class Tape:
             item.name = f"{leaf.name} gradient"
             if leaf.kind != INPUT:
                 item.category = GRADIENTS
+                if self.on_gradient is not None:
+                    self.on_gradient(leaf)
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.ddp import Ddp
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.sharded import Fsdp
+from lorafa_prof.analytic.sharded import Frozen, Fsdp
+from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.tape import LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
+from lorafa_prof.analytic.zero import Zero
 from lorafa_prof.specs import ModelSpec, RunSpec
+
+_WAYS: dict[str, type[Alone]] = {
+    "none": Alone, "ddp": Ddp, "fsdp": Fsdp, "frozen": Frozen, "zero1": Zero, "zero2": Zero, "zero3": Zero,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,8 +30,8 @@ class StepTrace:
     """Position in the tape's events when the forward and the loss were done."""
     end: int
     """Position at the end of the backward: the batch, the loss and the gradients are alive."""
-    fsdp: Fsdp | None = None
-    """The units that the model is gathered in."""
+    sharing: Alone
+    """How the step is shared with other GPUs."""
 
     def saved(self) -> list[Item]:
         """Return the storages that autograd keeps at the end of the forward."""
@@ -52,24 +59,20 @@ def trace_step(run: RunSpec) -> StepTrace:
     tape = builder.tape
     if run.amp:
         tape.autocast = "bf16"
-    fsdp = builder.units = Fsdp(builder, run.gpus) if run.shard == "fsdp" else None
-    if fsdp is not None:
-        fsdp.begin()
+    sharing = _WAYS[run.shard](builder, run)
+    sharing.begin()
     loss = model.loss()
-    if fsdp is not None:
-        fsdp.end_forward()
+    sharing.end_forward()
     tape.autocast = None
     tape.cast_cache.clear()
     end_of_forward = len(tape.events)
     _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
-    if fsdp is not None:
-        fsdp.begin_backward()
+    sharing.begin_backward()
     tape.backward(loss)
-    if fsdp is not None:
-        fsdp.end_backward()
+    sharing.end_backward()
     _mark_logits(tape, run.spec)
-    return StepTrace(builder, tape, end_of_forward, len(tape.events), fsdp)
+    return StepTrace(builder, tape, end_of_forward, len(tape.events), sharing)
 
 
 def _alive(events: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
-from lorafa_prof.sharding import refuse_unsharded
+from lorafa_prof.sharding import refuse_unshareable
 from lorafa_prof.specs import RunSpec
 
 #: What `--shard` is built with.
@@ -31,10 +31,11 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
         UnsupportedError: a way of sharding, or an option with it, that is not built.
         BadInputError: the run does not name as many GPUs as there are processes, or not how they share the work.
     """
-    if run.shard.startswith("zero"):
+    if run.shard.startswith("zero") or run.shard == "frozen":
+        whose = "DeepSpeed's, and" if run.shard != "frozen" else "the LoRA-FA paper's, and"
         raise UnsupportedError(
-            f"--shard {run.shard} is DeepSpeed's, and not built (`predict --engine analytic` has closed forms for it); "
-            "--shard fsdp shards parameters, gradients and states"
+            f"--shard {run.shard} is {whose} not built (`predict --engine analytic` has closed forms for it); --shard "
+            "fsdp shards parameters, gradients and states"
         )
     if run.gpus != group.world_size:
         raise BadInputError(
@@ -43,7 +44,7 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
         )
     if run.shard not in BUILT:
         raise BadInputError(f"how are {group.world_size} GPUs to share the work? --shard {' or '.join(BUILT)}")
-    refuse_unsharded(run)
+    refuse_unshareable(run)
 
 
 def first_device(run: RunSpec, device: str) -> str:
