@@ -77,11 +77,14 @@ def cases() -> list[Any]:
     made = []
     for i, family in enumerate(FAMILIES):
         for j, way in enumerate(WAYS):
-            marks = () if (2 * i + j) % 6 == 0 else pytest.mark.slow
+            if (family, way) == ("t5", "ddp-qlora"):
+                continue  # closed forms have no quantised T5
+            marks = () if (2 * i + j) % 9 == 0 else pytest.mark.slow
             made.append(pytest.param(family, way, id=f"{family}-{way}", marks=marks))
     return made
 
 
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # T5's blocks return a view of their input's storage
 @pytest.mark.parametrize(("family", "way"), cases())
 def test_tiny_models(family: str, way: str) -> None:
     """The peak's parts, and what a GPU sends. Where layers are recomputed, the loss is made the peak: no kernel's."""
