@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.sharding import sent_bytes
+from lorafa_prof.simulate.allocator.replay import replay
 from lorafa_prof.simulate.engine import predict
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda
@@ -51,7 +52,7 @@ def test_what_a_rank_sends_is_twice_the_blocks_and_once_the_root(sharded: Record
 
 
 def test_fsdp_allocates_on_streams_of_its_own(sharded: Recording) -> None:
-    """Gathers in one stream's pool, reduced gradients in another's; whole gradients and copies of weights in the main's.
+    """Gathers in one stream's pool, reduced gradients in another's; whole gradients and gathered weights in the main's.
 
     In the backward a block is gathered in the same stream as in the forward.
     """
@@ -65,13 +66,13 @@ def test_fsdp_allocates_on_streams_of_its_own(sharded: Recording) -> None:
         assert list(streams[name]) == [0]
 
 
-def test_a_pool_for_each_stream_takes_memory() -> None:
+def test_a_pool_for_each_stream_takes_memory(sharded: Recording) -> None:
     """Blocks that are free in one stream's pool serve no other: more is reserved than where all are on one."""
-    here = run("fsdp", "lora", bs=8)
-    simulated = predict(here).memory
-    assert simulated.peak_reserved_bytes is not None
-    assert simulated.peak_allocated_bytes is not None
-    assert simulated.peak_reserved_bytes > simulated.peak_allocated_bytes
+    trace = sharded.trace(3, PLATFORM)
+    apart = replay(trace.events, trace.sizes, streams=trace.streams)
+    together = replay(trace.events, trace.sizes)
+    assert apart.allocated.size == pytest.approx(together.allocated.size, rel=0.01)
+    assert apart.reserved.size > together.reserved.size
 
 
 def test_ddp_keeps_each_gradient_once_more() -> None:
