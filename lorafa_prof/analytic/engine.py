@@ -59,7 +59,7 @@ def predict(
         assumptions=(*run_assumptions(run, plan.assumptions), *plan.sharing.assumptions, device_assumption(device)),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
-        communication_bytes=sent_bytes(plan.sharing.collectives(), run.gpus) if is_shared(run) else None,
+        communication_bytes=communicated(plan),
     )
 
 
@@ -148,6 +148,11 @@ def _fit(plans: Plans, run: RunSpec, allocated: int, device: DeviceSpec, largest
         headroom_bytes=device.total_bytes - needed,
         max_bs=largest_within(plans, run, "bs", limit, LARGEST_BATCH) if largest else None,
     )
+
+
+def communicated(plan: StepPlan) -> dict[str, int] | None:
+    """Return what each GPU sends in a step, by kind; None where there is no other."""
+    return sent_bytes(plan.sharing.collectives(), plan.run.gpus) if is_shared(plan.run) else None
 
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------

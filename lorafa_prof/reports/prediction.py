@@ -152,8 +152,8 @@ RECORD_COLUMNS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
     "optimizer", "quant", "gpus", "shard", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
     "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
-    "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
-    "context_bytes", "headroom_bytes", "max_bs",
+    "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "communication_bytes",
+    "device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs",
 )  # fmt: skip
 
 
@@ -173,6 +173,7 @@ def record(p: Prediction, fit: Fit | None) -> dict[str, Scalar]:
         **run_record(p.run), "engine": p.engine, **figures,
         "model_flops": p.throughput.model_flops, "executed_flops": p.throughput.executed_flops,
         "parameters_total": p.parameters["total"], "parameters_trainable": p.parameters["trainable"],
+        "communication_bytes": None if p.communication_bytes is None else sum(p.communication_bytes.values()),
         **device_record(fit),
     }  # fmt: skip
 
