@@ -8,6 +8,7 @@ the two questions that DDP asks of data. The rank is the first, whose shards are
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,7 +51,9 @@ def first_of(run: RunSpec) -> Iterator[tuple[Group | None, Device]]:
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=run.gpus)
     try:
-        with collectives_on_meta(), device.of_meta(), _without_looking_at_data():
+        with collectives_on_meta(), device.of_meta(), _without_looking_at_data(), warnings.catch_warnings():
+            # that results may be wrong, of models whose blocks return a view: here there are none
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
             yield Group(rank=0, world_size=run.gpus), device
     finally:
         dist.destroy_process_group()

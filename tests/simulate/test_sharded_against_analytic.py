@@ -84,7 +84,6 @@ def cases() -> list[Any]:
     return made
 
 
-@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")  # T5's blocks return a view of their input's storage
 @pytest.mark.parametrize(("family", "way"), cases())
 def test_tiny_models(family: str, way: str) -> None:
     """The peak's parts, and what a GPU sends. Where layers are recomputed, the loss is made the peak: no kernel's."""
