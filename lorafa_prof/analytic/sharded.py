@@ -52,6 +52,8 @@ class Unit:
     buffer: Tensor | None = None
     gathered: list[Tensor] = field(default_factory=list)
     reduced: Tensor | None = None
+    gathers: int = 0
+    """How often it is gathered in a step."""
     is_done: bool = False
     """Its gradients have been reduced."""
 
@@ -121,8 +123,7 @@ class Fsdp(Alone):
         """Return what all ranks tell each other in a step."""
         found: list[Collective] = []
         for unit in self.units:
-            gathers = 1 if unit is self.root else 2
-            found.append(("all_gather", gathers * unit.count * unit.whole_bytes))
+            found.append(("all_gather", unit.gathers * unit.count * unit.whole_bytes))
             if unit.trained:
                 itemsize = ITEMSIZE[unit.trained[0].dtype]
                 found.append(("reduce_scatter", unit.count * unit.reduced_elements * itemsize))
@@ -195,6 +196,7 @@ class Fsdp(Alone):
         return made
 
     def _gather(self, unit: Unit) -> None:
+        unit.gathers += 1
         unit.buffer = self._new(unit, "all-gather buffer", unit.whole_bytes, "uint8", WORKSPACES)
 
     def _copy_out(self, unit: Unit) -> None:
@@ -210,7 +212,7 @@ class Fsdp(Alone):
 
     def _reduce(self, unit: Unit) -> None:
         unit.is_done = True
-        unit.gathered = []
+        unit.gathered, unit.buffer = [], None
         self._reducing = None
         if not unit.trained:
             return

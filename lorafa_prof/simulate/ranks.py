@@ -179,8 +179,8 @@ class _Stream:
     def wait_event(self, event: object) -> None:
         del event
 
-    def record_event(self) -> _Event:
-        return _Event()
+    def record_event(self) -> None:
+        """Return no event, as on the CPU: FSDP2 would ask the accelerator, of which there is none, to wait for it."""
 
 
 # -- DDP -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class BuiltLayer:
     index: int
     name: str
     run: Layer
+    kind: str = ""
+    """What it is alike others in, where a model has several kinds."""
 
 
 def not_modelled(spec: ModelSpec, what: str = "") -> UnsupportedError:
@@ -143,29 +146,34 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
-    """Run the layers in order, marking where each begins so that the plan can repeat the middle one.
+    """Run the layers in order, marking where each begins so that the plan can repeat the middle one of each stack.
 
-    A model whose layers are not all alike runs each stack of alike layers by a call of its own.
+    Layers in a row that are alike are a stack: of one kind, and all with adapters or all without.
     """
-    tape = builder.tape
-    stack = len(tape.stacks)
-    tape.stacks.append(layers[-1].index - layers[0].index + 1)
+    tape, method = builder.tape, builder.run.method
     checkpointed = builder.run.checkpointing == "full"
-    around = _Around(builder, stack, [f"{tape.module}.{layer.name}" if tape.module else layer.name for layer in layers])
-    for position, layer in enumerate(layers):
-        x = around.boundary(x, position)
-        with tape.scope(layer.name):
-            around.enter(position)
-            x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-            around.leave(position)
-    return around.boundary(x, len(layers))
+    # the input of a stack is bound to no name but `x`: it may go when the stack's first layer is done
+    for _, alike in itertools.groupby(layers, lambda layer: (layer.kind, method.adapts(layer.index))):
+        row = list(alike)
+        around = _Around(builder, len(tape.stacks), [layer.name for layer in row])
+        tape.stacks.append(row[-1].index - row[0].index + 1)
+        for position, layer in enumerate(row):
+            x = around.boundary(x, position)
+            with tape.scope(layer.name):
+                around.enter(position)
+                x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
+                around.leave(position)
+        x = around.boundary(x, len(row))
+    return x
 
 
 class _Around:
-    """Notes what lies between layers, and tells units where the step is."""
+    """Notes what lies between the layers of a stack, and tells units where the step is."""
 
-    def __init__(self, builder: Builder, stack: int, paths: Sequence[str]) -> None:
-        self.tape, self.units, self.stack, self.paths = builder.tape, builder.units, stack, paths
+    def __init__(self, builder: Builder, stack: int, names: Sequence[str]) -> None:
+        self.tape, self.units, self.stack = builder.tape, builder.units, stack
+        module = self.tape.module
+        self.paths = [f"{module}.{name}" if module else name for name in names]
 
     def enter(self, position: int) -> None:
         if self.units is not None:
