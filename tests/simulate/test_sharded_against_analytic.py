@@ -66,6 +66,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp-full-checkpointed": {"shard": "fsdp", "method": "full", "checkpointing": "full"},
     "fsdp-vera-3": {"shard": "fsdp", "method": "vera", "gpus": 3},
     "fsdp-autocast": {"shard": "fsdp", "method": "lora-fa", "amp": True, "dtype": "fp32", "gpus": 7},
+    "fsdp-lora-top": {"shard": "fsdp", "method": "lora", "adapted": (4, 5)},
+    "fsdp-lora-inner": {"shard": "fsdp", "method": "lora", "adapted": (1, 3), "checkpointing": "full"},
     "ddp-full": {"shard": "ddp", "method": "full"},
     "ddp-lora": {"shard": "ddp", "method": "lora"},
     "ddp-qlora": {"shard": "ddp", "method": "qlora"},
@@ -79,7 +81,7 @@ def cases() -> list[Any]:
         for j, way in enumerate(WAYS):
             if (family, way) == ("t5", "ddp-qlora"):
                 continue  # closed forms have no quantised T5
-            marks = () if (2 * i + j) % 9 == 0 else pytest.mark.slow
+            marks = () if (2 * i + j) % 11 == 0 else pytest.mark.slow
             made.append(pytest.param(family, way, id=f"{family}-{way}", marks=marks))
     return made
 
