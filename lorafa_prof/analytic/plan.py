@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.families.common import window_binds
-from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
+from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
+from lorafa_prof.analytic.zero import as_deepspeed_casts
 from lorafa_prof.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class StepPlan:
         self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
         self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
         """All floating-point operations: (pass, kind, how many)."""
+        self.sharing = trace.sharing
+        """How the step is shared with other GPUs."""
 
     # -- parameters -----------------------------------------------------------------------------------------------
 
@@ -80,15 +83,13 @@ class StepPlan:
 
     @cached_property
     def gradient_bytes(self) -> int:
-        """Gradients of all trained parameters, rounded tensor by tensor."""
-        trained = [h for h in self._held if h.parameter.requires_grad]
-        return sum(rounded(h.parameter.size[0]) * h.count for h in trained)
+        """Gradients that there are when the optimizer steps, rounded tensor by tensor."""
+        return self.sharing.gradient_bytes()
 
     @cached_property
     def optimizer(self) -> OptimizerCost:
         """States and temporaries of the optimizer."""
-        trained = [h for h in self._held if h.parameter.requires_grad]
-        return optimizer_cost(self.run, trained)
+        return self.sharing.optimizer()
 
     # -- static memory --------------------------------------------------------------------------------------------
 
@@ -96,8 +97,10 @@ class StepPlan:
     def static(self) -> list[tuple[Kind, int]]:
         """Tensors that are there through the whole step: (kind, how many)."""
         counts: Counter[Kind] = Counter()
-        for held in self._held:
+        for held in self.sharing.held():
             counts[_parameter_kind(held)] += held.count
+        for buffer, category in self.sharing.always():
+            counts[_state_kind(buffer, category)] += buffer.count
         for state in self.optimizer.states:
             counts[_state_kind(state, "optimizer")] += state.count
         return list(counts.items())
@@ -257,7 +260,7 @@ def plan(run: RunSpec) -> StepPlan:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
     with _collector_paused():
-        return StepPlan(run, trace_step(run))
+        return StepPlan(run, trace_step(as_deepspeed_casts(run)))
 
 
 @contextmanager

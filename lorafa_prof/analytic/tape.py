@@ -20,6 +20,7 @@ from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, P
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+WORKSPACES = "workspaces"
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
 INPUT = "input"
 
@@ -124,6 +125,8 @@ class Tape:
         self.grad_enabled = True
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
+        #: told of each trained parameter when its gradient is complete
+        self.on_gradient: Callable[[Parameter], None] | None = None
         self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
         self._seq = 0
         self._checkpoints = False  # whether anything was run without keeping what it saves
@@ -380,6 +383,8 @@ class Tape:
             item.name = f"{leaf.name} gradient"
             if leaf.kind != INPUT:
                 item.category = GRADIENTS
+                if self.on_gradient is not None:
+                    self.on_gradient(leaf)
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

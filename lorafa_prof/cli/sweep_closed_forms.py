@@ -86,11 +86,13 @@ class AnalyticRows:
             "saved_activations_bytes": _column(found.saved_activations), "model_flops": _column(found.model_flops),
             "executed_flops": _column(found.executed_flops), "parameters_total": _same(parameters.total),
             "parameters_trainable": _same(parameters.trainable),
+            "communication_bytes": _same(figures.communicated(int(bs[0]), int(seq[0]))),
         }  # fmt: skip
         for device in devices:
             workspace = cublas_workspaces(device)
             peak = found.peak_allocated + workspace
-            values = {**alike, "workspace_bytes": _same(workspace), "peak_allocated_bytes": _column(peak)}
+            shown = _column(found.parts["workspace_bytes"] + workspace)
+            values = {**alike, "workspace_bytes": shown, "peak_allocated_bytes": _column(peak)}
             if device is not None:
                 room = device.total_bytes - (device.context_bytes or 0)
                 values |= {
