@@ -148,6 +148,22 @@ def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor
     return tuple(StateTensor(parameter.name, name, parameter.shape, parameter.dtype, 1) for name in names)
 
 
+def with_importances(cost: OptimizerCost, trained: Sequence[Held]) -> OptimizerCost:
+    """Add what PEFT's RankAllocator keeps of each number of A, B and E, and makes anew after the optimizer's step.
+
+    Parameter after parameter: at the most three tensors of its size, each beside the one that it takes the place of.
+    """
+    matrices = [h for h in trained if "lora_" in h.parameter.name]
+    kept = _moments(matrices, ("ipt", "exp_avg_ipt", "exp_avg_unc"))
+    made = _largest(matrices, ("smoothed importance", "smoothed uncertainty", "new importance"))
+    temporaries = max(cost.temporaries, made, key=_bytes)
+    return OptimizerCost((*cost.states, *kept), temporaries, cost.notes)
+
+
+def _bytes(tensors: Sequence[StateTensor]) -> int:
+    return sum(int(rounded(size_of(t.shape, t.dtype)[0])) * t.count for t in tensors)
+
+
 _RULES: dict[str, Rule] = {
     "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "sgd": sgd, "lorafa": lorafa,
     "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
@@ -168,4 +184,5 @@ def optimizer_cost(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     if name not in _RULES:
         known = ", ".join(_RULES)
         raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")
-    return _RULES[name](trained, run)
+    cost = _RULES[name](trained, run)
+    return with_importances(cost, trained) if run.method.name == "adalora" else cost

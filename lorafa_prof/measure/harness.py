@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.attribution import Attribution
 from lorafa_prof.measure.communication import (
@@ -46,7 +45,7 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.lora_ga import has_pre_pass
-from lorafa_prof.workload.naming import counted_parameters
+from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
 from lorafa_prof.workload.versions import installed_versions
@@ -92,11 +91,6 @@ def measure(
         torch.OutOfMemoryError: the device's memory is full.
     """
     device = open_device(options.device, options.cap_bytes)
-    if device.type == "cpu" and run.method.name == "adalora":
-        raise UnsupportedError(
-            "AdaLoRA is measured on CUDA, not on the CPU: it replaces its importances in every step, and PyTorch's "
-            "profiler does not tell the end of what began before it"
-        )
     seen = Measurement(
         outcome="ok",
         run=run,
@@ -172,10 +166,20 @@ def _step_time(clock: Clock, run: RunSpec) -> StepTime:
 
 def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]:
     """Take one step under the device's tracer; return what the allocator did, and what its blocks are for."""
-    before = _names_before(work, device)
     buckets = buckets_of(work.wrapper)
-    if device.type == "cpu":
-        before |= without_address(buckets)
+    before: Names = {}
+
+    def look() -> dict[int, int]:
+        before.clear()
+        before.update(_names_before(work, device))
+        if device.type == "cpu":
+            before.update(without_address(buckets))
+        return {address: name.nbytes for address, name in before.items()}
+
+    def prepare() -> dict[int, int]:
+        training_step(work)
+        return look()
+
     gradients: Names = {}
     states: Names = {}
     sightings: list[Sighting] = []
@@ -194,9 +198,11 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
             training_step(work, enter)
         sightings.extend(lookout.sightings)
 
+    # what a method makes anew in each step has to be made under the tracer for its end to be heard
+    replaces = any(True for _ in named_states(work.model))
     with device.tracing_kernels(), _settled(work, device):
-        trace = device.trace(step, {address: name.nbytes for address, name in before.items()})
-    before |= found_by_size(buckets, before, trace.base)
+        trace = device.trace(step, look(), prepare if replaces else None)
+    before.update(found_by_size(buckets, before, trace.base))
     head, sizes = _logits(work)
     return trace, Attribution(trace, before, gradients, states, sizes, head, device.granule, sightings)
 

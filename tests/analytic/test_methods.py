@@ -37,7 +37,8 @@ class Golden:
 #: Full: 2 m. LoRA: A's input and B's, 2 m + 2 r (4 m + 4 r in fp32). LoRA-FA: B's input alone, 2 r. LoRA-FB: A's input
 #: alone, 2 m. VeRA: what lambda_d and lambda_b multiply, 2 r + 2 k. DoRA: LoRA's, and what
 #: its scale multiplies: W x in the base's dtype and B A x, 2 k each (2 k + 4 k); once for all tokens the norms, the
-#: scale and the scale less one, k each. The q-methods keep what theirs keeps unquantised.
+#: scale and the scale less one, k each. AdaLoRA: LoRA's, what its divisor divides, k wide, and once for all tokens
+#: E * A and the divisor. The q-methods keep what theirs keeps unquantised.
 LORA = Golden(trained=8 * (96 + 160), frozen=0, saved_bf16=2 * 96 + 2 * 8, saved_fp32=4 * 96 + 4 * 8)
 LORA_FA = Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=4 * 8)
 GOLDEN = {
@@ -59,6 +60,13 @@ GOLDEN = {
     "lora-fa-peft": LORA_FA,
     "qlora-fa": LORA_FA,
     "lora-fb": Golden(trained=8 * 96, frozen=8 * 160, saved_bf16=2 * 96, saved_fp32=4 * 96),
+    "adalora": Golden(
+        trained=8 * (96 + 160) + 8 + 1,
+        frozen=0,
+        saved_bf16=2 * (96 + 8 + 160),
+        saved_fp32=4 * (96 + 8 + 160),
+        once_bf16=2 * (8 * 96 + 1),
+    ),
     "vera": Golden(trained=160 + 8, frozen=0, saved_bf16=2 * (8 + 160), saved_fp32=4 * (8 + 160)),
 }
 
@@ -108,5 +116,5 @@ def test_a_name_is_registered_once() -> None:
 
 def test_a_method_that_is_not_modelled_is_refused_by_name() -> None:
     """With the names of those that are."""
-    with pytest.raises(UnsupportedError, match=r"does not model the method adalora \(it does: full, lora"):
-        adapter_maker("adalora")
+    with pytest.raises(UnsupportedError, match=r"does not model the method lora-ga \(it does: full, lora"):
+        adapter_maker("lora-ga")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.on_cpu import build_for_cpu
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
@@ -42,10 +43,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
     "moments of weights": {"optimizer": "lora-pro-full"},
 }
-#: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
+#: What the method does not have.
 REFUSED = (
-    ("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"), ("lora-pro", "sgd"),
-    ("lora-pro", "the optimizer adamw"),
+    ("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("lora-pro", "sgd"), ("lora-pro", "the optimizer adamw"),
     *((method, "moments of weights") for method in METHODS if method != "lora-pro"),
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def cases() -> list[Any]:
 def simulated(run: RunSpec) -> tuple[Trace, int]:
     """The trace of two steps on the CPU, and the event at which the second begins."""
     platform = Cpu(THREADS)
-    trace = record(run, platform).trace(2, platform)
+    trace = record(run, platform, build_for_cpu).trace(2, platform)
     return trace, trace.position("forward")
 
 

@@ -148,7 +148,9 @@ class Gpt2:
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
+        del hidden
+        return self.builder.finished(loss)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         builder, tape, run = self.builder, self.builder.tape, self.builder.run

@@ -149,7 +149,9 @@ class MixtureOfExperts:
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
+            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
+        del hidden
+        return self.builder.finished(loss)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         tape = ids.tape
