@@ -78,11 +78,7 @@ def refuse_unmodelled(run: RunSpec) -> None:
     )
     refuse_unshareable(run)
     refuse_zero(run)
-    freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")
-    if run.resolved_optimizer == "lorafa" and run.method.name not in freezing:
-        raise ContradictionError(
-            f"the lorafa optimizer freezes A: it goes with {', '.join(freezing)}, not {run.method.name}"
-        )
+    run.check_optimizer()
     if run.method.name == "full" and run.resolved_quant != "none":
         raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:

@@ -28,7 +28,9 @@ def adapter_maker(name: str) -> MakeAdapter | None:
         return None
     if name not in _METHODS:
         modelled = ", ".join(modelled_methods())
-        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {modelled})")
+        raise UnsupportedError(
+            f"the analytic engine does not model the method {name} (it does: {modelled}); --engine simulate runs others"
+        )
     return _METHODS[name]
 
 
@@ -82,7 +84,7 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora", "pissa", "lora-plus")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
     """LoRA: A and B are trained, so A's input stays for backward."""
     return _low_rank(builder, layer, train_a=True, train_b=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafa_prof.analytic.grid import shifted_coefficients
-from lorafa_prof.analytic.plan import StepPlan
+from lorafa_prof.analytic.plan import OPTIMIZER_STEP, StepPlan
 from lorafa_prof.analytic.ranks import with_rank
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, rounded
 from lorafa_prof.analytic.timeline import Place
@@ -102,7 +102,7 @@ def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
     for i in (0, *_tops(plan, kinds, change), end):
         first.setdefault(rows[i].tobytes(), i)
     moments = [place.moment for place in timeline.places]
-    names = [moments[0], *(moments[place] for place in places.tolist()), Place("optimizer step", "").moment]
+    names = [moments[0], *(moments[place] for place in places.tolist()), Place(OPTIMIZER_STEP, "").moment]
     return rows[[*first.values()]], [names[i] for i in first.values()]
 
 

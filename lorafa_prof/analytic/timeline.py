@@ -74,6 +74,15 @@ class Timeline:
             live[kind] = live.get(kind, 0) + change
         return live
 
+    def followed_by(self, tape: Tape, phase: str) -> Timeline:
+        """Return the timeline with what a tape has recorded after it, all of it in one phase."""
+        later = _Kinds(tape)
+        born = [(event, 1) if event >= 0 else (~event, -1) for event in tape.events]
+        events = [(len(self.kinds) + later.of_item[item], change, len(self.places)) for item, change in born]
+        return Timeline(
+            [*self.kinds, *later.kinds], [*self.events, *events], [*self.places, Place(phase, "")], self.end_of_forward
+        )
+
 
 class _Kinds:
     """Numbers the kinds as they turn up."""

@@ -42,7 +42,9 @@ from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
@@ -104,6 +106,8 @@ def measure(
     build = Workload.build if group is None else functools.partial(Workload.build, group=group)
     work = build(run, device.torch_name)
     seen = replace(seen, parameters=counted_parameters(work.model))
+    if has_pre_pass(run):
+        seen = replace(seen, assumptions=(*seen.assumptions, _before_training(device)))
     report(seen)
     for _ in range(max(1, options.warmup)):
         training_step(work)
@@ -124,6 +128,13 @@ def measure(
     seen = _judged(_looked_at(seen, work, options, trace), device)
     report(seen)
     return seen
+
+
+def _before_training(device: Device) -> str:
+    """Say what the pass before training has needed, if the allocator keeps an account; all else is of training."""
+    reading = device.levels()
+    told = "" if reading is None else f", in which up to {format_bytes(reading.peak.allocated)} were allocated"
+    return f"memory and times are those of training; LoRA-GA's gradient pass ran before it{told}"
 
 
 def _timed(work: Workload, device: Device, number: int) -> Iterator[list[StepTime]]:

@@ -22,7 +22,8 @@ from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
-from lorafa_prof.units import allocated
+from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -160,10 +161,15 @@ class Simulation:
     def _moments(self) -> dict[str, int]:
         """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
         highest: dict[str, int] = {}
-        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward", 0)):
+        for entry in timeline(self.trace, self.settings, since=self._first_pass):
             name = phase_name(entry.phase, entry.module)
             highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
         return highest
+
+    @property
+    def _first_pass(self) -> int:
+        """The event with which all that is not loaded begins."""
+        return next(position for position, phase in self.trace.marks if phase != "load")
 
     def _on(self, device: DeviceSpec) -> Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
@@ -208,11 +214,28 @@ class Simulation:
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
         if run.resolved_quant != "none":
             lines.append(f"linear weights in {run.resolved_quant}; k-bit preparation: {run.prepare_kbit}")
+        if has_pre_pass(run):
+            lines.append(self._pass_and_training())
         if run.resolved_quant == "int8":
             lines.append("no column of a layer's input has outliers")
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
+
+    def _pass_and_training(self) -> str:
+        """Say which peak is whose: the verdict goes by the larger one."""
+        live = highest = 0
+        peaks: list[int] = []
+        begins = self.trace.position("forward", 0)
+        for number, event in enumerate(self.trace.events):
+            if number == begins:
+                peaks.append(highest)
+                highest = live
+            size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
+            live += size if event >= 0 else -size
+            highest = max(highest, live)
+        before, training = (format_bytes(peak) for peak in (*peaks, highest))
+        return f"LoRA-GA's gradient pass before training allocates up to {before}, training up to {training}"
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]

@@ -11,6 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
@@ -21,6 +22,17 @@ from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.communication import Buffers, watching_fsdp
+from lorafa_prof.workload.lora_ga import (
+    INITIALISATION,
+    PRE_PASS,
+    PRE_PASS_BACKWARD,
+    base_of,
+    estimate,
+    gradients_of,
+    has_pre_pass,
+    initialise,
+)
+from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import (
     LOSS,
@@ -31,8 +43,10 @@ from lorafa_prof.workload.naming import (
     shard_of,
     short_name,
 )
+from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
+from lorafa_prof.workload.step import loss_of, refuse_unbuilt
 
 #: The phase in which DDP makes its buckets anew, and what these are called.
 _REBUILD, _BUCKET = "rebuild", "DDP bucket"
@@ -56,6 +70,8 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
+    if has_pre_pass(run):
+        return _record_after_pre_pass(run, platform)
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
     with platform.kernels(), explained(failure), without_hub(), first_of(run) as (group, device):
         buckets = Buckets()
@@ -70,7 +86,7 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
             ) as recorder,
             _watching(recorder, work),
         ):
-            _adopt(recorder, work, buckets)
+            _adopt(recorder, work.model, work.batch, buckets if _in_ddp(work) else None)
             first, again = _steps(recorder, work)
             if isinstance(work.wrapper, DistributedDataParallel):
                 first = (*first, *_rebuilding(recorder, work.wrapper))
@@ -82,6 +98,57 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
             if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
+
+
+#: Operators that make the parameters of a new module.
+_MADE_BY_MODULES = frozenset({torch.ops.aten.empty.memory_format})
+
+
+def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
+    """Record what comes before the first step as well: gradients of the weights to be adapted, and adapters from them.
+
+    Its segments stand before those of the first step; no later one repeats them.
+    """
+    failure = Failure(run)
+    refuse_unbuilt(run)
+    if not isinstance(run.model, ModelSpec):
+        raise UnsupportedError(f"{run.model.name}: LoRA-GA is simulated for models of the catalog alone")
+    with platform.kernels(), explained(failure), without_hub():
+        base, data = base_of(run, "meta"), batch(run, "meta")
+        with (
+            ModulePaths(base) as failure.paths,
+            Recorder(failure.paths, platform, failure=failure) as recorder,
+        ):
+            _adopt(recorder, base, data)
+            config = estimate(base, run, lambda: _pre_pass(recorder, base, run, data))
+            recorder.settle(gradients_of(base), Category.GRADIENTS)
+            if not platform.holds(torch.empty(1)):
+                recorder.makes_on_host = _MADE_BY_MODULES  # PEFT's layers before they get what was computed for them
+            model = initialise(base, run, config)
+            recorder.makes_on_host = frozenset()
+            failure.paths.rename(model)
+            for category, named in _held_by_modules(model).items():
+                for name, tensor in named:
+                    module, _, leaf = name.rpartition(".")
+                    recorder.settle([tensor], category)
+                    recorder.name(tensor, module, leaf)
+            work = Workload(run, "meta", model, make_optimizer(model, run), data)
+            before = tuple(recorder.segments[1:])
+            first, again = _steps(recorder, work)
+            return _recording(recorder, work, (*before, *first), again)
+
+
+def _pre_pass(recorder: Recorder, model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor]) -> None:
+    recorder.enter_phase(PRE_PASS)
+    loss = loss_of(model, run, data, "meta")
+    recorder.settle([loss], Category.LOGITS)
+    recorder.name(loss, LOSS, LOSS)
+    recorder.settle_alive([PRE_PASS], Category.ACTIVATIONS)
+    recorder.enter_phase(PRE_PASS_BACKWARD)
+    loss.backward()
+    _settle_gradients(recorder, model)
+    del loss
+    recorder.enter_phase(INITIALISATION)
 
 
 def _state_batch(known: KnownValues, work: Workload) -> None:
@@ -152,7 +219,7 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     recorder.settle_alive(["forward"], Category.ACTIVATIONS)
     recorder.enter_phase("backward")
     loss.backward()
-    _settle_gradients(recorder, work)
+    _settle_gradients(recorder, work.model)
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.optimizer.step()
@@ -165,19 +232,25 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     return (forward, backward, making, clearing), (forward, backward, stepping, clearing)
 
 
-def _adopt(recorder: Recorder, work: Workload, buckets: Buckets) -> None:
+def _in_ddp(work: Workload) -> bool:
+    return isinstance(work.wrapper, DistributedDataParallel)
+
+
+def _adopt(
+    recorder: Recorder, model: torch.nn.Module, data: dict[str, torch.Tensor], buckets: Buckets | None = None
+) -> None:
     """Count what is there before the first step, module by module as it is loaded, adapters after the base."""
-    held = _held_by_modules(work.model)
+    held = _held_by_modules(model)
     for category, named in held.items():
         recorder.adopt(named, category)
-    if isinstance(work.wrapper, DistributedDataParallel):
+    if buckets is not None:
         known = [tensor for named in held.values() for _, tensor in named]
         with _disable_current_modes():
-            found = buckets.beside([*known, *work.batch.values()])
+            found = buckets.beside([*known, *data.values()])
         recorder.adopt([(_BUCKET, tensor) for tensor in found], Category.WORKSPACES)
         for tensor in found:
             recorder.name(tensor, "", _BUCKET)
-    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in data.items()], Category.ACTIVATIONS)
 
 
 def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, torch.Tensor]]]:
@@ -197,10 +270,10 @@ def _settle_replaced(recorder: Recorder, work: Workload) -> None:
         recorder.settle((tensor for _, tensor in named), category)
 
 
-def _settle_gradients(recorder: Recorder, work: Workload) -> None:
+def _settle_gradients(recorder: Recorder, model: torch.nn.Module) -> None:
     """Count the gradients; FSDP2 keeps those of a block in one storage."""
     names: dict[int, tuple[torch.Tensor, str, str]] = {}
-    for path, parameter in work.model.named_parameters():
+    for path, parameter in model.named_parameters():
         if parameter.grad is not None:
             module, _, leaf = short_name(path).rpartition(".")
             gradient = shard_of(parameter.grad)

@@ -34,6 +34,7 @@ from lorafa_prof.simulate.ranks import COLLECTIVES, Device
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
 from lorafa_prof.simulate.refusals import Failure, value_wanted
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.workload.lora_ga import BACKWARDS
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
 
@@ -124,6 +125,9 @@ class Recorder(InPlaceAccumulation):
         self._emptied: dict[int, _Life] = {}
         """Storages that were made empty, and may be filled again."""
         self._unsettled_recompute = False
+        self.makes_on_host: frozenset[Any] = frozenset()
+        """Operators whose new storages are on the host now, though on meta here."""
+        self._on_host: dict[int, _Life] = {}
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -209,7 +213,7 @@ class Recorder(InPlaceAccumulation):
             raise
         if self.known is not None:
             self.known.saw(func, args, kwargs, out)
-        fresh = self._fresh(out)
+        fresh = self._on_device(func, self._fresh(out))
         self.operators.append(func)
         if not watched and not fresh:
             return out
@@ -254,7 +258,7 @@ class Recorder(InPlaceAccumulation):
         That is done at the first birth after it: checkpointing ends a recomputation by an exception, which holds the
         variables of all that it leaves until it is caught.
         """
-        if self.phase != "backward":
+        if self.phase not in BACKWARDS:
             return self.phase
         if self.paths.recomputing:
             self._unsettled_recompute = True
@@ -272,7 +276,18 @@ class Recorder(InPlaceAccumulation):
 
     def _is_fresh(self, tensor: torch.Tensor) -> bool:
         storage = tensor.untyped_storage()
-        return storage._cdata not in self._lives and self.platform.holds(tensor) and storage.nbytes() > 0
+        known = storage._cdata in self._lives or storage._cdata in self._on_host
+        return not known and self.platform.holds(tensor) and storage.nbytes() > 0
+
+    def _on_device(self, func: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the tensors, unless the operator makes its own on the host now: then note that they are there."""
+        if func not in self.makes_on_host:
+            return tensors
+        for tensor in tensors:
+            life = _Life(tensor.untyped_storage(), self._die)
+            life.key = tensor.untyped_storage()._cdata
+            self._on_host[life.key] = life
+        return []
 
     def _see(self, tensor: torch.Tensor, op: str, where: tuple[str, str], category: Category | None) -> int:
         """Note a storage that is new, and the module and phase of its birth; return the number of its block."""
@@ -295,6 +310,8 @@ class Recorder(InPlaceAccumulation):
         if self._lives.get(life.key) is life:
             del self._lives[life.key]
             self._events.append(~life.block)
+        elif self._on_host.get(life.key) is life:
+            del self._on_host[life.key]
         elif self._emptied.get(life.key) is life:
             del self._emptied[life.key]
 

@@ -264,6 +264,14 @@ class TestStages:
         assert (done.memory, done.ledger, done.phases, done.timeline) == (None, None, (), ())
         assert done.throughput.tokens_per_s is not None
 
+    def test_a_pass_before_training_is_told(self) -> None:
+        """LoRA-GA's takes place; what is measured is LoRA's step, to the byte."""
+        options = Options(device="cpu", steps=1, warmup=1)
+        done, plain = (measure(run_of("llama", method), options) for method in ("lora-ga", "lora"))
+        assert any("gradient pass ran before" in line for line in done.assumptions)
+        assert done.memory is not None
+        assert done.memory == plain.memory
+
     @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "", "mps"])
     def test_an_unknown_device_is_named(self, name: str) -> None:
         """With those there are."""

@@ -82,7 +82,7 @@ def test_int8_weights() -> None:
     ("options", "error", "said"),
     [
         ({"method": "lora", "optimizer": "paged-adamw-8bit"}, UnsupportedError, "paged-adamw-8bit"),
-        ({"method": "lora-ga"}, UnsupportedError, "lora-ga"),
+        ({"method": "lora-ga", "quant": "nf4"}, UnsupportedError, "nf4 weights have none"),
         ({"method": "lora", "checkpointing": "selective"}, UnsupportedError, "selective"),
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
         ({"method": "lora", "adapter_dtype": "fp16"}, BadInputError, "fp16"),
