@@ -5,7 +5,6 @@ They are caught in one place (`lorafa_prof.cli.main`); everything else that esca
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -22,6 +21,22 @@ class BadInputError(LorafaProfError):
 
 class ContradictionError(BadInputError):
     """Options that the method they are given for cannot take, as another could."""
+
+
+class SequenceTooLongError(BadInputError):
+    """A step that looks up more positions than the model has.
+
+    Args:
+        text: the line that is shown.
+        beyond: how many positions too many.
+    """
+
+    longest: int | None = None
+    """The longest sequence that there are positions for; set by who knows how long the sequence was."""
+
+    def __init__(self, text: str, *, beyond: int) -> None:
+        super().__init__(text)
+        self.beyond = beyond
 
 
 class UnsupportedError(LorafaProfError):
@@ -65,6 +80,8 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 5) -> list[str]:
     if not key:
         return []
     within = [c for c, p in plain.items() if p.startswith(key)] + [c for c, p in plain.items() if key in p]
+    import difflib  # needed when a name is wrong, and every start would pay for it
+
     by_plain = {p: c for c, p in plain.items()}
     similar = [by_plain[p] for p in difflib.get_close_matches(key, by_plain, n=limit, cutoff=0.5)]
     return list(dict.fromkeys(within + similar))[:limit]

@@ -13,14 +13,14 @@ saved tensors are released when it has run, gradients that meet are added in pla
 from __future__ import annotations
 
 import heapq
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, Placeholder
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+WORKSPACES = "workspaces"
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
 INPUT = "input"
 
@@ -28,11 +28,10 @@ INPUT = "input"
 class Item:
     """What the record keeps of one storage: where it was born, what it is, how large."""
 
-    __slots__ = ("category", "dtype", "module", "name", "saved", "shape", "size")
+    __slots__ = ("category", "dtype", "module", "name", "saved", "shape")
 
     def __init__(self, module: str, name: str, shape: Shape, dtype: str, category: str) -> None:
         self.module, self.name, self.shape, self.dtype = module, name, shape, dtype
-        self.size: Size = size_of(shape, dtype)
         self.category = category
         self.saved = False
 
@@ -111,58 +110,6 @@ Grads = Sequence["Tensor | None"]
 Backward = Callable[[Grads], "Sequence[Tensor | None]"]
 
 
-@dataclass(slots=True)
-class Edge:
-    """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
-
-    target: Node | Parameter
-    slot: int
-    shape: Shape
-    dtype: str
-
-
-class Node:
-    """One operation of the autograd graph."""
-
-    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
-
-    def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
-        self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
-        self.saved: list[Storage | Placeholder] = []
-        self.grads: list[Tensor | None] | None = None
-        self.outputs = 1
-
-
-class CheckpointFrame:
-    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
-
-    def __init__(self, module: str, autocast: str | None, function: Callable[[], object]) -> None:
-        self.module, self.autocast = module, autocast
-        self.function = function  # holds the region's inputs, until the last placeholder goes
-        self.placeholders: list[weakref.ref[Placeholder]] = []
-        self.recomputed = 0
-
-
-class Placeholder:
-    """Stands for a saved tensor of a checkpointed region until that is recomputed."""
-
-    __slots__ = ("__weakref__", "filled", "frame", "storage")
-
-    def __init__(self, frame: CheckpointFrame) -> None:
-        self.frame = frame
-        self.storage: Storage | None = None
-        self.filled = False
-        frame.placeholders.append(weakref.ref(self))
-
-
-class _EarlyStop(Exception):
-    """The last saved tensor of a region is back: torch.utils.checkpoint stops recomputing there."""
-
-    def __init__(self, storage: Storage | None) -> None:
-        super().__init__()
-        self.storage = storage
-
-
 class Tape:
     """The record of one step: which storages were born and died, in order, and what each was."""
 
@@ -178,8 +125,11 @@ class Tape:
         self.grad_enabled = True
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
+        #: told of each trained parameter when its gradient is complete
+        self.on_gradient: Callable[[Parameter], None] | None = None
         self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
         self._seq = 0
+        self._checkpoints = False  # whether anything was run without keeping what it saves
         self._frame: CheckpointFrame | None = None
         self._recomputing: CheckpointFrame | None = None
 
@@ -197,9 +147,10 @@ class Tape:
 
     def enter(self, module: str, phase: str | None = None) -> None:
         """Say which module (and phase) the events from here on belong to."""
-        self.module = module
-        self.phase = phase or self.phase
-        self.marks.append((len(self.events), self.phase, module))
+        phase = phase or self.phase
+        if module != self.module or phase != self.phase:
+            self.module, self.phase = module, phase
+            self.marks.append((len(self.events), phase, module))
 
     # -- births ---------------------------------------------------------------------------------------------------
 
@@ -225,7 +176,11 @@ class Tape:
 
     def needs_grad(self, *inputs: Tensor | None) -> bool:
         """Say whether an operation on these inputs is recorded for backward."""
-        return self.grad_enabled and any(x is not None and x.requires_grad for x in inputs)
+        if self.grad_enabled:
+            for x in inputs:
+                if x is not None and x.requires_grad:
+                    return True
+        return False
 
     def record(
         self,
@@ -251,7 +206,7 @@ class Tape:
         try:
             kept = [self._save(x) for x in saved if x is not None]
             node.saved = [x for x in kept if x is not None]
-        except _EarlyStop as stop:
+        except EarlyStop as stop:
             self._retract([out.storage for out in outs], stop.storage)
             raise
         node.outputs = len(outs)
@@ -290,7 +245,7 @@ class Tape:
             frame.recomputed += 1
             self._mark_saved(storage)
             if frame.recomputed == len(frame.placeholders):
-                raise _EarlyStop(storage)
+                raise EarlyStop(storage)
             return storage
         if self._frame is not None:
             return Placeholder(self._frame)
@@ -317,6 +272,7 @@ class Tape:
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
+        self._checkpoints = True
         frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
         outer, self._frame = self._frame, frame
         for x in inputs:
@@ -332,7 +288,7 @@ class Tape:
         self._recomputing, self.autocast = frame, frame.autocast
         try:
             frame.function()
-        except _EarlyStop:
+        except EarlyStop:
             pass
         finally:
             self._recomputing = self.autocast = None
@@ -353,12 +309,14 @@ class Tape:
 
     def _run(self, node: Node, heap: list[tuple[int, Node]]) -> None:
         self.enter(node.module)
-        self._recompute_for(node)
+        if self._checkpoints:
+            self._recompute_for(node)
         grads, node.grads = node.grads, None
         assert grads is not None, "a node runs when gradients have arrived"
         outs = list(node.backward(grads))
         # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
-        node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
+        if self._checkpoints:
+            node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
         for i, edge in enumerate(node.edges):
             outs[i] = self._conform(outs[i], edge) if edge is not None else None
         for held in grads:
@@ -382,9 +340,11 @@ class Tape:
 
     def _conform(self, grad: Tensor | None, edge: Edge) -> Tensor | None:
         """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""
-        if grad is not None and elements(grad.shape) != elements(edge.shape):
+        if grad is None:
+            return None
+        if grad.shape != edge.shape and elements(grad.shape) != elements(edge.shape):
             grad = self.new("sum to size", edge.shape, grad.dtype)
-        if grad is not None and grad.dtype != edge.dtype:
+        if grad.dtype != edge.dtype:
             grad = self.new("cast of gradient", grad.shape, edge.dtype)
         return grad
 
@@ -423,6 +383,8 @@ class Tape:
             item.name = f"{leaf.name} gradient"
             if leaf.kind != INPUT:
                 item.category = GRADIENTS
+                if self.on_gradient is not None:
+                    self.on_gradient(leaf)
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

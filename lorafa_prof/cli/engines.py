@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -186,5 +185,7 @@ def _importing_the_real_step() -> Iterator[None]:
 
 
 def _quieten() -> None:
+    import logging  # the libraries have loaded it by now; closed forms do without
+
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -10,7 +10,15 @@ from typing import Any
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
-from lorafa_prof.results.plain import build, ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import (
+    build,
+    ledger_from_json,
+    ledger_to_json,
+    plain,
+    reading,
+    run_from_json,
+    run_to_json,
+)
 from lorafa_prof.specs import RunSpec
 
 
@@ -49,6 +57,9 @@ class Prediction:
     unmodelled: tuple[str, ...] = ()
     ledger: Ledger | None = None
     """What is alive at the peak."""
+    communication_bytes: Mapping[str, int] | None = None
+    """What each GPU sends in a step, and receives as well, by kind ("all_gather", "reduce_scatter", "all_reduce",
+    "broadcast"); None: a run on one GPU."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -63,6 +74,7 @@ class Prediction:
             "fit": [plain(fit) for fit in self.fit],
             "assumptions": list(self.assumptions),
             "unmodelled": list(self.unmodelled),
+            "communication_bytes": None if self.communication_bytes is None else dict(self.communication_bytes),
         }
         if self.ledger is not None:
             data["ledger"] = ledger_to_json(self.ledger)
@@ -78,7 +90,7 @@ class Prediction:
         schema = data.get("schema")
         if schema != SCHEMA:
             raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
-        try:
+        with reading("prediction"):
             ledger = data.get("ledger")
             fields = {
                 "engine": data["engine"],
@@ -91,10 +103,9 @@ class Prediction:
                 "assumptions": tuple(data["assumptions"]),
                 "unmodelled": tuple(data["unmodelled"]),
                 "ledger": None if ledger is None else ledger_from_json(ledger),
+                "communication_bytes": data.get("communication_bytes"),
             }
             return build(cls, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInputError(f"not a prediction: {type(error).__name__}: {error}") from error
 
 
 def predictions_to_json(predictions: list[Prediction]) -> str:

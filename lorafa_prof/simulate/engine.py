@@ -9,6 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
@@ -99,8 +100,9 @@ class Simulation:
         trace = self.trace
         starts = [position for position, phase in trace.marks if phase == "forward"]
         return replay(
-            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts
-        )
+            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts,
+            streams=trace.streams,
+        )  # fmt: skip
 
     @cached_property
     def replayed(self) -> Replay:
@@ -152,6 +154,7 @@ class Simulation:
             assumptions=self._assumptions(devices),
             unmodelled=self._unmodelled(devices),
             ledger=self.ledger,
+            communication_bytes=communicated(self.recording),
         )
 
     def _moments(self) -> dict[str, int]:
@@ -195,10 +198,10 @@ class Simulation:
             "every sequence is full, nothing is padded; labels are a tensor of their own",
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
-            f"kernels of {where}; all on one stream",
+            f"kernels of {where}; {_streams(run)}",
             f"allocator settings {self.settings.describe()}",
         ]
-        lines += described(run)
+        lines += [*described(run), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":
@@ -214,6 +217,8 @@ class Simulation:
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
         lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
+        if is_shared(self.recording.run):
+            lines.append(_OF_NCCL)
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
@@ -229,6 +234,34 @@ def _inside_kernels(recording: Recording) -> list[str]:
         together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
     return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
 
+
+def _streams(run: RunSpec) -> str:
+    if run.shard != "fsdp":
+        return "all on one stream"
+    return "gathered weights and reduced gradients on FSDP2's own streams, the rest on one"
+
+
+def shared_assumptions(run: RunSpec) -> tuple[str, ...]:
+    """Say which of several ranks is meant, and what it runs."""
+    if not is_shared(run):
+        return ()
+    return (
+        f"rank 0 of {run.gpus}, whose shards are the largest; the defaults of torch's {_SHARED_BY[run.shard]}, each "
+        "transformer block a unit of its own" if run.shard == "fsdp" else
+        f"rank 0 of {run.gpus}; the defaults of torch's {_SHARED_BY[run.shard]}",
+    )  # fmt: skip
+
+
+_SHARED_BY = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard"}
+
+
+def communicated(recording: Recording) -> dict[str, int] | None:
+    """Return what the rank sends in a step, by kind; None where it is alone."""
+    run = recording.run
+    return sent_bytes(recording.collectives, run.gpus) if is_shared(run) else None
+
+
+_OF_NCCL = "buffers of NCCL's communicators, which are outside PyTorch's allocator"
 
 _UNMEASURED = (
     "differences of a real card: buffers inside kernels follow PyTorch's source, no recorded card confirms them yet"

@@ -14,6 +14,7 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Memory, Prediction, Throughput
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.engine import communicated, shared_assumptions
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
@@ -74,10 +75,12 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
             *described(run),
+            *shared_assumptions(run),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
         unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),
         ledger=ledger,
+        communication_bytes=communicated(recording),
     )
 
 

@@ -37,8 +37,8 @@ class Golden:
 #: Full: 2 m. LoRA: A's input and B's, 2 m + 2 r (4 m + 4 r in fp32). LoRA-FA: B's input alone, 2 r. LoRA-FB: A's input
 #: alone, 2 m. VeRA: what lambda_d and lambda_b multiply, 2 r + 2 k. DoRA: LoRA's, and what
 #: its scale multiplies: W x in the base's dtype and B A x, 2 k each (2 k + 4 k); once for all tokens the norms, the
-#: scale and the scale less one, k each. AdaLoRA: LoRA's and what its divisor divides, 2 k; once for all tokens E * A
-#: and the divisor. The q-methods keep what theirs keeps unquantised.
+#: scale and the scale less one, k each. AdaLoRA: LoRA's, what its divisor divides, k wide, and once for all tokens
+#: E * A and the divisor. The q-methods keep what theirs keeps unquantised.
 LORA = Golden(trained=8 * (96 + 160), frozen=0, saved_bf16=2 * 96 + 2 * 8, saved_fp32=4 * 96 + 4 * 8)
 LORA_FA = Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=4 * 8)
 GOLDEN = {

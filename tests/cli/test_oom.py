@@ -16,7 +16,7 @@ import pytest
 from lorafa_prof.catalog import device_names
 from lorafa_prof.cli import main
 from lorafa_prof.results import Threshold, results_in
-from tests.measure.runs import FAULTS
+from tests.measure.runs import pretend
 from tests.support.configs import tiny_configs
 
 LLAMA = ("oom", "--model", "llama2-7b", "--seq", "1024")
@@ -101,8 +101,8 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
         assert (data["schema"], data["engine"], data["device"], data["axis"]) == (1, "analytic", "a100-80gb", "rank")
         assert data["peak_device_bytes_at_max"] is None
         assert data["peak_allocated_bytes_at_max"] == data["at_max"]["memory"]["peak_allocated_bytes"]
-        assert data["headroom_bytes_at_max"] >= 0
-        assert data["context_bytes"] > 0
+        room = data["capacity_bytes"] - data["context_bytes"]
+        assert data["headroom_bytes_at_max"] == room - data["peak_allocated_bytes_at_max"]
         assert Threshold.from_json(data).to_json() == data
     assert [t.to_json() for t in results_in({"thresholds": found})] == found
 
@@ -185,6 +185,20 @@ def test_refusals_name_the_mistake(capsys: pytest.CaptureFixture[str], args: tup
     assert said in refused(capsys, "oom", "--model", "llama2-7b", *args)
 
 
+@pytest.mark.parametrize("engine", ["analytic", "simulate", "measure"])
+def test_several_processes_do_not_search(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """As torchrun starts them: each would search for itself; one process alone, as torchrun counts it, may."""
+    args = ("--gpu", "t4", "--method", "lora", "--no-advice")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refused(capsys, *LLAMA, *args, "--engine", engine)
+    assert "oom searches in one process, and WORLD_SIZE says that 2 were started: start it without torchrun" in said
+    if engine == "analytic":
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        answered(capsys, *LLAMA, *args)
+
+
 def test_an_unknown_axis(capsys: pytest.CaptureFixture[str]) -> None:
     """The ones that there are are named."""
     assert main([*LLAMA, "--gpu", "t4", "--axis", "batch"]) == 2
@@ -230,11 +244,7 @@ def test_a_simulated_search(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, and measuring processes that only pretend: each step peaks at 8 MiB."""
-    monkeypatch.setattr("lorafa_prof.measure.isolate.CHILD", FAULTS)
-    monkeypatch.setattr("lorafa_prof.measure.process.GRACE_S", 0.3)
-    monkeypatch.setenv("FAULTS_LOG", str(tmp_path / "log"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return pretend(tmp_path, monkeypatch)
 
 
 def measuring(folder: Path, deeds: str, *args: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class BuiltLayer:
     index: int
     name: str
     run: Layer
+    kind: str = ""
+    """What it is alike others in, where a model has several kinds."""
 
 
 def not_modelled(spec: ModelSpec, what: str = "") -> UnsupportedError:
@@ -143,37 +146,61 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
-    """Run the layers in order, marking where each begins so that the plan can repeat the middle one.
+    """Run the layers in order, marking where each begins so that the plan can repeat the middle one of each stack.
 
-    A model whose layers are not all alike runs each stack of alike layers by a call of its own.
+    Layers in a row that are alike are a stack: of one kind, and all with adapters or all without.
     """
-    tape = builder.tape
-    stack = len(tape.stacks)
-    tape.stacks.append(layers[-1].index - layers[0].index + 1)
+    tape, method = builder.tape, builder.run.method
     checkpointed = builder.run.checkpointing == "full"
-    for position, layer in enumerate(layers):
-        tape.boundaries["forward", stack, position] = len(tape.events)
-        if x.requires_grad:
-            x = _boundary(x, stack, position)
-        with tape.scope(layer.name):
-            x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-    tape.boundaries["forward", stack, len(layers)] = len(tape.events)
-    if x.requires_grad:
-        x = _boundary(x, stack, len(layers))
+    # the input of a stack is bound to no name but `x`: it may go when the stack's first layer is done
+    for _, alike in itertools.groupby(layers, lambda layer: (layer.kind, method.adapts(layer.index))):
+        row = list(alike)
+        around = _Around(builder, len(tape.stacks), [layer.name for layer in row])
+        tape.stacks.append(row[-1].index - row[0].index + 1)
+        for position, layer in enumerate(row):
+            x = around.boundary(x, position)
+            with tape.scope(layer.name):
+                around.enter(position)
+                x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
+                around.leave(position)
+        x = around.boundary(x, len(row))
     return x
 
 
-def _boundary(x: Tensor, stack: int, position: int) -> Tensor:
-    """An identity that notes when the gradient of a layer's input is complete."""
-    tape = x.tape
-    out = Tensor(tape, x.storage, x.shape, x.dtype)
+class _Around:
+    """Notes what lies between the layers of a stack, and tells units where the step is."""
 
-    def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        tape.boundaries["backward", stack, position] = len(tape.events)
-        return [grads[0]]
+    def __init__(self, builder: Builder, stack: int, names: Sequence[str]) -> None:
+        self.tape, self.units, self.stack = builder.tape, builder.units, stack
+        module = self.tape.module
+        self.paths = [f"{module}.{name}" if module else name for name in names]
 
-    tape.record("layer boundary", [x], out, [], backward)
-    return out
+    def enter(self, position: int) -> None:
+        if self.units is not None:
+            self.units.enter(self.paths[position])
+
+    def leave(self, position: int) -> None:
+        if self.units is not None:
+            self.units.leave(self.paths[position])
+
+    def boundary(self, x: Tensor, position: int) -> Tensor:
+        """Note where a layer begins, and let an identity note when the gradient of its input is complete."""
+        tape = self.tape
+        tape.boundaries["forward", self.stack, position] = len(tape.events)
+        if not x.requires_grad:
+            return x
+        out = Tensor(tape, x.storage, x.shape, x.dtype)
+
+        def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+            if self.units is not None and position < len(self.paths):
+                self.units.input_complete(self.paths[position])
+            tape.boundaries["backward", self.stack, position] = len(tape.events)
+            if self.units is not None and position > 0:
+                self.units.output_complete(self.paths[position - 1])
+            return [grads[0]]
+
+        tape.record("layer boundary", [x], out, [], backward)
+        return out
 
 
 def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
@@ -190,11 +217,12 @@ def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor, Tensor]:
 
     Nothing is made of such a mask.
     """
+    before = len(tape.items)
     with tape.scope("batch"):
         labels = ("b",) if task == "seq-cls" else ("b", "s")
         ids, targets = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
         mask = tape.new("attention mask", ("b", "s"), "int64")
-    for item in tape.items:
+    for item in tape.items[before:]:
         item.category = ACTIVATIONS
     return ids, targets, mask
 
