@@ -212,11 +212,6 @@ def adalora(builder: Builder, layer: Linear) -> AdapterForward:
         raise UnsupportedError(
             "the analytic engine does not model AdaLoRA over 4-bit weights; --engine simulate runs it"
         )
-    if layer.bias is not None or builder.spec.architecture == "gpt2":
-        raise UnsupportedError(
-            "the analytic engine does not model AdaLoRA over layers with a bias, whose result is a view that autograd "
-            "copies where it is added to in place; --engine simulate runs it"
-        )
     run, rank = builder.run, builder.run.method.rank
     dtype = run.resolved_adapter_dtype
     a = builder.parameter("lora_A", (rank, layer.in_features), kind=ADAPTERS, trained=True, dtype=dtype)
@@ -235,7 +230,10 @@ def adalora(builder: Builder, layer: Linear) -> AdapterForward:
         del low
         scaled = ops.scale(high, "scaled B E A x")
         del high
-        return ops_adalora.add_in_place(result, ops_adalora.quotient(scaled, divisor, "scaled B E A x / ranknum"))
+        scaled = ops_adalora.quotient(scaled, divisor, "scaled B E A x / ranknum")
+        # a product with a bias is made of matrices, and what comes of it a view
+        flattened = layer.bias is not None and len(result.shape) > 2
+        return (ops_adalora.add_to_view if flattened else ops_adalora.add_in_place)(result, scaled)
 
     return forward
 

@@ -31,6 +31,32 @@ def add_in_place(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def add_to_view(a: Tensor, b: Tensor) -> Tensor:
+    """a += b where a is a view of all of another tensor: autograd lays the gradient out anew, and copies it twice.
+
+    AsStridedBackward puts it into zeros of the base's size. CopySlices makes a whole of them for the base, of no use if
+    that needs no gradient, and a clone for b.
+    """
+    tape, shape, dtype = a.tape, a.shape, a.dtype
+    base_needs = a.requires_grad
+    changed = Tensor(tape, a.storage, shape, dtype)
+    out = Tensor(tape, a.storage, shape, dtype)
+    if not tape.needs_grad(a, b):
+        return out
+
+    def copy_slices(g: Grads) -> list[Tensor | None]:
+        del g
+        whole: Tensor | None = tape.new("gradient of base", shape, dtype)
+        part = tape.new("gradient of view", shape, dtype)
+        if not base_needs:
+            whole = None
+        return [whole, part]
+
+    tape.record("CopySlices", [a, b], changed, [], copy_slices)
+    tape.record("as_strided", [changed], out, [], lambda g: [tape.new("zeros of base", shape, dtype)])
+    return out
+
+
 def norm(x: Tensor, name: str = "norm") -> Tensor:
     """torch.linalg.vector_norm of a matrix: saves it and the result. Under autocast in fp32.
 

@@ -90,6 +90,41 @@ def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     assert simulated(run)[0] == closed_form(run)
 
 
+ADALORA: dict[str, dict[str, Any]] = {
+    **OPTIONS,
+    "bf16 adapters, dropout": {"adapter_dtype": "bf16", "dropout": 0.1},
+    "autocast over bf16, checkpointing": {"amp": True, "checkpointing": "full"},
+    "fp16, one sequence": {"dtype": "fp16", "bs": 1},
+    "sgd": {"optimizer": "sgd"},
+    "adamw-fused": {"optimizer": "adamw-fused"},
+}
+
+
+def adalora_cases() -> list[Any]:
+    """Layers with and without biases, whose products are views or not; one option each is quick."""
+    made = []
+    for i, family in enumerate(("llama", "gpt2", "llama-bias", "qwen3", "gemma2", "phi3", "t5", "roberta")):
+        for k, (name, options) in enumerate(ADALORA.items()):
+            marks = () if i == k and i < 4 else pytest.mark.slow
+            made.append(pytest.param(family, options, id=f"{family}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "options"), adalora_cases())
+def test_adalora(family: str, options: dict[str, Any]) -> None:
+    """Its regulariser runs over all layers after the loss; its importances are made anew after the optimizer's step."""
+    run = run_of(family, "adalora", layers=6, changes={"vocab_size": 6000}, **{"optimizer": "adamw", **options})
+    assert simulated(run)[0] == closed_form(run)
+
+
+def test_adalora_where_the_importances_are_the_peak() -> None:
+    """SGD has no temporaries of its own; a rank as high as the layers are wide makes the adapters the most there is."""
+    run = run_of("llama", "adalora", layers=1, rank=64, bs=1, seq=2, targets=("q_proj",), optimizer="sgd")
+    found, where = simulated(run)
+    assert found == closed_form(run)
+    assert where.startswith("optimizer")
+
+
 def quantised_cases() -> list[Any]:
     """Layers of all kinds: GPT-2's, which are transposed before they are quantised, with biases and without."""
     made = []
