@@ -30,13 +30,14 @@ BENEATH: dict[str, set[str]] = {
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds"},
+    "claims": {"analytic"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa"},
     "simulate": {"workload", "thresholds"},
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "claims", "simulate", "measure", "compare", "reports"},
     "__main__": {"cli"},
 }
 

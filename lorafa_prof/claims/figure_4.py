@@ -1,0 +1,144 @@
+"""Figure 4: how long a sequence fits small cards, and what more layers or higher ranks cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from lorafa_prof.analytic.paper import statements as paper
+from lorafa_prof.catalog import load_device, load_model
+from lorafa_prof.claims.asking import ASSUMPTIONS, DEFAULT, Panel, Reply, Told, answers, answers_of_two, fits
+from lorafa_prof.claims.reasons import with_reasons
+from lorafa_prof.results import Prediction
+from lorafa_prof.results.claims import Answer, Assumption, Examined, Level, Point, Statement
+from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.units import format_gib
+
+METHODS = ("lora-fa", "lora")
+#: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
+#: ends and in between.
+BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 16, 32)}
+RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 16, 128)}
+_LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+)  # fmt: skip
+
+
+def long_run(method: str, seq: int, assumption: Assumption) -> RunSpec:
+    """Return a run of Fig. 4(a): Llama2-7B, one sequence, rank 64 on all linear layers, FlashAttention."""
+    run = RunSpec(
+        model=load_model(paper.FIGURE_4_MODEL), bs=1, seq=seq, attn="flash",
+        method=MethodSpec(name=method, rank=paper.FIGURE_4_RANK),
+    )  # fmt: skip
+    return run.replace(**assumption.options)
+
+
+def sequences(panel: Panel) -> Examined:
+    """Answer what Fig. 4(a) says."""
+    short, long = load_device(paper.SHORT_CARD), load_device(paper.LONG_CARD)
+    found: list[Answer] = []
+    points: list[Point] = []
+    for assumption in ASSUMPTIONS:
+        for statement, method, seq, card, wanted in (
+            (paper.FITS_24, "lora-fa", paper.SHORT, short, True),
+            (paper.FAILS_24, "lora", paper.SHORT, short, False),
+            (paper.FITS_40, "lora-fa", paper.LONG, long, True),
+        ):
+            subject = f"{method}, {seq:,} tokens, {card.name}"
+            replies = panel.ask(long_run(method, seq, assumption), card)
+            expected = "fits" if wanted else "out of memory"
+            found += answers(statement, subject, assumption.name, expected, replies, fits(wanted))
+        points += [
+            Point(assumption=assumption.name, prediction=reply.prediction, x=seq)
+            for method in METHODS
+            for seq, card in ((paper.SHORT, short), (paper.LONG, long))
+            for reply in panel.ask(long_run(method, seq, assumption), card).values()
+            if reply.prediction is not None
+        ]
+    return with_reasons(
+        Examined(
+            title="Fig. 4(a): long sequences on small cards", answers=tuple(found), points=tuple(points),
+            figure="fig4a", against="tokens",
+            levels=tuple(Level(name=card.name, nbytes=card.total_bytes) for card in (short, long)),
+            statements=(paper.FITS_24, paper.FAILS_24, paper.FITS_40),
+            setting="Llama2-7B, batch 1, rank 64 on all linear layers, bf16 weights, FlashAttention, no checkpointing",
+        )
+    )  # fmt: skip
+
+
+# -- layers and ranks ------------------------------------------------------------------------------------------------
+
+
+def sweep_run(method: str, rank: int, blocks: int) -> RunSpec:
+    """Return a run of Fig. 4(b): Llama2-7B, 1 x 1,024, adapters on the linear layers of the first blocks, AdamW."""
+    model = load_model(paper.FIGURE_4_MODEL)
+    all_of_them = blocks == model.num_layers
+    named = tuple(f"layers.{block}.{name}" for block in range(blocks) for name in _LINEARS)
+    return RunSpec(
+        model=model, bs=paper.SWEEP_BATCH, seq=paper.SWEEP_SEQUENCE, attn="flash", optimizer="adamw",
+        method=MethodSpec(name=method, rank=rank, targets=("all-linear",) if all_of_them else named),
+    )  # fmt: skip
+
+
+def ranks(panel: Panel) -> Examined:
+    """Answer what Fig. 4(b) says of ranks."""
+    runs = {method: [(rank, sweep_run(method, rank, 32)) for rank in RANKS[method]] for method in METHODS}
+    return _sweep(
+        panel, paper.RANK, runs, title="Fig. 4(b): memory against the rank", figure="fig4b-rank", against="rank",
+        what="rank {}", setting="all linear layers",
+    )  # fmt: skip
+
+
+def layers(panel: Panel) -> Examined:
+    """Answer what Fig. 4(b) says of the number of adapted layers."""
+    runs = {method: [(n, sweep_run(method, paper.SWEEP_RANK, n)) for n in BLOCKS[method]] for method in METHODS}
+    return _sweep(
+        panel, paper.LAYERS, runs, title="Fig. 4(b): memory against the adapted layers", figure="fig4b-layers",
+        against="adapted blocks of 32", what="{} blocks", setting=f"rank {paper.SWEEP_RANK}",
+    )  # fmt: skip
+
+
+def _sweep(
+    panel: Panel, statement: Statement, runs: dict[str, list[tuple[int, RunSpec]]], *, title: str, figure: str,
+    against: str, what: str, setting: str,
+) -> Examined:  # fmt: skip
+    replies = {method: [(x, panel.ask(run)) for x, run in of_method] for method, of_method in runs.items()}
+    found = [answer for method, of_method in replies.items() for answer in _growths(statement, method, of_method, what)]
+    points = tuple(
+        Point(assumption=DEFAULT.name, prediction=reply.prediction, x=x)
+        for of_method in replies.values()
+        for x, of_engines in of_method
+        for reply in of_engines.values()
+        if reply.prediction is not None
+    )
+    return with_reasons(
+        Examined(
+            title=title, statements=(statement,), answers=tuple(found), points=points, figure=figure,
+            against=against,
+            setting=f"Llama2-7B, 1 x 1,024 tokens, {setting}, bf16 weights, FlashAttention, no checkpointing, AdamW; "
+            f"{DEFAULT.name}. Peak allocated, and what it has grown since the first row",
+        )
+    )  # fmt: skip
+
+
+def _growths(
+    statement: Statement, method: str, replies: Sequence[tuple[int, dict[str, Reply]]], what: str
+) -> Iterator[Answer]:
+    """Yield the peak at each step of a sweep; the last one is held against the paper, where it speaks of the method."""
+    first = replies[0][1]
+    for x, of_engines in replies:
+        is_last = x == replies[-1][0] and method == "lora-fa"
+        expected = f"no more than {paper.SIGNIFICANT:.0%} above the first" if is_last else "-"
+        yield from answers_of_two(
+            statement, f"{method}, {what.format(x)}", DEFAULT.name, expected, (of_engines, first), _growth(is_last)
+        )
+
+
+def _growth(is_judged: bool) -> Callable[[Prediction, Prediction], Told]:
+    def tell(here: Prediction, first: Prediction) -> Told:
+        size, least = here.memory.peak_allocated_bytes or 0, first.memory.peak_allocated_bytes or 1
+        share = size / least - 1
+        text = f"{format_gib(size)} GiB ({share:+.1%})"
+        return Told(text, size, share <= paper.SIGNIFICANT if is_judged else None)
+
+    return tell
