@@ -15,9 +15,9 @@ from lorafa_prof.units import format_gib
 
 METHODS = ("lora-fa", "lora")
 #: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
-#: ends and in between.
-BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 16, 32)}
-RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 16, 128)}
+#: ends.
+BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 32)}
+RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 128)}
 _LINEARS = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
     "mlp.down_proj",

@@ -15,37 +15,37 @@ FIGURE_2_METHODS = (
 FIGURE_2_MODEL, FIGURE_2_CARD = "llama2-7b", "a800-80gb"
 FIGURE_2_BATCH, FIGURE_2_SEQUENCE, FIGURE_2_RANK = 8, 1024, 64
 
-_UNSAID_2 = (
+#: What the paper leaves unsaid of Fig. 2, and how it is read.
+FIGURE_2_ASSUMED = (
     "Section 6.4 names neither model, batch, length nor rank: those of appendix C.3 (Llama2-7B, 8 x 1024) and of the "
     "other tables (rank 64, all linear layers) are taken"
 )
 USED = Statement(
     key="fig2a-used", where="Fig. 2(a), 6.4.1", says="LoRA-FA uses 52.2 GB of one 80 GB A800", value=52.2,
     certainty="uncertain",
-    assumed=f"{_UNSAID_2}. GB is read as GiB: the benchmarking tool that the paper names divides what the driver "
+    assumed="GB is read as GiB: the benchmarking tool that the paper names divides what the driver "
     "reports by 1024³.",
 )  # fmt: skip
 OTHERS = Statement(
     key="fig2a-others", where="Fig. 2(a), 6.4.1", says="every other method runs out of memory there",
-    certainty="uncertain", assumed=f"{_UNSAID_2}.",
+    certainty="uncertain",
 )  # fmt: skip
 SAVED = Statement(
     key="fig2a-saved", where="6.4.1", says="LoRA-FA saves more than 27.8 GB over LoRA (80 against 52.2)", value=27.8,
     certainty="uncertain",
-    assumed=f"{_UNSAID_2}. The 80 are the card: LoRA's demand was not seen, so that 27.8 is the least that the "
+    assumed="The 80 are the card: LoRA's demand was not seen, so that 27.8 is the least that the "
     "statement can mean.",
 )  # fmt: skip
 DOMINANT = Statement(
     key="activations", where="6.4.1", says="activations are the largest part of the memory", certainty="uncertain",
-    assumed=f"{_UNSAID_2}.",
 )  # fmt: skip
 UNRELATED = Statement(
     key="parameters", where="6.4.1", says="fewer trained parameters do not mean less memory", certainty="uncertain",
-    assumed=f"{_UNSAID_2}. Read as: VeRA trains fewer parameters than LoRA-FA and takes more memory.",
+    assumed="Read as: VeRA trains fewer parameters than LoRA-FA and takes more memory.",
 )  # fmt: skip
 BATCH = Statement(
     key="batch", where="6.4.2", says="LoRA-FA's batch goes from 8 to 12", value=12, certainty="uncertain",
-    assumed=f"{_UNSAID_2}. That no other method reaches 12 is implied.",
+    assumed="That no other method reaches 12 is implied.",
 )  # fmt: skip
 MFU = Statement(
     key="fig2b-mfu", where="Fig. 2(b), 6.4.2",
