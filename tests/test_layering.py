@@ -22,7 +22,8 @@ BENEATH: dict[str, set[str]] = {
     "__init__": set(),
     "errors": {"__init__"},
     "units": {"errors"},
-    "specs": {"errors", "units"},
+    "layers": {"errors"},
+    "specs": {"errors", "units", "layers"},
     "ledger": {"specs"},
     "catalog": {"specs"},
     "results": {"ledger"},
@@ -44,7 +45,19 @@ BENEATH: dict[str, set[str]] = {
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
 REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
 #: Layers of the quick engine: they start at the speed of Python.
-QUICK = {"__init__", "errors", "units", "search", "specs", "ledger", "results", "thresholds", "catalog", "analytic"}
+QUICK = {
+    "__init__",
+    "errors",
+    "units",
+    "search",
+    "layers",
+    "specs",
+    "ledger",
+    "results",
+    "thresholds",
+    "catalog",
+    "analytic",
+}
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.

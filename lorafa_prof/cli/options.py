@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lorafa_prof.cli.ranges import integers
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
 from lorafa_prof.specs import (
     LARGEST_BATCH,
     LARGEST_RANK,
@@ -114,13 +115,21 @@ class _Option:
         try:
             if self.kind is int:
                 return integers(self.what, ",".join(texts), most=self.most)
-            parts = list(texts) if self.kind is str else name_list(texts, self.names[0])
+            parts = self._parts(texts)
             values = tuple(dict.fromkeys(self._value(part) for part in parts))
             if self.names[0] in ctx.meta:
                 self._refuse_both(ctx, values)
             return values
         except BadInputError as error:
             raise click.BadParameter(str(error), ctx, param) from None
+
+    def _parts(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return the texts of single values; lists of targets and of numbers of layers are one value each."""
+        if self.kind is not str:
+            return name_list(texts, self.names[0])
+        if self.names[0] == "--layers":
+            return [part.strip() for text in texts for part in shares_of(text)]
+        return list(texts)
 
     def _value(self, text: str) -> Any:
         if self.kind is None:
@@ -165,6 +174,10 @@ _OPTIONS = (
     _Option(
         names=("--targets", "targets"), default="all-linear", kind=str,
         help="all-linear, qv, or a comma list of module-name suffixes.",
+    ),
+    _Option(
+        names=("--layers", "layers"), default="all", kind=str,
+        help="Layers that are adapted: all, 8 (the last 8), 50% (the last half), or by number as 0-15 or 0,8,16.",
     ),
     _Option(names=("--dtype", "dtype"), kind=Dtype, default="bf16", help="Dtype of the base weights."),
     _Option(names=("--amp", "amp"), default=False, help="bf16 autocast around the forward."),
@@ -241,7 +254,14 @@ def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[st
 
 
 def run_spec(
-    model: ModelSpec | RunnableModel, method: str, *, rank: int, targets: str, dropout: float, **options: Any
+    model: ModelSpec | RunnableModel,
+    method: str,
+    *,
+    rank: int,
+    targets: str,
+    dropout: float,
+    layers: str = ALL,
+    **options: Any,
 ) -> RunSpec:
     """Return the run that the options describe for one method.
 
@@ -252,7 +272,26 @@ def run_spec(
     names = tuple(name.strip() for name in targets.split(","))
     if not all(names):
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    return RunSpec(model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options)
+    adapted = layers_of(layers, model)
+    spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
+    return RunSpec(model=model, method=spec, **options)
+
+
+def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:
+    """Return the layers of a model that --layers names; None for all of them.
+
+    Raises:
+        BadInputError: another text, no layer at all, or one that the model does not have.
+        UnsupportedError: nothing says how many layers the model has.
+    """
+    if text == ALL:
+        return None
+    if model.depth is None:
+        raise UnsupportedError(
+            f"{model.name}: its configuration does not say how many layers there are, of which --layers could choose"
+        )
+    uneven = isinstance(model, ModelSpec) and model.num_decoder_layers not in (0, model.num_layers)
+    return parse_layers(text, model.depth, model.name, uneven=uneven)
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:

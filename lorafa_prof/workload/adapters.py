@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.workload.adapted_layers import check_layers, within_layers
 from lorafa_prof.workload.methods import configure
 from lorafa_prof.workload.models import DTYPES
 from lorafa_prof.workload.versions import installed_versions, release
@@ -60,6 +61,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
     for name, parameter in wrapped.named_parameters():
         if FROZEN.get(run.method.name, "\0") in name:
             parameter.requires_grad_(False)
+    if run.method.layers is not None:
+        check_layers(wrapped, run)
     if next(wrapped.parameters()).is_meta:
         _cast_meta_adapters(wrapped, DTYPES[run.resolved_adapter_dtype])
     return wrapped
@@ -102,7 +105,11 @@ def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
     Raises:
         as `targets` and `configure`.
     """
-    return configure(run.method, target_modules=targets(model, run.method), task_type=TASK_TYPES[run.model.task])
+    chosen = targets(model, run.method)
+    options: dict[str, Any] = {"target_modules": chosen}
+    if run.method.layers is not None:
+        options = within_layers(model, run, chosen, fused=_names_of_fused_experts(model))
+    return configure(run.method, **options, task_type=TASK_TYPES[run.model.task])
 
 
 def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
