@@ -74,11 +74,7 @@ def refuse_unmodelled(run: RunSpec) -> None:
         (run.loss == "fused", "the fused loss", "--loss hf"),
         (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )
-    freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")
-    if run.resolved_optimizer == "lorafa" and run.method.name not in freezing:
-        raise ContradictionError(
-            f"the lorafa optimizer freezes A: it goes with {', '.join(freezing)}, not {run.method.name}"
-        )
+    run.check_optimizer()
     if run.method.name == "full" and run.resolved_quant != "none":
         raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:

@@ -14,7 +14,7 @@ from lorafa_prof.workload.naming import tensors_in
 #: What the classes of the optimizers that a run can ask for are called.
 CLASSES = {
     "adamw": "AdamW", "adamw-fused": "AdamW", "sgd": "SGD", "adamw-8bit": "AdamW8bit", "lorafa": "LoraFAOptimizer",
-    "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor",
+    "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor", "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
 }  # fmt: skip
 _8BIT = ("adamw-8bit", "paged-adamw-8bit")
 #: bitsandbytes scales its 8-bit states by blocks of so many.

@@ -60,9 +60,9 @@ def _lora(method: MethodSpec, common: dict[str, Any], **more: Any) -> peft.LoraC
     )  # fmt: skip
 
 
-@register("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "lora-plus")
+@register("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "lora-plus", "lora-pro")
 def lora(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
-    """PEFT's LoRA, whatever is trained of it and at which rates."""
+    """PEFT's LoRA, whatever is trained of it, at which rates and by which optimizer."""
     return _lora(method, common)
 
 

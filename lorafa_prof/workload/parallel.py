@@ -17,6 +17,7 @@ BUILT = ("ddp", "fsdp")
 #: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
 _NOT_SHARDED = {
     "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
+    **dict.fromkeys(("lora-pro", "lora-pro-full"), "LoRA-Pro multiplies whole adapters with each other"),
     "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
 }
 

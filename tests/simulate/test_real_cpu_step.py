@@ -30,7 +30,7 @@ NUMBER = 16
 #: `repeat` makes vectors of sizes inside (in T5's masks of older releases); an axis has 8 bytes in each.
 REPEAT, SIZES = "aten::repeat", 64
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora")
+METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora", "lora-pro")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp32": {"dtype": "fp32"},
@@ -40,9 +40,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "the optimizer adamw": {"optimizer": "adamw"},
     "sgd": {"optimizer": "sgd"},
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
+    "moments of weights": {"optimizer": "lora-pro-full"},
 }
 #: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
-REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"))
+REFUSED = (
+    ("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"), ("lora-pro", "sgd"),
+    ("lora-pro", "the optimizer adamw"),
+    *((method, "moments of weights") for method in METHODS if method != "lora-pro"),
+)  # fmt: skip
 
 
 def cases() -> list[Any]:
@@ -54,6 +59,9 @@ def cases() -> list[Any]:
                 if (method, name) in REFUSED:
                     continue
                 quick = (name == "plain" and (i + j) % 2 == 0) or (family == "llama" and method in ("full", "lora-fa"))
+                quick |= (
+                    method == "lora-pro" and family in ("llama", "gpt2") and name in ("plain", "moments of weights")
+                )
                 marks = () if quick else pytest.mark.slow
                 made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
     return made
