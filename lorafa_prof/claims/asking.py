@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from lorafa_prof.errors import LorafaProfError, MissingComponentError
 from lorafa_prof.results import Prediction
-from lorafa_prof.results.claims import Answer, Assumption, Statement
+from lorafa_prof.results.claims import Answer, Assumption, Statement, taken
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.units import format_gib
 
@@ -124,18 +124,8 @@ def answers_of_two(
         )  # fmt: skip
 
 
-def taken(prediction: Prediction) -> int:
-    """Return the most bytes of the card that are known to be taken.
-
-    Reserved where the engine knows it, else allocated; with the CUDA context where that is known.
-    """
-    memory = prediction.memory
-    size = memory.peak_allocated_bytes if memory.peak_reserved_bytes is None else memory.peak_reserved_bytes
-    return (size or 0) + (memory.context_bytes or 0)
-
-
 def taken_text(prediction: Prediction) -> str:
-    """Return `taken` for people, with what it is."""
+    """Return what is taken of the card for people, with what it is."""
     memory = prediction.memory
     what = "allocated" if memory.peak_reserved_bytes is None else "reserved"
     context = " with context" if memory.context_bytes else ""

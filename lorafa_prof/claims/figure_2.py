@@ -16,12 +16,11 @@ from lorafa_prof.claims.asking import (
     answers,
     answers_of_two,
     fits,
-    taken,
     taken_text,
 )
 from lorafa_prof.claims.reasons import with_reasons
 from lorafa_prof.results import PART_FIELDS, Prediction
-from lorafa_prof.results.claims import Answer, Assumption, Examined, Level, Point
+from lorafa_prof.results.claims import Answer, Assumption, Examined, Level, Point, taken
 from lorafa_prof.specs import DeviceSpec, MethodSpec, RunSpec
 from lorafa_prof.units import GIB, format_gib
 

@@ -17,11 +17,8 @@ METHODS = ("lora-fa", "lora")
 #: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
 #: ends.
 BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 32)}
+FROM_THE_LAST = "lora-fa from the last block on"
 RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 128)}
-_LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-    "mlp.down_proj",
-)  # fmt: skip
 
 
 def long_run(method: str, seq: int, assumption: Assumption) -> RunSpec:
@@ -69,20 +66,19 @@ def sequences(panel: Panel) -> Examined:
 # -- layers and ranks ------------------------------------------------------------------------------------------------
 
 
-def sweep_run(method: str, rank: int, blocks: int) -> RunSpec:
-    """Return a run of Fig. 4(b): Llama2-7B, 1 x 1,024, adapters on the linear layers of the first blocks, AdamW."""
+def sweep_run(method: str, rank: int, blocks: range | None = None) -> RunSpec:
+    """Return a run of Fig. 4(b): Llama2-7B, 1 x 1,024, AdamW, adapters on the linear layers of some blocks, or all."""
     model = load_model(paper.FIGURE_4_MODEL)
-    all_of_them = blocks == model.num_layers
-    named = tuple(f"layers.{block}.{name}" for block in range(blocks) for name in _LINEARS)
+    adapted = None if blocks is None or len(blocks) == model.num_layers else tuple(blocks)
     return RunSpec(
         model=model, bs=paper.SWEEP_BATCH, seq=paper.SWEEP_SEQUENCE, attn="flash", optimizer="adamw",
-        method=MethodSpec(name=method, rank=rank, targets=("all-linear",) if all_of_them else named),
+        method=MethodSpec(name=method, rank=rank, layers=adapted),
     )  # fmt: skip
 
 
 def ranks(panel: Panel) -> Examined:
     """Answer what Fig. 4(b) says of ranks."""
-    runs = {method: [(rank, sweep_run(method, rank, 32)) for rank in RANKS[method]] for method in METHODS}
+    runs = {method: [(rank, sweep_run(method, rank)) for rank in RANKS[method]] for method in METHODS}
     return _sweep(
         panel, paper.RANK, runs, title="Fig. 4(b): memory against the rank", figure="fig4b-rank", against="rank",
         what="rank {}", setting="all linear layers",
@@ -91,7 +87,13 @@ def ranks(panel: Panel) -> Examined:
 
 def layers(panel: Panel) -> Examined:
     """Answer what Fig. 4(b) says of the number of adapted layers."""
-    runs = {method: [(n, sweep_run(method, paper.SWEEP_RANK, n)) for n in BLOCKS[method]] for method in METHODS}
+    depth = load_model(paper.FIGURE_4_MODEL).num_layers
+
+    def run(method: str, blocks: range) -> RunSpec:
+        return sweep_run(method, paper.SWEEP_RANK, blocks)
+
+    runs = {method: [(n, run(method, range(n))) for n in BLOCKS[method]] for method in METHODS}
+    runs[FROM_THE_LAST] = [(n, run("lora-fa", range(depth - n, depth))) for n in BLOCKS["lora"]]
     return _sweep(
         panel, paper.LAYERS, runs, title="Fig. 4(b): memory against the adapted layers", figure="fig4b-layers",
         against="adapted blocks of 32", what="{} blocks", setting=f"rank {paper.SWEEP_RANK}",
@@ -106,8 +108,8 @@ def _sweep(
     found = [answer for method, of_method in replies.items() for answer in _growths(statement, method, of_method, what)]
     points = tuple(
         Point(assumption=DEFAULT.name, prediction=reply.prediction, x=x)
-        for of_method in replies.values()
-        for x, of_engines in of_method
+        for method in METHODS
+        for x, of_engines in replies[method]
         for reply in of_engines.values()
         if reply.prediction is not None
     )
@@ -127,7 +129,7 @@ def _growths(
     """Yield the peak at each step of a sweep; the last one is held against the paper, where it speaks of the method."""
     first = replies[0][1]
     for x, of_engines in replies:
-        is_last = x == replies[-1][0] and method == "lora-fa"
+        is_last = x == replies[-1][0] and method.startswith("lora-fa")
         expected = f"no more than {paper.SIGNIFICANT:.0%} above the first" if is_last else "-"
         yield from answers_of_two(
             statement, f"{method}, {what.format(x)}", DEFAULT.name, expected, (of_engines, first), _growth(is_last)

@@ -101,3 +101,16 @@ class Examined:
     against: str = ""
     """What the points are drawn against; empty: the methods."""
     levels: tuple[Level, ...] = ()
+
+
+def taken(prediction: Prediction) -> int:
+    """Return the bytes of its card that a run takes at most, as far as its engine knows.
+
+    Reserved where the engine knows it, else allocated, with the CUDA context where that is known. On a card that is
+    nearly full the allocator gives cached blocks back, and takes less than it would on an endless one.
+    """
+    if prediction.fit:
+        return prediction.fit[0].capacity_bytes - prediction.fit[0].headroom_bytes
+    memory = prediction.memory
+    size = memory.peak_allocated_bytes if memory.peak_reserved_bytes is None else memory.peak_reserved_bytes
+    return (size or 0) + (memory.context_bytes or 0)

@@ -94,7 +94,7 @@ SIGNIFICANT = 0.10
 
 TERABYTE = Statement(
     key="1tb", where="section 1", value=1e12, certainty="uncertain",
-    says="full fine-tuning of Llama3-70B with AdamW takes more than 1 TB for parameters, gradients and optimizer states",
+    says="parameters, gradients and AdamW's states of a fully fine-tuned Llama3-70B take more than 1 TB",
     assumed="The precision is not said; 16 bytes a parameter are those of fp32 weights, or of 16-bit ones with an fp32 "
     "master copy.",
 )  # fmt: skip

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.series import Series, add_legend, draw_series, grid_of_panels, ticks_at
 from lorafa_prof.reports.figures.style import CAPACITY, INK, Dashes, Drawing, amount, ceiling, our_style
 from lorafa_prof.reports.prediction import method_name
-from lorafa_prof.results.claims import Examined, Level, Point
+from lorafa_prof.results.claims import Examined, Level, Point, taken
 from lorafa_prof.results.records import settings_of
 from lorafa_prof.units import GIB
 
@@ -29,11 +29,8 @@ def draw_examined(examined: Examined) -> Drawing:
     return _lines(examined) if examined.against else _bars(examined)
 
 
-def taken(point: Point) -> int:
-    """Return the height of a point: reserved where the engine knows it, else allocated; with the context if known."""
-    memory = point.prediction.memory
-    size = memory.peak_allocated_bytes if memory.peak_reserved_bytes is None else memory.peak_reserved_bytes
-    return (size or 0) + (memory.context_bytes or 0)
+def _taken(point: Point) -> int:
+    return taken(point.prediction)
 
 
 def _allocated(point: Point) -> int:
@@ -51,7 +48,7 @@ def _bars(examined: Examined) -> Drawing:
     with our_style():
         figure = Figure(figsize=(_BAR_PANEL[0], _BAR_PANEL[1] * len(assumptions)))
         panels = figure.subplots(len(assumptions), 1, squeeze=False, sharex=True, sharey=True)
-        top = ceiling([*map(taken, examined.points), *(level.nbytes for level in examined.levels)]) / GIB
+        top = ceiling([*map(_taken, examined.points), *(level.nbytes for level in examined.levels)]) / GIB
         for assumption, axes in zip(assumptions, panels.flat, strict=True):
             points = [point for point in examined.points if point.assumption == assumption]
             _bar_panel(axes, points, methods, top)
@@ -75,10 +72,11 @@ def _bar_panel(axes: Axes, points: Sequence[Point], methods: Sequence[str], top:
             if point is None:
                 axes.text(at, top * 0.02, "not modelled", ha="center", va="bottom", rotation=90, fontsize=7)
                 continue
-            size = taken(point) / GIB
+            size = _taken(point) / GIB
             axes.bar(at, size, 0.38, color=color, edgecolor=INK, hatch=hatch, linewidth=0.7, label=label)
             axes.text(at, size + top * 0.01, f"{size:.0f}", ha="center", va="bottom", fontsize=7)
     axes.set_ylim(0, top * 1.1)
+    axes.set_xlim(-0.6, len(methods) - 0.4)
 
 
 #: Engine, hatch, colour and what its bar is; one hollow, one filled, as in all figures.
@@ -106,16 +104,17 @@ def _lines(examined: Examined) -> Drawing:
     assumptions = list(dict.fromkeys(point.assumption for point in examined.points))
     with our_style():
         figure, panels = grid_of_panels(len(assumptions))
+        height = _height(examined)
+        top = ceiling([*map(height, examined.points), *(level.nbytes for level in examined.levels)]) / GIB
         drawn = []
         for assumption, axes in zip(assumptions, panels, strict=True):
             points = [point for point in examined.points if point.assumption == assumption]
-            series = _series(points, is_whole=bool(examined.levels))
+            series = _series(points, height)
             draw_series(axes, series, GIB)
             _draw_levels(axes, examined.levels)
             axes.set_xscale("log", base=2)
             ticks_at(axes.xaxis, (x for each in series for x, _ in each.points))
-            highest = [y for each in series for _, y in each.points]
-            axes.set_ylim(0, ceiling([*highest, *(level.nbytes for level in examined.levels)]) / GIB * 1.08)
+            axes.set_ylim(0, top * 1.08)
             axes.set_xlabel(examined.against)
             axes.set_ylabel("GiB")
             axes.set_title(assumption, fontsize=9)
@@ -130,9 +129,13 @@ def _lines(examined: Examined) -> Drawing:
     return Drawing(name=examined.figure, figure=figure, caption=f"{examined.title}. {_told(examined)}")
 
 
-def _series(points: Sequence[Point], *, is_whole: bool) -> list[Series]:
-    """Return a line for each method and engine: all that is taken, or what is allocated."""
-    height = taken if is_whole else _allocated
+def _height(examined: Examined) -> Callable[[Point], int]:
+    """Return what the points of a figure show: all that is taken, to be held against cards, or what is allocated."""
+    return _allocated if examined.against and not examined.levels else _taken
+
+
+def _series(points: Sequence[Point], height: Callable[[Point], int]) -> list[Series]:
+    """Return a line for each method and engine."""
     lines: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         lines.setdefault((point.prediction.run.method.name, point.prediction.engine), []).append(point)
@@ -147,7 +150,7 @@ def _series(points: Sequence[Point], *, is_whole: bool) -> list[Series]:
 
 def _told(examined: Examined) -> str:
     """Return the points in words, for those who do not see them."""
-    height = _allocated if examined.against and not examined.levels else taken
+    height = _height(examined)
     said = []
     for point in examined.points:
         at = "" if point.x is None else f" at {point.x:g} {examined.against}"
