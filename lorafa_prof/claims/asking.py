@@ -64,18 +64,29 @@ class Panel:
 
     Args:
         engines: by name, in the order of the answers.
+        quick: those of which many questions may be asked.
     """
 
     engines: Mapping[str, Predict]
+    quick: tuple[str, ...] = ("analytic",)
     _known: dict[tuple[str, RunSpec, str | None, bool], Reply] = field(default_factory=dict)
 
-    def ask(self, run: RunSpec, device: DeviceSpec | None = None, *, largest_batch: bool = False) -> dict[str, Reply]:
+    def ask(
+        self, run: RunSpec, device: DeviceSpec | None = None, *, largest_batch: bool = False, quick: bool = False
+    ) -> dict[str, Reply]:
         """Return each engine's reply; what it refuses is a reply as well.
+
+        Args:
+            run: the run.
+            device: the card that it is held against; None: none.
+            largest_batch: ask for the largest batch on the card, too.
+            quick: ask the quick engines alone.
 
         Raises:
             MissingComponentError: the packages of an engine are not installed.
         """
-        return {name: self.ask_one(name, run, device, largest_batch=largest_batch) for name in self.engines}
+        asked = [name for name in self.engines if name in self.quick or not quick]
+        return {name: self.ask_one(name, run, device, largest_batch=largest_batch) for name in asked}
 
     def ask_one(self, engine: str, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool = False) -> Reply:
         """Return one engine's reply; else as `ask`."""

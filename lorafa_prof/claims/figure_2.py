@@ -30,6 +30,10 @@ PREPARED = "qlora, prepared"
 #: nobody has measured it, and, by closed forms, what the allocator reserves beyond what is allocated.
 TOLERANCE = 0.10
 
+#: The methods that are asked under every assumption; the others, of which PiSSA and LoRA+ train as LoRA does, under the
+#: first alone.
+OF_ALL = ("lora", "qlora", "vera", "dora", "lora-fa")
+
 _Replies = Mapping[str, Mapping[str, Reply]]
 
 
@@ -49,14 +53,14 @@ def memory(panel: Panel) -> Examined:
     found: list[Answer] = []
     points: list[Point] = []
     for assumption in ASSUMPTIONS:
-        methods = (*paper.FIGURE_2_METHODS, PREPARED)
+        methods = (*(paper.FIGURE_2_METHODS if assumption is DEFAULT else OF_ALL), PREPARED)
         replies = {method: panel.ask(run_of(method, assumption), card) for method in methods}
         found += _memory_answers(replies, assumption.name)
         points += [
             Point(assumption=assumption.name, prediction=reply.prediction)
-            for method in paper.FIGURE_2_METHODS
+            for method in methods
             for reply in replies[method].values()
-            if reply.prediction is not None
+            if method != PREPARED and reply.prediction is not None
         ]
     said = (paper.USED, paper.OTHERS, paper.SAVED, paper.DOMINANT, paper.UNRELATED)
     return with_reasons(
@@ -131,7 +135,7 @@ def batches(panel: Panel) -> Examined:
     largest = panel.ask(run_of("lora-fa", DEFAULT), card, largest_batch=True)
     found += answers(paper.BATCH, "lora-fa, largest", DEFAULT.name, f"{wanted}", largest, _largest(wanted))
     for assumption in ASSUMPTIONS:
-        for method in ("lora-fa", "lora", "qlora", PREPARED):
+        for method in ("lora-fa", "lora", "qlora"):
             is_fa = method == "lora-fa"
             expected = "fits" if is_fa else "out of memory"
             replies = _at(panel, run_of(method, assumption), card, wanted)

@@ -17,6 +17,8 @@ METHODS = ("lora-fa", "lora")
 #: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
 #: ends.
 BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 32)}
+#: Ranks and numbers of blocks of which every engine is asked; of the others those that answer at once.
+FOR_ALL = (1, 16, 32, 64, 128)
 FROM_THE_LAST = "lora-fa from the last block on"
 RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 128)}
 
@@ -104,7 +106,10 @@ def _sweep(
     panel: Panel, statement: Statement, runs: dict[str, list[tuple[int, RunSpec]]], *, title: str, figure: str,
     against: str, what: str, setting: str,
 ) -> Examined:  # fmt: skip
-    replies = {method: [(x, panel.ask(run)) for x, run in of_method] for method, of_method in runs.items()}
+    replies = {
+        method: [(x, panel.ask(run, quick=x not in FOR_ALL)) for x, run in of_method]
+        for method, of_method in runs.items()
+    }
     found = [answer for method, of_method in replies.items() for answer in _growths(statement, method, of_method, what)]
     points = tuple(
         Point(assumption=DEFAULT.name, prediction=reply.prediction, x=x)

@@ -28,12 +28,11 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     "batch": {
         "qlora, 12": "QLoRA: 4-bit weights leave room for a batch nearly as large as LoRA-FA's wherever its layers' "
         "inputs are kept in 16 bits",
-        "qlora, prepared, 12": "QLoRA, prepared: autocast takes layers' inputs to 16 bits, whatever the norms hand on",
         "lora, 12": f"LoRA: {_SHARED}",
     },
     "removed": {
-        "": "LoRA-FA still computes xA in the forward (it is what it keeps), and the gradient of x passes through A: of "
-        "the three products with A that LoRA has, only the one for A's own gradient is gone",
+        "": "LoRA-FA still computes xA in the forward (it is what it keeps), and the gradient of x passes through A: "
+        "of the three products with A that LoRA has, only the one for A's own gradient is gone",
     },
     "fig4b-rank": {
         "": "adapters, gradients and AdamW's moments grow with the rank, 4 bytes for each number of the frozen A and "
