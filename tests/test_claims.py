@@ -136,8 +136,8 @@ def test_ranks_and_layers(found: list[Answer]) -> None:
     within = [n for n in statements.RANKS if (ranks[f"lora-fa, rank {n}"] or math.inf) <= 1.1 * least]
     assert within == [1, 2, 4, 8, 16, 32, 64]
     layers = of(found, statements.LAYERS)
-    assert layers["lora-fa, 32 blocks"].agrees
-    assert layers[f"{figure_4.FROM_THE_LAST}, 32 blocks"].agrees is False
+    assert layers["lora-fa, 32 of 32 blocks"].agrees
+    assert layers[f"{figure_4.FROM_THE_LAST}, 32 of 32 blocks"].agrees is False
 
 
 def test_figures_of_the_text(found: list[Answer]) -> None:

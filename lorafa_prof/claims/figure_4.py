@@ -98,7 +98,7 @@ def layers(panel: Panel) -> Examined:
     runs[FROM_THE_LAST] = [(n, run("lora-fa", range(depth - n, depth))) for n in BLOCKS["lora"]]
     return _sweep(
         panel, paper.LAYERS, runs, title="Fig. 4(b): memory against the adapted layers", figure="fig4b-layers",
-        against="adapted blocks of 32", what="{} blocks", setting=f"rank {paper.SWEEP_RANK}",
+        against=f"adapted blocks of {depth}", what=f"{{}} of {depth} blocks", setting=f"rank {paper.SWEEP_RANK}",
     )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def write_page(folder: str, engines: Sequence[str], tables: Sequence[Table]) -> 
     drawings = [draw_examined(group) for group in groups if group.figure and group.points]
     files = {f"paper-{each.name}.svg": rendered(each.figure, "svg") for each in drawings}
     page = paper_page(
-        groups, tables, assumptions=ASSUMPTIONS, versions=_versions(groups), command="lorafa-prof paper -o docs/",
+        groups, tables, assumptions=ASSUMPTIONS, versions=_versions(groups, engines),
+        command="lorafa-prof paper -o docs/",
         pictures={each.name: f"{FIGURES}/paper-{each.name}.svg" for each in drawings},
     )  # fmt: skip
     for path in (*write_files(folder, {PAGE: page.encode()}), *write_files(f"{folder.rstrip('/')}/{FIGURES}", files)):
@@ -78,9 +79,9 @@ def _by_closed_forms() -> Predict:
     return predict
 
 
-def _versions(groups: Sequence[Examined]) -> dict[str, Mapping[str, str]]:
+def _versions(groups: Sequence[Examined], engines: Sequence[str]) -> dict[str, Mapping[str, str]]:
     """Return the releases that each engine's predictions are for: not each needs every library."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str]] = {engine: {} for engine in engines}
     for point in (point for group in groups for point in group.points):
-        found.setdefault(point.prediction.engine, {}).update(point.prediction.versions)
+        found[point.prediction.engine].update(point.prediction.versions)
     return dict(found.items())

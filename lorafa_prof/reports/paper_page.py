@@ -63,13 +63,14 @@ def _introduction(assumptions: Sequence[Assumption], versions: Mapping[str, Mapp
     lines = [first, "", ways, ""]
     lines += [f"- **{each.name}**: {each.means}." for each in assumptions]
     lines += ["", "The engines:", ""]
-    lines += [f"- **{name}**, for {_releases(of)}" for name, of in versions.items()]
+    lines += [f"- **{name}**, {_releases(of)}" for name, of in versions.items()]
     lines += ["", units]
     return "\n".join(lines) + "\n"
 
 
 def _releases(versions: Mapping[str, str]) -> str:
-    return ", ".join(f"{library} {release}" for library, release in sorted(versions.items()) if library != "engine")
+    told = [f"{library} {release}" for library, release in sorted(versions.items()) if library != "engine"]
+    return f"for {', '.join(told)}" if told else "which answered nothing that is drawn"
 
 
 # -- the summary -----------------------------------------------------------------------------------------------------
@@ -94,18 +95,26 @@ def _summary(groups: Sequence[Examined], engines: Sequence[str]) -> str:
 
 def _verdict(answers: Sequence[Answer], engine: str) -> str:
     """Return in words under which assumptions an engine says what the paper says."""
-    by_assumption: dict[str, list[bool]] = {}
+    judged: dict[str, list[Answer]] = {}
     for answer in answers:
-        of_assumption = by_assumption.setdefault(answer.assumption, [])
         if answer.engine == engine and answer.agrees is not None:
-            of_assumption.append(answer.agrees)
-    judged = {name: all(found) for name, found in by_assumption.items() if found}
+            judged.setdefault(answer.assumption, []).append(answer)
     if not judged:
         return "cannot be told"
-    if len(set(judged.values())) == 1:
-        return VERDICTS[next(iter(judged.values()))]
-    sides = [(VERDICTS[side], [name for name, ok in judged.items() if ok is side]) for side in (True, False)]
-    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sides)
+    agreeing = [name for name, found in judged.items() if all(answer.agrees for answer in found)]
+    differing = [_exceptions(name, found) for name, found in judged.items() if name not in agreeing]
+    if not differing:
+        return VERDICTS[True]
+    if not agreeing and all("(" not in text for text in differing):
+        return VERDICTS[False]
+    sides = ((VERDICTS[True], agreeing), (VERDICTS[False], differing))
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sides if names)
+
+
+def _exceptions(assumption: str, answers: Sequence[Answer]) -> str:
+    """Return the name of an assumption, with what differs under it where that is the lesser part."""
+    wrong = [_shown(answer.subject) for answer in answers if not answer.agrees]
+    return f"{assumption} ({', '.join(wrong)})" if 2 * len(wrong) < len(answers) else assumption
 
 
 # -- one group -------------------------------------------------------------------------------------------------------
@@ -121,7 +130,7 @@ def _group(group: Examined, engines: Sequence[str], pictures: Mapping[str, str])
         own = [answer for answer in group.answers if answer.statement == statement.key]
         parts.append(render_markdown(_table(statement, own, engines)))
     if group.remarks:
-        parts += ["**Why, where it differs or is missing:**", "", *(f"- {_shown(each)}" for each in group.remarks), ""]
+        parts += ["**Why, where it differs or is missing:**", "", *(f"- {each}" for each in group.remarks), ""]
     return "\n".join(parts)
 
 
