@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from lorafa_prof.analytic.paper import dims_of, statements as paper
@@ -197,11 +197,26 @@ def arithmetic(panel: Panel) -> Examined:
     return with_reasons(
         Examined(
             title="Fig. 2(b): MFU", statements=(paper.MFU, paper.REMOVED), answers=tuple(found),
-            setting="As for Fig. 2(a). No step time is predicted by this version, so that an MFU is not known. FLOPs "
+            setting="As for Fig. 2(a). No step time is predicted by this version, so that an MFU is not known; what "
+            "can be checked is the arithmetic, here, and the batch that memory allows, above. FLOPs "
             "of a token that the method needs (full attention, nothing recomputed), and by the convention of 6 for "
             "each parameter, embeddings apart",
+            remarks=tuple(_of_conventions(replies["lora"].values())),
         )
     )  # fmt: skip
+
+
+def _of_conventions(replies: Iterable[Reply]) -> Iterator[str]:
+    for reply in replies:
+        throughput = reply.prediction.throughput if reply.prediction is not None else None
+        if throughput is not None and throughput.model_flops and throughput.model_flops_6n:
+            share = throughput.model_flops_6n / throughput.model_flops
+            yield (
+                "the benchmarking tool that the paper names takes FLOPs from transformers' Trainer, 6 a parameter and "
+                f"token whatever the method trains: {share:.2f} times what LoRA needs, and nearly the same number for "
+                "each. If Fig. 2(b) is made of it (the text does not say), the order of its bars is that of tokens per "
+                "second, whatever a method computes"
+            )
 
 
 def _unknown_mfu(answer: Answer) -> Answer:

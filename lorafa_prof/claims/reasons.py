@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from lorafa_prof.results.claims import Answer, Examined
@@ -32,7 +32,8 @@ REASONS: Mapping[str, Mapping[str, str]] = {
     },
     "removed": {
         "": "LoRA-FA still computes xA in the forward (it is what it keeps), and the gradient of x passes through A: "
-        "of the three products with A that LoRA has, only the one for A's own gradient is gone",
+        "of the three products with A that LoRA has, only the one for A's own gradient is gone. (A hundredth more: "
+        "query, key and value of the first block, whose input takes no gradient, need none of xA either.)",
     },
     "fig4b-rank": {
         "": "adapters, gradients and AdamW's moments grow with the rank, 4 bytes for each number of the frozen A and "
@@ -71,5 +72,14 @@ def with_reasons(examined: Examined) -> Examined:
     """Return the group with a remark for each difference, and for each refusal of an engine."""
     differing = [answer for answer in examined.answers if answer.agrees is False]
     reasons = [reason for reason in map(reason_of, differing) if reason is not None]
-    refusals = [f"{answer.engine}, {answer.subject}: {answer.refusal}" for answer in examined.answers if answer.refusal]
-    return replace(examined, remarks=tuple(dict.fromkeys((*examined.remarks, *reasons, *refusals))))
+    return replace(examined, remarks=tuple(dict.fromkeys((*examined.remarks, *reasons, *_refusals(examined)))))
+
+
+def _refusals(examined: Examined) -> Iterator[str]:
+    """Yield what an engine refused, subjects of one refusal together."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for answer in examined.answers:
+        if answer.refusal:
+            together.setdefault((answer.engine, answer.refusal), []).append(answer.subject)
+    for (engine, refusal), subjects in together.items():
+        yield f"{engine}, {'; '.join(dict.fromkeys(subjects))}: {refusal}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lorafa_prof.reports.figures.series import Series, add_legend, draw_series, grid_of_panels, ticks_at
@@ -51,7 +51,9 @@ def _bars(examined: Examined) -> Drawing:
         top = ceiling([*map(_taken, examined.points), *(level.nbytes for level in examined.levels)]) / GIB
         for assumption, axes in zip(assumptions, panels.flat, strict=True):
             points = [point for point in examined.points if point.assumption == assumption]
-            _bar_panel(axes, points, methods, top)
+            asked = {answer.subject for answer in examined.answers if answer.assumption == assumption}
+            _bar_panel(axes, points, {place: name for place, name in enumerate(methods) if name in asked}, top)
+            axes.set_xlim(-0.6, len(methods) - 0.4)
             _draw_levels(axes, examined.levels)
             axes.set_title(assumption, fontsize=10)
             axes.set_ylabel("GiB")
@@ -63,9 +65,10 @@ def _bars(examined: Examined) -> Drawing:
     return Drawing(name=examined.figure, figure=figure, caption=f"{examined.title}. {_told(examined)}")
 
 
-def _bar_panel(axes: Axes, points: Sequence[Point], methods: Sequence[str], top: float) -> None:
+def _bar_panel(axes: Axes, points: Sequence[Point], methods: Mapping[int, str], top: float) -> None:
+    """Draw the bars of the methods that were asked, each at its place."""
     by_place = {(p.prediction.run.method.name, p.prediction.engine): p for p in points}
-    for place, method in enumerate(methods):
+    for place, method in methods.items():
         for side, (engine, hatch, color, label) in enumerate(_ENGINES):
             at = place + (side - 0.5) * 0.4
             point = by_place.get((method, engine))
@@ -76,7 +79,6 @@ def _bar_panel(axes: Axes, points: Sequence[Point], methods: Sequence[str], top:
             axes.bar(at, size, 0.38, color=color, edgecolor=INK, hatch=hatch, linewidth=0.7, label=label)
             axes.text(at, size + top * 0.01, f"{size:.0f}", ha="center", va="bottom", fontsize=7)
     axes.set_ylim(0, top * 1.1)
-    axes.set_xlim(-0.6, len(methods) - 0.4)
 
 
 #: Engine, hatch, colour and what its bar is; one hollow, one filled, as in all figures.
