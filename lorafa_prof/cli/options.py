@@ -1,4 +1,4 @@
-"""The run options that several commands share, and how they become a `RunSpec`."""
+"""The options that several commands share, and how the run options become a `RunSpec`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ from lorafa_prof.specs import (
 )
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+#: What a command answers for where --method names none.
+DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -239,6 +242,59 @@ def allocator_options(function: Function) -> Function:
         "--expandable-segments", is_flag=True,
         help="The allocator setting; it changes reserved memory only (engine simulate).",
     )(function)  # fmt: skip
+
+
+def methods_option(about: str = "Method", default: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return `--method`, repeatable and with comma lists, passed to the command as `methods` (see `name_list`).
+
+    Args:
+        about: what a method is to the command.
+        default: what the command is passed where none is named; (): nothing, and it takes `DEFAULT_METHODS`.
+    """
+    return click.option(
+        "--method", "methods", multiple=True, default=default, metavar="M",
+        help=f"{about}; may be repeated or a comma list.  [default: {', '.join(default or DEFAULT_METHODS)}]",
+    )  # fmt: skip
+
+
+def cards_option(about: str, more: str = "") -> Callable[[Function], Function]:
+    """Return `--gpu`, repeatable and with comma lists, passed to the command as `gpus_asked` (see `name_list`).
+
+    Args:
+        about: what a card is to the command.
+        more: what else is to be said of the names.
+    """
+    return click.option(
+        "--gpu", "gpus_asked", multiple=True, metavar="G",
+        help=f"{about} (alias or JSON file); may be repeated or a comma list{more}",
+    )  # fmt: skip
+
+
+def step_options(fewest: int) -> Callable[[Function], Function]:
+    """Return the options that say which steps are looked at, as `steps` (at least `fewest`), `warmup` and `trace`."""
+    options = (
+        click.option(
+            "--steps", type=click.IntRange(fewest), default=10, show_default=True, help="Steps that are timed."
+        ),
+        click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before these."),
+        click.option(
+            "--trace/--no-trace", default=True, show_default=True,
+            help="After the timed steps, record what each block of one step's memory is for.",
+        ),
+    )  # fmt: skip
+    return lambda function: _with(function, *options)
+
+
+def limit_options(what: str) -> Callable[[Function], Function]:
+    """Return the limits of a real step, as `cap` (see `parse_bytes`) and `timeout_s`; `what` is what takes the time."""
+    options = (
+        click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB."),
+        click.option(
+            "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+            help=f"End {what} that takes longer.  [default: never]",
+        ),
+    )  # fmt: skip
+    return lambda function: _with(function, *options)
 
 
 def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:

@@ -185,6 +185,20 @@ def test_refusals_name_the_mistake(capsys: pytest.CaptureFixture[str], args: tup
     assert said in refused(capsys, "oom", "--model", "llama2-7b", *args)
 
 
+@pytest.mark.parametrize("engine", ["analytic", "simulate", "measure"])
+def test_several_processes_do_not_search(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """As torchrun starts them: each would search for itself; one process alone, as torchrun counts it, may."""
+    args = ("--gpu", "t4", "--method", "lora", "--no-advice")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refused(capsys, *LLAMA, *args, "--engine", engine)
+    assert "oom searches in one process, and WORLD_SIZE says that 2 were started: start it without torchrun" in said
+    if engine == "analytic":
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        answered(capsys, *LLAMA, *args)
+
+
 def test_an_unknown_axis(capsys: pytest.CaptureFixture[str]) -> None:
     """The ones that there are are named."""
     assert main([*LLAMA, "--gpu", "t4", "--axis", "batch"]) == 2
