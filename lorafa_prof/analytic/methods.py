@@ -79,7 +79,7 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora", "pissa", "lora-plus")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
     """LoRA: A and B are trained, so A's input stays for backward."""
     return _low_rank(builder, layer, train_a=True, train_b=True)

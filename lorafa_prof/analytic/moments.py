@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafa_prof.analytic.grid import shifted_coefficients
-from lorafa_prof.analytic.plan import StepPlan
+from lorafa_prof.analytic.plan import OPTIMIZER_STEP, StepPlan
 from lorafa_prof.analytic.ranks import with_rank
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, rounded
 from lorafa_prof.analytic.timeline import Place
@@ -95,7 +95,7 @@ def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
         names.append(timeline.places[place].moment)
     for column, times, count in stepping:
         changes[-1, column] += times * count
-    names.append(Place("optimizer step", "").moment)
+    names.append(Place(OPTIMIZER_STEP, "").moment)
     rows = np.cumsum(changes, axis=0)
     last = len(rows) - 1
     tops = [0, *(i for i in range(1, last) if _is_top(plan, i)), last]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lorafa_prof.analytic import lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
-from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.analytic.tape import Parameter, Tape
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 
@@ -33,9 +34,11 @@ class OptimizerCost:
     states: tuple[StateTensor, ...]
     temporaries: tuple[StateTensor, ...]
     notes: tuple[str, ...] = ()
+    steps: Tape | None = None
+    """Where what it holds comes and goes while it steps: the record of that, in place of `temporaries`."""
 
 
-Rule = Callable[[Sequence[Held]], OptimizerCost]
+Rule = Callable[[Sequence[Held], RunSpec], OptimizerCost]
 
 
 def _moments(trained: Sequence[Held], names: Sequence[str] = ("exp_avg", "exp_avg_sq")) -> tuple[StateTensor, ...]:
@@ -47,7 +50,7 @@ def _moments(trained: Sequence[Held], names: Sequence[str] = ("exp_avg", "exp_av
     )
 
 
-def adamw(trained: Sequence[Held]) -> OptimizerCost:
+def adamw(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.AdamW, foreach: sqrt(exp_avg_sq) of all parameters of a dtype at once. Step counters are on the host.
 
     Groups of different dtypes follow one another; the first group's list is still bound while the second's is made.
@@ -55,20 +58,20 @@ def adamw(trained: Sequence[Held]) -> OptimizerCost:
     return OptimizerCost(_moments(trained), _moments(trained, ("sqrt of exp_avg_sq",)))
 
 
-def lora_plus(trained: Sequence[Held]) -> OptimizerCost:
+def lora_plus(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """LoRA+ as PEFT makes it: AdamW, foreach, with A and B in groups of their own, which step one after the other."""
     groups = [[h for h in trained if ("lora_B" in h.parameter.name) is b] for b in (False, True)]
     largest = max(groups, key=lambda group: sum(rounded(h.parameter.size[0]) * h.count for h in group))
     return OptimizerCost(_moments(trained), _moments(largest, ("sqrt of exp_avg_sq",)))
 
 
-def adamw_fused(trained: Sequence[Held]) -> OptimizerCost:
+def adamw_fused(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.AdamW, fused: no temporaries, but a step counter a parameter on the device."""
     steps = tuple(StateTensor(h.parameter.name, "step", (), "fp32", h.count) for h in trained)
     return OptimizerCost((*_moments(trained), *steps), ())
 
 
-def sgd(trained: Sequence[Held]) -> OptimizerCost:
+def sgd(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.SGD without momentum or weight decay: no state, no temporaries."""
     del trained
     return OptimizerCost((), ())
@@ -78,7 +81,7 @@ def sgd(trained: Sequence[Held]) -> OptimizerCost:
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
 
-def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
+def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all."""
     states = [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
     for h in trained:
@@ -92,7 +95,7 @@ def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
     return OptimizerCost(tuple(states), ())
 
 
-def lorafa(trained: Sequence[Held]) -> OptimizerCost:
+def lorafa(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """PEFT's LoRA-FA optimizer: moments of B, and module after module an r x r inverse and the projected gradient.
 
     Of one module at a time: A A^T and its inverse, and under the step's own bf16 autocast the casts of the inverse and
@@ -120,6 +123,24 @@ def lorafa(trained: Sequence[Held]) -> OptimizerCost:
     return OptimizerCost(_moments(trained), (*square, *halves, *wide), (note,))
 
 
+def lora_pro(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """LoRA-Pro, with moments of the adjusted gradients."""
+    steps = lora_pro_step.step_of_adapters(*lora_pro_step.paired(trained))
+    return OptimizerCost(_moments(trained), (), (lora_pro_step.NOTE,), steps)
+
+
+def lora_pro_full(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """LoRA-Pro, with moments of each weight's equivalent gradient, in the dtype that the weight was loaded in."""
+    pairs, others = lora_pro_step.paired(trained)
+    states = tuple(
+        StateTensor(pair.b, name, pair.wide, run.dtype, pair.count)
+        for pair in pairs
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    steps = lora_pro_step.step_of_weights(pairs, others, run.dtype)
+    return OptimizerCost((*states, *_moments(others)), (), (lora_pro_step.NOTE,), steps)
+
+
 def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor, ...]:
     if not trained:
         return ()
@@ -129,6 +150,7 @@ def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor
 
 _RULES: dict[str, Rule] = {
     "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "sgd": sgd, "lorafa": lorafa,
+    "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
 }  # fmt: skip
 
 
@@ -142,8 +164,8 @@ def optimizer_cost(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     if run.method.name == "lora-plus":
         if name != "adamw":
             raise UnsupportedError(f"LoRA+ is modelled with --optimizer adamw, not with {name}")
-        return lora_plus(trained)
+        return lora_plus(trained, run)
     if name not in _RULES:
         known = ", ".join(_RULES)
         raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")
-    return _RULES[name](trained)
+    return _RULES[name](trained, run)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+OPTIMIZER_STEP = "optimizer step"
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
     """Elements of parameters, as `sum(p.numel() for p in model.parameters())` counts them."""
@@ -56,7 +59,7 @@ class StepPlan:
         self.run = run
         self.assumptions = trace.builder.assumptions
         self._held = trace.builder.held
-        self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
+        self._traced_timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
         self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
         """All floating-point operations: (pass, kind, how many)."""
         self._trace = trace
@@ -86,6 +89,12 @@ class StepPlan:
         """States and temporaries of the optimizer."""
         trained = [h for h in self._held if h.parameter.requires_grad]
         return optimizer_cost(self.run, trained)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Births and deaths of the step, those within the optimizer's among them where it has a record of them."""
+        steps = self.optimizer.steps
+        return self._traced_timeline if steps is None else self._traced_timeline.followed_by(steps, OPTIMIZER_STEP)
 
     # -- static memory --------------------------------------------------------------------------------------------
 
@@ -133,7 +142,7 @@ class StepPlan:
             name = "loss" if place.module == "loss" else place.phase
             phases[name] = max(high, phases.get(name, 0))
         stepping = live + sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
-        phases["optimizer step"] = stepping
+        phases[OPTIMIZER_STEP] = max(stepping, phases.get(OPTIMIZER_STEP, 0))
         if stepping > top:
             top, position = stepping, len(self.timeline.events)
         return Peak(top, self.place_at(position), position, phases)
@@ -148,7 +157,7 @@ class StepPlan:
     def place_at(self, position: int) -> Place:
         """Return where in the step a position of the timeline is, -1 for before it, its length for the optimizer."""
         if position >= len(self.timeline.events):
-            return Place("optimizer step", "")
+            return Place(OPTIMIZER_STEP, "")
         return self.timeline.places[self.timeline.events[position][2] if position >= 0 else 0]
 
     def saved(self) -> list[tuple[Kind, int]]:

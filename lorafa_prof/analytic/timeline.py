@@ -68,6 +68,15 @@ class Timeline:
             live[kind] += change
         return live
 
+    def followed_by(self, tape: Tape, phase: str) -> Timeline:
+        """Return the timeline with what a tape has recorded after it, all of it in one phase."""
+        later = _Kinds(tape)
+        changes = [later.change(event) for event in tape.events]
+        events = [(len(self.kinds) + kind, change, len(self.places)) for kind, change in changes]
+        return Timeline(
+            [*self.kinds, *later.kinds], [*self.events, *events], [*self.places, Place(phase, "")], self.end_of_forward
+        )
+
 
 class _Kinds:
     """Numbers the kinds as they turn up."""
