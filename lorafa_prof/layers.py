@@ -125,10 +125,10 @@ def spelled(layers: Sequence[int]) -> str:
 def share_spelled(text: str) -> tuple[float, str] | None:
     """Return the share of the layers that a text as "16-31 of 32" names, in percent, and which they are.
 
-    Which they are is "" where they are the last or all, else "first" or "scattered". None where no share follows.
+    Which they are is "last" or "first"; all of them are the last. None for others, and where no share follows.
     """
     if text == ALL:
-        return 100.0, ""
+        return 100.0, "last"
     found = re.fullmatch(r"(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*) of (\d{1,9})", text)
     if found is None or int(found[2]) == 0:
         return None
@@ -136,16 +136,14 @@ def share_spelled(text: str) -> tuple[float, str] | None:
     ends = [tuple(map(int, piece.split("-"))) for piece in found[1].split(",")]
     number = sum(1 + end[-1] - end[0] for end in ends)
     if len(ends) > 1 or (ends[0][0] > 0 and ends[0][-1] < total - 1):
-        where = "scattered"
-    else:
-        where = "first" if ends[0][0] == 0 and number < total else ""
-    return 100 * number / total, where
+        return None
+    return 100 * number / total, "first" if ends[0][0] == 0 and number < total else "last"
 
 
 def nothing_there(target: str, layers: str, model: str) -> BadInputError:
     """Return the error for a target that names nothing in the layers (in words) that are to be adapted."""
     return BadInputError(
-        f"no module {_short(target)} is in the layers {layers} of {model}: leave it out of --targets, or leave "
+        f"no module {_short(target)!r} is in the layers {layers} of {model}: leave it out of --targets, or leave "
         "out --layers"
     )
 

@@ -21,6 +21,8 @@ from lorafa_prof.layers import check_within, experts_everywhere, nothing_there, 
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.naming import short_name
 
+#: Methods for which PEFT adapts modules alone, and no parameters of experts.
+_OF_MODULES = ("vera", "adalora")
 _LAYER = re.compile(r"(?:.*?\.)?([^.]+)\.(\d+)\.")
 
 
@@ -53,14 +55,14 @@ def within_layers(
         raise UnsupportedError(f"{name}: its layers have no numbers by which --layers could choose some")
     check_within(method.layers, max(numbered) + 1, name)
     whole = targets == "all-linear"
-    if fused and method.name != "vera" and (whole or not set(fused).isdisjoint(targets)):
+    if method.name not in _OF_MODULES and fused and (whole or not set(fused).isdisjoint(targets)):
         raise experts_everywhere(name)
     paths = linears if whole else {path for path, _ in model.named_modules()}
     found = {path for path in paths if (number := layer_of(path)) is not None and method.adapts(number)}
     names = {path.rpartition(".")[2] for path in found} if whole else set(targets)
     missing = next((each for each in sorted(names) if not any(_answers(path, each) for path in found)), None)
     if missing is not None or not found:
-        raise nothing_there(missing or "of the targets", run.adapted_layers, name)
+        raise nothing_there(missing or str(targets), run.adapted_layers, name)
     lists = {match[1] for path in found if (match := _LAYER.match(path)) is not None}
     return {
         "target_modules": sorted(names), "layers_to_transform": list(method.layers), "layers_pattern": sorted(lists),

@@ -294,3 +294,28 @@ def test_the_context_of_a_card_is_on_its_own_line(capsys: pytest.CaptureFixture[
     known, unknown = (fit["context_bytes"] for fit in predictions(capsys, *args)[0]["fit"])
     assert isinstance(known, int)
     assert unknown is None
+
+
+# -- layers with adapters ------------------------------------------------------------------------------------------
+
+
+def test_layers_with_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table's title, the run of the JSON form and a column of the CSV form say which they are."""
+    asked = (*LLAMA, "--method", "lora-fa", "--layers", "25%")
+    assert "rank 64 on all-linear in layers 24-31 of 32" in " ".join(answered(capsys, *asked).split())
+    (found,) = predictions(capsys, *asked)
+    assert found["run"]["method"]["layers"] == list(range(24, 32))
+    assert found["parameters"]["trainable"] == 87_031_808 // 4
+    assert Prediction.from_json(found).run.adapted_layers == "24-31 of 32"
+    (row,) = csv.DictReader(io.StringIO(answered(capsys, *asked, "--format", "csv")))
+    assert row["layers"] == "24-31 of 32"
+
+
+def test_layers_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with those that there are; full fine-tuning, which has no adapters, is left out of the default methods."""
+    assert "no layer 40: its 32 layers are numbered 0 to 31" in refused(capsys, *LLAMA, "--layers", "0,40")
+    assert "no adapters" in refused(capsys, *LLAMA, "--layers", "8", "--method", "full")
+    assert main([*LLAMA, "--layers", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert "Full-FT" not in out
+    assert err.startswith("lorafa-prof: full is left out: full fine-tuning has no adapters")

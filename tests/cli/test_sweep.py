@@ -171,6 +171,24 @@ def test_what_means_the_same_is_one_row() -> None:
     ]  # fmt: skip
 
 
+def test_layers_are_an_axis(capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of shares is as many values, a list of numbers one; what names the same layers is one row."""
+    args = ("--seq", "64", "--layers", "50%,100%,all", "--layers", "1", "--layers", "0-0")
+    assert run(*args, "-o", "s.csv") == 0
+    assert [row["layers"] for row in rows()] == ["1 of 2", "all", "0 of 2"]
+    peaks = [row["peak_allocated_bytes"] for row in rows()]
+    for layers, peak in zip(("1", "all", "0-0"), peaks, strict=True):
+        args = ("--model", "./m", "--method", "lora", "--seq", "64", "--layers", layers)
+        assert [row["peak_allocated_bytes"] for row in predicted(capsys, *args)] == [peak]
+    assert run("--seq", "64", "--method", "full", "--layers", "50%,all", "-o", "f.csv") == 0
+    assert [(row["method"], row["layers"]) for row in rows("f.csv")] == [
+        ("lora", "1 of 2"), ("lora", "all"), ("full", "all"),
+    ]  # fmt: skip
+    assert run("--layers", "50%,3", "-o", "x.csv") == 2
+    assert "./m has 2 layers" in capsys.readouterr().err
+    assert not Path("x.csv").exists()
+
+
 def test_a_refusal_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """A method that is not modelled, a sequence that is too long, options that exclude each other: all else goes on."""
     assert (

@@ -48,20 +48,21 @@ def draw_layers(found: Collection) -> list[Drawing]:
 def _by_share(records: Sequence[Record]) -> Iterator[Record]:
     """Yield the records with a share in percent for their layers; all of them end the line of each place."""
     shares = [(record, share_spelled(str(record.settings.get("layers", ALL)))) for record in records]
-    places = dict.fromkeys(["", *(share[1] for _, share in shares if share is not None)])
+    places = dict.fromkeys(["last", *(share[1] for _, share in shares if share is not None)])
     for record, share in shares:
         if share is not None:
             percent, own = share
             for where in places if percent == 100 else (own,):
-                settings = {**record.settings, "layers": percent, "where": where or None}
+                settings = {**record.settings, "layers": percent, "where": where}
                 yield replace(record, settings=settings)
 
 
 def _beside_full(records: Sequence[Record], lines_of: Iterable[Record], x: str) -> list[Panel]:
     """Return the panels of the adapted records, each with what full fine-tuning takes as its level."""
-    full = {configuration(r.settings): _peak(r) for r in records if r.method == "full" and r.engine != "observed"}
+    whole = [record for record in records if record.method == "full" and record.engine != "observed"]
+    full = {configuration(record.settings, "where"): _peak(record) for record in whole}
     return [
-        Panel(title=panel_title(seen, x), series=series, level=full.get(configuration(seen[0].settings)))
+        Panel(title=panel_title(seen, x), series=series, level=full.get(configuration(seen[0].settings, "where")))
         for seen, lines in panels_of([record for record in lines_of if record.method != "full"], x, _peak)
         for series in dealt(series_of(lines, x, _peak))
     ]

@@ -68,7 +68,7 @@ def panels_of(
 
 def configuration(settings: Settings, *without: str) -> Key:
     """Return what is the same for all methods of a panel."""
-    return key_of(settings, ("method", "rank", "targets", "layers", "where", "dropout", *QUIET, *without))
+    return key_of(settings, ("method", "rank", "targets", "layers", "dropout", *QUIET, *without))
 
 
 def series_of(
