@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from lorafa_prof.analytic.paper import statements as paper
 from lorafa_prof.catalog import load_device, load_model
@@ -14,11 +15,11 @@ from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.units import format_gib
 
 METHODS = ("lora-fa", "lora")
+#: Of this the paper says nothing: the engines that answer at once draw it.
+UNSAID = ("lora", paper.LONG)
 #: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
 #: ends.
 BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 32)}
-#: Ranks and numbers of blocks of which every engine is asked; of the others those that answer at once.
-FOR_ALL = (1, 16, 32, 64, 128)
 FROM_THE_LAST = "lora-fa from the last block on"
 RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 128)}
 
@@ -51,7 +52,7 @@ def sequences(panel: Panel) -> Examined:
             Point(assumption=assumption.name, prediction=reply.prediction, x=seq)
             for method in METHODS
             for seq, card in ((paper.SHORT, short), (paper.LONG, long))
-            for reply in panel.ask(long_run(method, seq, assumption), card).values()
+            for reply in panel.ask(long_run(method, seq, assumption), card, quick=(method, seq) == UNSAID).values()
             if reply.prediction is not None
         ]
     return with_reasons(
@@ -78,39 +79,56 @@ def sweep_run(method: str, rank: int, blocks: range | None = None) -> RunSpec:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sweep:
+    """One of the two sweeps of Fig. 4(b)."""
+
+    statement: Statement
+    title: str
+    figure: str
+    against: str
+    what: str
+    """A subject, with braces for the value that is swept."""
+    setting: str
+    for_all: Sequence[int]
+    """Values of which every engine is asked."""
+
+
 def ranks(panel: Panel) -> Examined:
     """Answer what Fig. 4(b) says of ranks."""
-    runs = {method: [(rank, sweep_run(method, rank)) for rank in RANKS[method]] for method in METHODS}
-    return _sweep(
-        panel, paper.RANK, runs, title="Fig. 4(b): memory against the rank", figure="fig4b-rank", against="rank",
-        what="rank {}", setting="all linear layers",
+    sweep = _Sweep(
+        statement=paper.RANK, title="Fig. 4(b): memory against the rank", figure="fig4b-rank", against="rank",
+        what="rank {}", setting="all linear layers", for_all=(1, 64, 128),
     )  # fmt: skip
+    runs = {method: [(rank, sweep_run(method, rank)) for rank in RANKS[method]] for method in METHODS}
+    return _swept(panel, sweep, runs)
 
 
 def layers(panel: Panel) -> Examined:
     """Answer what Fig. 4(b) says of the number of adapted layers."""
     depth = load_model(paper.FIGURE_4_MODEL).num_layers
+    sweep = _Sweep(
+        statement=paper.LAYERS, title="Fig. 4(b): memory against the adapted layers", figure="fig4b-layers",
+        against=f"adapted blocks of {depth}", what=f"{{}} of {depth} blocks", setting=f"rank {paper.SWEEP_RANK}",
+        for_all=(1, depth),
+    )  # fmt: skip
 
     def run(method: str, blocks: range) -> RunSpec:
         return sweep_run(method, paper.SWEEP_RANK, blocks)
 
     runs = {method: [(n, run(method, range(n))) for n in BLOCKS[method]] for method in METHODS}
     runs[FROM_THE_LAST] = [(n, run("lora-fa", range(depth - n, depth))) for n in BLOCKS["lora"]]
-    return _sweep(
-        panel, paper.LAYERS, runs, title="Fig. 4(b): memory against the adapted layers", figure="fig4b-layers",
-        against=f"adapted blocks of {depth}", what=f"{{}} of {depth} blocks", setting=f"rank {paper.SWEEP_RANK}",
-    )  # fmt: skip
+    return _swept(panel, sweep, runs)
 
 
-def _sweep(
-    panel: Panel, statement: Statement, runs: dict[str, list[tuple[int, RunSpec]]], *, title: str, figure: str,
-    against: str, what: str, setting: str,
-) -> Examined:  # fmt: skip
+def _swept(panel: Panel, sweep: _Sweep, runs: Mapping[str, Sequence[tuple[int, RunSpec]]]) -> Examined:
     replies = {
-        method: [(x, panel.ask(run, quick=x not in FOR_ALL)) for x, run in of_method]
-        for method, of_method in runs.items()
+        name: [(x, panel.ask(run, quick=x not in sweep.for_all)) for x, run in of_name]
+        for name, of_name in runs.items()
     }
-    found = [answer for method, of_method in replies.items() for answer in _growths(statement, method, of_method, what)]
+    found = [
+        answer for name, of_name in replies.items() for answer in _growths(sweep.statement, name, of_name, sweep.what)
+    ]
     points = tuple(
         Point(assumption=DEFAULT.name, prediction=reply.prediction, x=x)
         for method in METHODS
@@ -120,10 +138,11 @@ def _sweep(
     )
     return with_reasons(
         Examined(
-            title=title, statements=(statement,), answers=tuple(found), points=points, figure=figure,
-            against=against,
-            setting=f"Llama2-7B, 1 x 1,024 tokens, {setting}, bf16 weights, FlashAttention, no checkpointing, AdamW; "
-            f"{DEFAULT.name}. Peak allocated, and what it has grown since the first row",
+            title=sweep.title, statements=(sweep.statement,), answers=tuple(found), points=points, figure=sweep.figure,
+            against=sweep.against,
+            setting=f"Llama2-7B, 1 x 1,024 tokens, {sweep.setting}, bf16 weights, FlashAttention, no checkpointing, "
+            f"AdamW; {DEFAULT.name}. Peak allocated, and what it has grown since the first row; the simulation is "
+            "asked of some rows",
         )
     )  # fmt: skip
 
