@@ -91,7 +91,7 @@ class _Sweep:
     """A subject, with braces for the value that is swept."""
     setting: str
     for_all: Sequence[int]
-    """Values of which every engine is asked."""
+    """Values of which every engine is asked where the method is LoRA-FA, of which the paper speaks."""
 
 
 def ranks(panel: Panel) -> Examined:
@@ -123,7 +123,7 @@ def layers(panel: Panel) -> Examined:
 
 def _swept(panel: Panel, sweep: _Sweep, runs: Mapping[str, Sequence[tuple[int, RunSpec]]]) -> Examined:
     replies = {
-        name: [(x, panel.ask(run, quick=x not in sweep.for_all)) for x, run in of_name]
+        name: [(x, panel.ask(run, quick=name == "lora" or x not in sweep.for_all)) for x, run in of_name]
         for name, of_name in runs.items()
     }
     found = [
