@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorafa_prof.ledger import Category
@@ -49,6 +49,11 @@ class Segment:
     def deaths(self) -> set[int]:
         """The blocks that die in it."""
         return {~event for event in self.events if isinstance(event, int) and event < 0}
+
+    def with_deaths_of(self, others: Mapping[int, int]) -> Segment:
+        """Return the segment with the blocks of `others` in the place of those that die in it."""
+        deaths = {~block: ~other for block, other in others.items()}
+        return replace(self, events=[deaths.get(e, e) if isinstance(e, int) else e for e in self.events])
 
 
 @dataclass(frozen=True)
@@ -188,13 +193,36 @@ def repeatable(recording: Recording) -> Recording:
 
     AdaLoRA makes its importances anew in each step: what it keeps takes the place of what there was, tensor by tensor.
     """
-    born = set().union(*(segment.births() for segment in recording.again))
-    gone = set().union(*(segment.deaths() for segment in recording.again))
-    before = {_identity(recording.blocks[block]): block for block in gone - born}
+    recording = _continued(recording)
+    born, gone = _births(recording.again), _deaths(recording.again)
+    ended = gone - born
+    before = {_identity(recording.blocks[block]): block for block in ended}
     replaced = {block: before.get(_identity(recording.blocks[block]), -1) for block in born - gone}
-    if sorted(replaced.values()) != sorted(gone - born):
+    if sorted(replaced.values()) != sorted(ended) or not ended <= _left(recording):
         return replace(recording, again=())
     return replace(recording, replaced=replaced)
+
+
+def _continued(recording: Recording) -> Recording:
+    """Let a repetition that was recorded steps later end what the first step has left in its place."""
+    left = {_identity(recording.blocks[block]): block for block in _left(recording)}
+    strange = _deaths(recording.again) - _births(recording.again) - set(left.values())
+    known = {block: left[name] for block in strange if (name := _identity(recording.blocks[block])) in left}
+    return replace(recording, again=tuple(segment.with_deaths_of(known) for segment in recording.again))
+
+
+def _left(recording: Recording) -> set[int]:
+    """The blocks that are there after the first step."""
+    before = (recording.load, *recording.first)
+    return _births(before) - _deaths(before)
+
+
+def _births(segments: Iterable[Segment]) -> set[int]:
+    return set[int]().union(*(segment.births() for segment in segments))
+
+
+def _deaths(segments: Iterable[Segment]) -> set[int]:
+    return set[int]().union(*(segment.deaths() for segment in segments))
 
 
 def _identity(block: Block) -> object:

@@ -299,8 +299,8 @@ class TestLayers:
         last, first = figure.axes
         assert points(last) == {"LoRA": [(25, 30), (50, 50), (100, 80)]}
         assert points(first) == {"LoRA": [(25, 70), (100, 80)]}
-        assert "last layers" in " ".join(last.get_title().split())
-        assert "first layers" in " ".join(first.get_title().split())
+        assert "last layers" in " ".join(last.get_title(loc="left").split())
+        assert "first layers" in " ".join(first.get_title(loc="left").split())
         for axes in figure.axes:
             assert [list(line.get_ydata()) for line in axes.get_lines() if line.get_linewidth() == 0.9] == [[400, 400]]
             assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
@@ -314,7 +314,7 @@ class TestLayers:
     def test_other_layers_are_other_lines_against_the_rank(self) -> None:
         """The peaks of two ranks are compared where the layers are the same."""
         said = [
-            prediction(of_peak(rank * n * MIB), run=RUN.replace(method=MethodSpec(name="lora", rank=rank, layers=layers)))
+            prediction(of_peak(rank * n * MIB), run=RUN.replace(method=replace(RUN.method, rank=rank, layers=layers)))
             for n, layers in ((1, (1,)), (2, None)) for rank in (8, 16)
         ]  # fmt: skip
         figure = only(drawn("rank", predictions=said))
@@ -466,10 +466,12 @@ def everything(name: str = "small") -> Collection:
     seen = measurement(timeline=LINE, run=run_with(name=name), environment=CARD | {"device": name})
     said = prediction(run=run_with(name=name))
     shared = measurement(run=run_with(name=name, gpus=2, shard="ddp"), world_size=2, error=name)
+    some = said.run.replace(method=replace(said.run.method, layers=(said.run.spec.depth - 1,)))
     return Collection(
         measurements=(seen, shared),
         predictions=(
-            said, of_size(7, rank=16, name=name), fitting(16, 3, name, name=name), fitting(32, 2, name, name=name),
+            said, prediction(run=some), of_size(7, rank=16, name=name), fitting(16, 3, name, name=name),
+            fitting(32, 2, name, name=name),
         ),
         comparisons=(compare(seen, [said]),),
     )  # fmt: skip
