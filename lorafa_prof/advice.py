@@ -88,6 +88,9 @@ def _of_precision(run: RunSpec) -> Iterator[Candidate]:
     if run.resolved_optimizer in ("adamw", "adamw-fused"):
         alters = "optimizer states in 8 bits"
         yield _set("8-bit AdamW", "--optimizer adamw-8bit", alters, optimizer="adamw-8bit")
+    if run.resolved_optimizer == "lora-pro-full":
+        alters = "moments of the adjusted gradients, not of the weights' equivalent gradients"
+        yield _set("LoRA-Pro's moments of the adapters' size", "--optimizer lora-pro", alters, optimizer="lora-pro")
     if run.method.name != "full" and run.resolved_quant == "none":
         alters = "base weights in 4 bits"
         note = "dequantising moves memory, which no FLOP shows"

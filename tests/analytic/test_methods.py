@@ -46,6 +46,7 @@ GOLDEN = {
     "lora-qv": LORA,
     "pissa": LORA,
     "lora-plus": LORA,
+    "lora-pro": LORA,
     "dora": Golden(
         trained=8 * (96 + 160) + 160,
         frozen=0,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.analytic import predict
+from lorafa_prof.analytic.plan import plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.engine import predict as simulate
@@ -215,4 +216,43 @@ def test_the_heads_weight_under_autocast(family: str) -> None:
         assert [item.category for item in prediction.ledger.items if (item.shape, item.dtype) == copy] == [
             Category.ACTIVATIONS
         ]
+    assert simulated(run)[0] == closed_form(run)
+
+
+# -- the optimizer's step --------------------------------------------------------------------------------------------
+
+
+def highest_while_stepping(run: RunSpec) -> int:
+    """Most that is alive in the second step's optimizer, counted as in `simulated`."""
+    platform = Cuda(A100, "2.13.0")
+    trace = record(run, platform).trace(2, platform)
+    sizes = [0 if b.category is Category.WORKSPACES else allocated(b.nbytes) for b in trace.blocks]
+    begins, ends = trace.position("optimizer"), trace.position("zero_grad")
+    live = highest = 0
+    for position, event in enumerate(trace.events[:ends]):
+        live += sizes[event] if event >= 0 else -sizes[~event]
+        highest = max(highest, live) if position >= begins else 0
+    return highest
+
+
+def stepping_cases() -> list[Any]:
+    """LoRA-Pro's two kinds of moments; ranks at which one or another of its matrices is the largest."""
+    options: dict[str, dict[str, Any]] = {
+        "rank 4": {}, "rank 1": {"rank": 1}, "rank 32": {"rank": 32}, "bf16 adapters": {"adapter_dtype": "bf16"},
+        "autocast, rank 17": {"dtype": "fp32", "amp": True, "rank": 17},
+    }  # fmt: skip
+    made = []
+    for i, family in enumerate(("llama", "gpt2", "roberta")):
+        for j, optimizer in enumerate(("lora-pro", "lora-pro-full")):
+            for k, (name, chosen) in enumerate(options.items()):
+                marks = () if (i + j + k) % 5 == 0 else pytest.mark.slow
+                made.append(pytest.param(family, optimizer, chosen, id=f"{family}-{optimizer}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "optimizer", "options"), stepping_cases())
+def test_the_step_of_lora_pro(family: str, optimizer: Any, options: dict[str, Any]) -> None:
+    """What its optimizer holds at most, and the peak: of two tokens the optimizer's step often is the peak."""
+    run = run_of(family, "lora-pro", layers=5, bs=1, seq=2, attn="eager", optimizer=optimizer, **options)
+    assert highest_while_stepping(run) == plan(run).peak(run.bs, run.seq).phases["optimizer step"]
     assert simulated(run)[0] == closed_form(run)

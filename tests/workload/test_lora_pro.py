@@ -74,7 +74,7 @@ def test_of_all_nearest_it_is_next_to_loras_gradients(seed: int) -> None:
 
 
 def test_at_the_start_b_alone_moves() -> None:
-    """With B = 0: g_A is 0, and g_B the projected gradient g A^T (A A^T)^-1 / s. No value is lost to a division by 0."""
+    """With B = 0: g_A is 0, and g_B the projected gradient g A^T (A A^T)^-1 / s. Nothing is divided by 0."""
     a, b, g = drawn()
     b.zero_()
     g_a, g_b = adjusted_gradients(a, b, *loras(a, b, g), S)
