@@ -233,13 +233,24 @@ def simulation() -> Predict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("assumption", ASSUMPTIONS, ids=lambda assumption: assumption.name)
-def test_long_sequences_by_simulated_steps(simulation: Predict, assumption: Assumption) -> None:
-    """The same verdicts as by closed forms: 24 GB, 40 GB."""
-    for method, seq, name, fits in (
-        ("lora-fa", 2048, "rtx4090", True), ("lora", 2048, "rtx4090", False), ("lora-fa", 4096, "a100-40gb", True),
-    ):  # fmt: skip
-        run, card = figure_4.long_run(method, seq, assumption), load_device(name)
-        assert simulation(run, card, largest_batch=False).fit[0].fits is fits, method
+def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
+    """The same verdicts as by closed forms: LoRA-FA with 4,096 tokens in 40 GB, LoRA not with 2,048 in 24, LoRA-FA with
+    2,048 in 24 where the allocator leaves no gaps; with PyTorch's defaults what it reserves is a little too much.
+    """
+    pytest.importorskip("peft")
+    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.simulate.engine import simulate
+
+    def fits(method: str, seq: int, card: DeviceSpec, conf: str = "") -> bool:
+        settings = AllocatorSettings.parse(conf) if conf else None
+        simulation = simulate(figure_4.long_run(method, seq, assumption), card, settings=settings)
+        return simulation.prediction([card], largest_batch=False).fit[0].fits
+
+    small, large = load_device("rtx4090"), load_device("a100-40gb")
+    assert fits("lora-fa", 4096, large)
+    assert not fits("lora", 2048, small)
+    assert not fits("lora-fa", 2048, small)
+    assert fits("lora-fa", 2048, small, "expandable_segments:True")
 
 
 @pytest.mark.slow

@@ -67,7 +67,9 @@ def memory(panel: Panel) -> Examined:
         Examined(
             title="Fig. 2(a): ten methods on one 80 GB A800", statements=said, answers=tuple(found),
             setting="Llama2-7B, 8 x 1,024 tokens, rank 64 on all linear layers, bf16 weights, FlashAttention, no "
-            f"checkpointing, AdamW (LoRA-FA: PEFT's LoRA-FA optimizer). {paper.FIGURE_2_ASSUMED}",
+            "checkpointing, AdamW (LoRA-FA: PEFT's LoRA-FA optimizer). "
+            f"{paper.FIGURE_2_ASSUMED}. PiSSA, LoRA+, AdaLoRA, LoRA-GA and LoRA-Pro are asked under the first "
+            "assumption alone",
             points=tuple(points), figure="fig2a",
             levels=(
                 Level(name=f"{card.name}: what torch sees", nbytes=card.total_bytes),

@@ -17,11 +17,9 @@ from lorafa_prof.units import format_gib
 METHODS = ("lora-fa", "lora")
 #: Of this the paper says nothing: the engines that answer at once draw it.
 UNSAID = ("lora", paper.LONG)
-#: Blocks whose linear layers are adapted, of the 32 of Llama2-7B; LoRA, of which the paper does not speak here, at the
-#: ends.
-BLOCKS: Mapping[str, Sequence[int]] = {"lora-fa": (1, 8, 16, 24, 32), "lora": (1, 32)}
+#: Blocks whose linear layers are adapted, of the 32 of Llama2-7B.
+BLOCKS = (1, 8, 16, 24, 32)
 FROM_THE_LAST = "lora-fa from the last block on"
-RANKS: Mapping[str, Sequence[int]] = {"lora-fa": paper.RANKS, "lora": (1, 128)}
 
 
 def long_run(method: str, seq: int, assumption: Assumption) -> RunSpec:
@@ -100,7 +98,7 @@ def ranks(panel: Panel) -> Examined:
         statement=paper.RANK, title="Fig. 4(b): memory against the rank", figure="fig4b-rank", against="rank",
         what="rank {}", setting="all linear layers", for_all=(1, 64, 128),
     )  # fmt: skip
-    runs = {method: [(rank, sweep_run(method, rank)) for rank in RANKS[method]] for method in METHODS}
+    runs = {method: [(rank, sweep_run(method, rank)) for rank in paper.RANKS] for method in METHODS}
     return _swept(panel, sweep, runs)
 
 
@@ -116,8 +114,8 @@ def layers(panel: Panel) -> Examined:
     def run(method: str, blocks: range) -> RunSpec:
         return sweep_run(method, paper.SWEEP_RANK, blocks)
 
-    runs = {method: [(n, run(method, range(n))) for n in BLOCKS[method]] for method in METHODS}
-    runs[FROM_THE_LAST] = [(n, run("lora-fa", range(depth - n, depth))) for n in BLOCKS["lora"]]
+    runs = {method: [(n, run(method, range(n))) for n in BLOCKS] for method in METHODS}
+    runs[FROM_THE_LAST] = [(n, run("lora-fa", range(depth - n, depth))) for n in (1, depth)]
     return _swept(panel, sweep, runs)
 
 

@@ -35,6 +35,11 @@ REASONS: Mapping[str, Mapping[str, str]] = {
         "of the three products with A that LoRA has, only the one for A's own gradient is gone. (A hundredth more: "
         "query, key and value of the first block, whose input takes no gradient, need none of xA either.)",
     },
+    "fig4a-24": {
+        "": "what is allocated fits, what PyTorch's allocator reserves beyond it by default does not: the simulation "
+        "counts that, and the catalog has the smallest of the totals that were reported of this card. With "
+        "expandable segments (--expandable-segments) hardly anything is reserved beyond what is allocated",
+    },
     "fig4b-rank": {
         "": "adapters, gradients and AdamW's moments grow with the rank, 4 bytes for each number of the frozen A and "
         "16 for each of B; what activations add is small. The rows tell up to which rank the peak stays within 10 %",

@@ -114,7 +114,7 @@ def _verdict(answers: Sequence[Answer], engine: str) -> str:
 def _exceptions(assumption: str, answers: Sequence[Answer]) -> str:
     """Return the name of an assumption, with what differs under it where that is the lesser part."""
     wrong = [_shown(answer.subject) for answer in answers if not answer.agrees]
-    return f"{assumption} ({', '.join(wrong)})" if 2 * len(wrong) < len(answers) else assumption
+    return f"{assumption} ({', '.join(wrong)})" if 2 * len(wrong) <= len(answers) else assumption
 
 
 # -- one group -------------------------------------------------------------------------------------------------------

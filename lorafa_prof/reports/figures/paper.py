@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEVEL_DASHES: tuple[Dashes, ...] = ("-", (0, (5, 3)))
+#: What is varied in steps of two.
+DOUBLING = ("tokens", "rank")
 #: Inches.
 _BAR_PANEL = (8.6, 2.9)
 
@@ -114,8 +116,9 @@ def _lines(examined: Examined) -> Drawing:
             series = _series(points, height)
             draw_series(axes, series, GIB)
             _draw_levels(axes, examined.levels)
-            axes.set_xscale("log", base=2)
-            ticks_at(axes.xaxis, (x for each in series for x, _ in each.points))
+            if examined.against in DOUBLING:
+                axes.set_xscale("log", base=2)
+                ticks_at(axes.xaxis, (x for each in series for x, _ in each.points))
             axes.set_ylim(0, top * 1.08)
             axes.set_xlabel(examined.against)
             axes.set_ylabel("GiB")
