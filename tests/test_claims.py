@@ -235,7 +235,7 @@ def simulation() -> Predict:
 @pytest.mark.parametrize("assumption", ASSUMPTIONS, ids=lambda assumption: assumption.name)
 def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
     """The same verdicts as by closed forms: LoRA-FA with 4,096 tokens in 40 GB, LoRA not with 2,048 in 24, LoRA-FA with
-    2,048 in 24 where the allocator leaves no gaps; with PyTorch's defaults what it reserves is a little too much.
+    2,048 in 24 where the allocator leaves smaller gaps, but for autocast; with PyTorch's defaults it reserves too much.
     """
     pytest.importorskip("peft")
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -250,7 +250,7 @@ def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
     assert fits("lora-fa", 4096, large)
     assert not fits("lora", 2048, small)
     assert not fits("lora-fa", 2048, small)
-    assert fits("lora-fa", 2048, small, "expandable_segments:True")
+    assert fits("lora-fa", 2048, small, "expandable_segments:True") is (assumption.name != AUTOCAST)
 
 
 @pytest.mark.slow
