@@ -33,13 +33,14 @@ BENEATH: dict[str, set[str]] = {
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds", "registry", "sharding"},
+    "claims": {"analytic"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds"},
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "claims", "simulate", "measure", "compare", "reports"},
     "__main__": {"cli"},
 }
 

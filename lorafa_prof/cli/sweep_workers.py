@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def rows_of(engine: str, *, max_bs: bool) -> Rows:
         from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
 
         return AnalyticRows(max_bs=max_bs)
-    return SimulatedRows(simulating_on_cards(largest_batch=max_bs), max_bs=max_bs)
+    return SimulatedRows(partial(simulating_on_cards(), largest_batch=max_bs), max_bs=max_bs)
 
 
 def here(tasks: Iterable[Task], rows: Rows, stopped: Callable[[], bool]) -> Iterator[bytes]:
