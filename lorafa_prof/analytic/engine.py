@@ -13,6 +13,7 @@ from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.results.figures import managed_lines
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
 
@@ -54,7 +55,11 @@ def predict(
         throughput=_throughput(plan, run),
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
         fit=fits,
-        assumptions=(*run_assumptions(run, plan.assumptions), device_assumption(device)),
+        assumptions=(
+            *run_assumptions(run, plan.assumptions),
+            *managed_lines(plan.managed_bytes),
+            device_assumption(device),
+        ),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
     )
@@ -125,6 +130,7 @@ def _memory(
         saved_activations_bytes=plan.saved_activation_bytes(run.bs, run.seq),
         trained_gradients_bytes=plan.gradient_bytes,
         moments={phase: high + workspace for phase, high in peak.phases.items() if high},
+        managed_bytes=plan.managed_bytes,
     )
 
 

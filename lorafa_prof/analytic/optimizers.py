@@ -5,7 +5,7 @@ The states are those after the first step, in which they are created. Sizes are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Held
@@ -33,6 +33,8 @@ class OptimizerCost:
     states: tuple[StateTensor, ...]
     temporaries: tuple[StateTensor, ...]
     notes: tuple[str, ...] = ()
+    managed: tuple[StateTensor, ...] | None = None
+    """States in CUDA's managed memory, outside the allocator; None: the optimizer is not a paged one."""
 
 
 Rule = Callable[[Sequence[Held]], OptimizerCost]
@@ -79,8 +81,13 @@ SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
 
 def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
-    """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all."""
-    states = [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
+    """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all.
+
+    The tables go to the device with the first state in 8 bits.
+    """
+    states: list[StateTensor] = []
+    if any(h.parameter.numel >= SMALLEST_8BIT for h in trained):
+        states += [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
     for h in trained:
         numel = h.parameter.numel
         small = numel < SMALLEST_8BIT
@@ -90,6 +97,70 @@ def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
                 blocks = -(-numel // BLOCK_8BIT)
                 states.append(StateTensor(h.parameter.name, f"absmax{i}", (blocks,), "fp32", h.count))
     return OptimizerCost(tuple(states), ())
+
+
+#: bitsandbytes takes managed memory for states of so many elements (`get_state_buffer` in optim/optimizer.py).
+SMALLEST_PAGED = 100_000
+
+
+def paged_adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
+    """bitsandbytes' PagedAdamW8bit: as AdamW8bit, but the moments of large parameters are in managed memory.
+
+    Scales, code tables and small states are in the allocator's memory.
+    """
+    large = {h.parameter.name for h in trained if h.parameter.numel >= SMALLEST_PAGED}
+    of_each: dict[bool, list[StateTensor]] = {True: [], False: []}
+    for state in adamw_8bit(trained).states:
+        of_each[state.parameter in large and state.name in ("state1", "state2")].append(state)
+    return OptimizerCost(tuple(of_each[False]), (), (), tuple(of_each[True]))
+
+
+def adafactor(trained: Sequence[Held]) -> OptimizerCost:
+    """transformers' Adafactor as its Trainer makes it (scale_parameter and relative_step off), parameter by parameter.
+
+    A matrix has fp32 means of its rows and of its columns, anything else a full fp32 second moment; each parameter has
+    its root mean square, a scalar, on the device. All is computed in fp32 from fp32 copies of 16-bit gradients and
+    weights.
+    """
+    states = []
+    for h in trained:
+        p = h.parameter
+        for name, shape in (*_second_moments(p.shape), ("RMS", ())):
+            states.append(StateTensor(p.name, name, shape, "fp32", h.count))
+    return OptimizerCost(tuple(states), max(_adafactor_moments(trained), key=_bytes, default=()))
+
+
+def _second_moments(shape: Shape) -> tuple[tuple[str, Shape], ...]:
+    if len(shape) < 2:
+        return (("exp_avg_sq", shape),)
+    return ("exp_avg_sq_row", shape[:-1]), ("exp_avg_sq_col", (*shape[:-2], shape[-1]))
+
+
+def _adafactor_moments(trained: Sequence[Held]) -> Iterator[tuple[StateTensor, ...]]:
+    """Yield what the step's variables hold where they hold most of each parameter.
+
+    That is either while grad**2 + eps is made, with the update of the parameter before still bound, or while the new
+    update is made from the second moments, with that sum still bound.
+    """
+    before: tuple[StateTensor, ...] = ()
+    for h in trained:
+        p = h.parameter
+
+        def made(name: str, shape: Shape, p: Parameter = p) -> StateTensor:
+            return StateTensor(p.name, name, shape, "fp32", 1)
+
+        wide = ("gradient in fp32", "weight in fp32") if p.dtype != "fp32" else ()
+        copies = tuple(made(name, p.shape) for name in wide)
+        squared = made("grad**2 + eps", p.shape)
+        yield (*before, *copies, made("grad**2", p.shape), squared)
+        factors = [made(f"root of {name}", shape) for name, shape in _second_moments(p.shape) if len(p.shape) > 1]
+        update = made("update", p.shape)
+        yield (*copies, squared, *factors, update)
+        before = (update,)
+
+
+def _bytes(tensors: Iterable[StateTensor]) -> int:
+    return sum(int(rounded(size_of(tensor.shape, tensor.dtype)[0])) * tensor.count for tensor in tensors)
 
 
 def lorafa(trained: Sequence[Held]) -> OptimizerCost:
@@ -128,7 +199,8 @@ def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor
 
 
 _RULES: dict[str, Rule] = {
-    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "sgd": sgd, "lorafa": lorafa,
+    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw-8bit": paged_adamw_8bit,
+    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa,
 }  # fmt: skip
 
 

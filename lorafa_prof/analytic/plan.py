@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.families.common import window_binds
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
-from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.specs import RunSpec
@@ -111,6 +111,12 @@ class StepPlan:
         for state in self.optimizer.temporaries:
             counts[_state_kind(state, "temporaries")] += state.count
         return list(counts.items())
+
+    @cached_property
+    def managed_bytes(self) -> int | None:
+        """Bytes of optimizer states in CUDA's managed memory, which knows no granule; None: the optimizer has none."""
+        states = self.optimizer.managed
+        return None if states is None else sum(size_of(s.shape, s.dtype)[0] * s.count for s in states)
 
     # -- one configuration ----------------------------------------------------------------------------------------
 

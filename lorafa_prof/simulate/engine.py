@@ -9,6 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.results.figures import managed_lines
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
@@ -133,6 +134,7 @@ class Simulation:
             saved_activations_bytes=saved_bytes(self.trace),
             trained_gradients_bytes=gradient_bytes(self.trace, allocated),
             moments=self._moments(),
+            managed_bytes=self.recording.managed,
         )
 
     def snapshot(self) -> bytes:
@@ -198,7 +200,7 @@ class Simulation:
             f"kernels of {where}; all on one stream",
             f"allocator settings {self.settings.describe()}",
         ]
-        lines += described(run)
+        lines += [*described(run), *managed_lines(self.recording.managed)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":

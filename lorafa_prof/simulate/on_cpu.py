@@ -31,7 +31,8 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
 
     Raises:
         UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
-            bitsandbytes allocates for them on the CPU is not modelled; AdaLoRA over fp32 weights.
+            bitsandbytes allocates for them on the CPU is not modelled; paged optimizer states;
+            AdaLoRA over fp32 weights.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
@@ -42,6 +43,8 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             "a step of AdaLoRA over fp32 weights is not simulated for the CPU, only for CUDA: moving the adapters to a "
             "device makes PEFT train what it means to freeze, and there is nothing to move"
         )
+    if run.resolved_optimizer == "paged-adamw-8bit":
+        raise UnsupportedError("paged optimizer states are in CUDA's managed memory, which the CPU does not have")
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.recorder import Recorder
@@ -19,6 +20,7 @@ from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, named_states, short_name
+from lorafa_prof.workload.optimizers import managed_bytes
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
 
@@ -41,7 +43,7 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
-    with platform.kernels(), explained(failure), without_hub():
+    with platform.kernels(), managed_memory(run), explained(failure), without_hub():
         with contextlib.nullcontext() if known is None else Watching(known):
             work = build(run, "meta")
         if known is not None:
@@ -81,6 +83,7 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
             again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
+            managed=managed_bytes(work.optimizer),
         )
     )  # fmt: skip
 
@@ -165,6 +168,8 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
     vocabulary = work.run.model.vocab_size
     head = next((short_name(n) for n, m in work.model.named_modules() if m is _output_head(work.model)), None)
     for raw in recorder.unsettled(Category.ACTIVATIONS):
+        if raw.phase == "optimizer":  # which computes outside of any module, a row of its states for each word too
+            continue
         outermost = raw.module == "" or (head is not None and f"{raw.module}.".startswith(f"{head}."))
         if raw.module == LOSS or (outermost and raw.shape[-1:] == (vocabulary,)):
             raw.category = Category.LOGITS

@@ -68,6 +68,8 @@ class Recording:
     """Every operator that ran, in order."""
     parameters: dict[str, int]
     """"total" and "trainable" elements."""
+    managed: int | None = None
+    """Bytes in CUDA's managed memory, outside the allocator; None: nothing is kept there."""
     replaced: Mapping[int, int] = field(default_factory=dict)
     """Blocks that a repeated step keeps, and the blocks from before whose place each takes."""
 
@@ -190,8 +192,11 @@ def repeatable(recording: Recording) -> Recording:
     """
     born = set().union(*(segment.births() for segment in recording.again))
     gone = set().union(*(segment.deaths() for segment in recording.again))
-    before = {_identity(recording.blocks[block]): block for block in gone - born}
-    replaced = {block: before.get(_identity(recording.blocks[block]), -1) for block in born - gone}
+    before: dict[object, list[int]] = {}
+    for block in sorted(gone - born, reverse=True):
+        before.setdefault(_identity(recording.blocks[block]), []).append(block)
+    # tensors that are alike, as a scalar for the weight and one for the bias, follow one another in the same order
+    replaced = {block: (before.get(_identity(recording.blocks[block])) or [-1]).pop() for block in sorted(born - gone)}
     if sorted(replaced.values()) != sorted(gone - born):
         return replace(recording, again=())
     return replace(recording, replaced=replaced)

@@ -18,6 +18,8 @@ BUILT = ("ddp", "fsdp")
 _NOT_SHARDED = {
     "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
     "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
+    "paged-adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
+    "adafactor": "transformers' Adafactor makes whole states of its own for them",
 }
 
 

@@ -82,7 +82,6 @@ def test_int8_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"method": "lora", "optimizer": "paged-adamw-8bit"}, UnsupportedError, "paged-adamw-8bit"),
         ({"method": "lora-ga"}, UnsupportedError, "lora-ga"),
         ({"method": "lora", "checkpointing": "selective"}, UnsupportedError, "selective"),
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
