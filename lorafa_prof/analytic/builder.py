@@ -190,6 +190,7 @@ class Linear:
         self.path, self.in_features, self.out_features = builder.path, in_features, out_features
         self.name = self.path.rsplit(".", 1)[-1]
         self.role, self.head, self.count = role, head, builder.multiplicity
+        self.hands_on = head and builder.run.loss == "fused"
         self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
         self.weight = tied_to if tied_to is not None else self._weight(builder)
         # bitsandbytes casts the bias of a 4-bit layer once and for all, in its first forward
@@ -207,7 +208,9 @@ class Linear:
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the layer with its adapter: (..., m) to (..., k)."""
+        """Run the layer with its adapter: (..., m) to (..., k). A fused loss is handed what its head is given."""
+        if self.hands_on:
+            return x
         with x.tape.scope(self.name):
             return self.base(x) if self.adapter is None else self.adapter(x, self.base(x))
 

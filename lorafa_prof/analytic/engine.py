@@ -76,7 +76,7 @@ def refuse_unmodelled(run: RunSpec) -> None:
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.prepare_kbit != "none", "the k-bit preparation", "--prepare-kbit none (or use --engine simulate)"),
-        (run.loss == "fused", "the fused loss", "--loss hf"),
+        (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
         (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )
     freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")

@@ -16,6 +16,7 @@ from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.families.common import window_binds
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
+from lorafa_prof.analytic.tape import GRADIENTS
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.specs import RunSpec
@@ -161,7 +162,11 @@ class StepPlan:
         """Return what autograd keeps at the end of the forward: (kind, how many). Parameters and batch not counted."""
         live = self.timeline.live_at(self.timeline.end_of_forward - 1)
         kinds = self.timeline.kinds
-        return [(kinds[i], n) for i, n in live.items() if n and kinds[i].saved and kinds[i].module != "batch"]
+        return [
+            (kinds[i], n)
+            for i, n in live.items()
+            if n and kinds[i].saved and kinds[i].module != "batch" and kinds[i].category != GRADIENTS
+        ]
 
     def saved_activation_bytes(self, bs: int, seq: int) -> int:
         """Return the bytes of `saved`, unrounded, as saved-tensor hooks would count them."""

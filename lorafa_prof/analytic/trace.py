@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.tape import LOGITS, TEMPORARIES, Item, Tape, Tensor
+from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, Item, Tape, Tensor
 from lorafa_prof.specs import ModelSpec, RunSpec
 
 
@@ -91,5 +91,5 @@ def _mark_logits(tape: Tape, spec: ModelSpec) -> None:
     )
     for item in tape.items:
         wide = item.module in heads and item.shape[-1:] == (width,) and item.category == TEMPORARIES
-        if item.module == "loss" or wide:
+        if (item.module == "loss" and item.category != GRADIENTS) or wide:
             item.category = LOGITS

@@ -59,6 +59,10 @@ def _refuse_unsharded(run: RunSpec) -> None:
             f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "
             "built; --shard ddp, or --quant none"
         )
+    if run.loss == "fused":
+        raise UnsupportedError(
+            "the fused loss reads the head's whole weight, which FSDP2 shards; --loss hf, or --shard ddp"
+        )
     reason = _NOT_SHARDED.get(run.resolved_optimizer)
     if reason is not None:
         raise UnsupportedError(

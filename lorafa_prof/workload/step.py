@@ -12,6 +12,7 @@ import torch
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
+from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
 from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
@@ -89,8 +90,12 @@ def build_model(run: RunSpec, device: str, group: Group | None = None) -> torch.
     model = base_model(run, device)
     if run.resolved_quant != "none":
         model = quantize(model, run)
+    if run.loss == "fused":
+        fuse_loss(model, run)
     if run.method.name != "full":
         model = add_adapters(model, run)
+    if run.loss == "fused":
+        refuse_adapted_head(model, run)
     if run.checkpointing == "full":
         enable_checkpointing(model, run)
     return model.train()
@@ -105,7 +110,6 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
     """
     refused = (
         (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
-        (run.loss == "fused", "the fused loss", "--loss hf"),
         (
             group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
             "several GPUs",

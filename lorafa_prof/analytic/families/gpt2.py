@@ -16,8 +16,8 @@ from lorafa_prof.analytic.families.common import (
     Layer,
     activation,
     attention_options,
-    causal_lm_loss,
     causal_mask,
+    language_model_loss,
     dropout,
     make_batch,
     not_modelled,
@@ -146,9 +146,7 @@ class Gpt2:
         with tape.scope("transformer"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
         logits = self.head(hidden)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
+        return language_model_loss(logits, self.head, labels, self.builder.run)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         builder, tape, run = self.builder, self.builder.tape, self.builder.run

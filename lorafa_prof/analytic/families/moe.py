@@ -14,8 +14,8 @@ from lorafa_prof.analytic.families.common import (
     BuiltLayer,
     activation,
     attention_options,
-    causal_lm_loss,
     causal_mask,
+    language_model_loss,
     make_batch,
     not_modelled,
     position_ids,
@@ -147,9 +147,7 @@ class MixtureOfExperts:
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self.head(hidden)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            return causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
+        return language_model_loss(logits, self.head, labels, run)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         tape = ids.tape
