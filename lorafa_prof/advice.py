@@ -65,6 +65,10 @@ def _of_code(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
     if run.checkpointing == "none":
         note = "each layer's forward runs once more in the backward"
         yield _set("full activation checkpointing", "--checkpointing full", note=note, checkpointing="full")
+        note = "products and attention are kept; the rest of each layer runs once more, which no FLOP shows"
+        yield _set(
+            "selective activation checkpointing", "--checkpointing selective", note=note, checkpointing="selective"
+        )  # fmt: skip
     if run.attn == "eager":
         yield _set("sdpa instead of eager attention", "--attn sdpa", attn="sdpa")
     if run.attn != "flash" and (device.compute_capability is None or device.compute_capability >= _FLASH_SINCE):

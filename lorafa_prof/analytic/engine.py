@@ -73,7 +73,11 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
+        (
+            run.checkpointing == "selective",
+            "selective checkpointing",
+            "--checkpointing none or full (--engine simulate does all)",
+        ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.prepare_kbit != "none", "the k-bit preparation", "--prepare-kbit none (or use --engine simulate)"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),

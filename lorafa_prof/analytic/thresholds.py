@@ -46,8 +46,19 @@ class ClosedForms:
             return None
 
     def executed_flops(self, run: RunSpec) -> int | None:
-        """Return the FLOPs that a step of `run` executes; None for what this engine does not model."""
+        """Return the FLOPs that a step of `run` executes; None for what this engine does not model.
+
+        Selective checkpointing keeps the results of all that counts: it executes what full does, but for what that
+        computes again.
+        """
         try:
+            if run.checkpointing == "selective":
+                return self._without_recomputation(run.replace(checkpointing="full"))
             return predict(run, plans=self._plans).throughput.executed_flops
         except LorafaProfError:
             return None
+
+    def _without_recomputation(self, run: RunSpec) -> int:
+        refuse_unmodelled(run)
+        flops = self._plans.of(run).flops(run.bs, run.seq)
+        return sum(number for (where, _), number in flops.items() if where != "recompute")

@@ -10,8 +10,8 @@ same buffers are made and written in place, so that the step costs the same memo
 
 Neither hidden states nor logits are kept for the backward, which multiplies those gradients by its own in place.
 Where Liger's kernel computes a row in fp32 registers and rounds its gradient once, the probability here is rounded to
-the logits' dtype before 1 is subtracted from it. Beside Liger's buffers there are the places of the labels (8 bytes a token)
-and a probability for each token of a chunk.
+the logits' dtype before 1 is subtracted from it. Beside Liger's buffers there are the places of the labels (8 bytes a
+token) and a probability for each token of a chunk.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ import torch
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
+from lorafa_prof.workload.checkpointing import enable_checkpointing
 from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
-from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
+from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
 from lorafa_prof.workload.quantized import quantize
@@ -96,7 +97,7 @@ def build_model(run: RunSpec, device: str, group: Group | None = None) -> torch.
         model = add_adapters(model, run)
     if run.loss == "fused":
         refuse_adapted_head(model, run)
-    if run.checkpointing == "full":
+    if run.checkpointing != "none":
         enable_checkpointing(model, run)
     return model.train()
 
@@ -109,7 +110,6 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
         (
             group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
             "several GPUs",
