@@ -7,6 +7,7 @@ real layers each stands for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import BadInputError, UnknownNameError
-from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.specs import Dtype, ModelSpec, RunSpec
 
 #: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
 #: give what each further layer adds.
@@ -104,7 +105,9 @@ class Builder:
         """Add a parameter (or, with kind BUFFERS, a buffer) to the module being built."""
         trained = self.full and kind == WEIGHTS if trained is None else trained
         full_name = f"{self.path}.{name}" if self._path else name
-        made = Parameter(self.tape, full_name, shape, dtype or self.run.dtype, trained=trained, kind=kind)
+        if dtype is None:
+            dtype = self.run.dtype if kind == BUFFERS else prepared_dtype(self.run, full_name)
+        made = Parameter(self.tape, full_name, shape, dtype, trained=trained, kind=kind)
         self.held.append(Held(made, self._count))
         return made
 
@@ -157,6 +160,17 @@ class Builder:
         for layer in targeted(self.linears, self.run):
             with self.at(layer.path, layer.count):
                 layer.adapter = self.make_adapter(self, layer)
+
+
+#: Modules that TRL casts back to bf16, by their names (its `peft_module_casting_to_bf16`).
+_BACK_IN_BF16 = re.compile("lm_head|embed_tokens|wte|wpe")
+
+
+def prepared_dtype(run: RunSpec, name: str) -> Dtype:
+    """Return the dtype of a weight that is not quantised, after the k-bit preparation of the run."""
+    if run.prepare_kbit == "none":
+        return run.dtype
+    return "bf16" if run.prepare_kbit == "trl" and _BACK_IN_BF16.search(name) else "fp32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,6 @@ def refuse_unmodelled(run: RunSpec) -> None:
             "--checkpointing none or full (--engine simulate does all)",
         ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
-        (run.prepare_kbit != "none", "the k-bit preparation", "--prepare-kbit none (or use --engine simulate)"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
         (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )
@@ -184,10 +183,17 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     if run.resolved_quant != "none":
         double = "with" if run.resolved_quant == "nf4-dq" else "without"
         lines.append(f"linear weights in nf4 {double} double quantisation")
-        lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
+        lines.append(_PREPARED[run.prepare_kbit])
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
     return (*lines, *of_model)
+
+
+_PREPARED = {
+    "none": "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
+    "peft": "norms, embeddings and head are in fp32, as prepare_model_for_kbit_training casts them",
+    "trl": "norms are in fp32, embeddings and head in bf16, as TRL's SFTTrainer leaves them",
+}
 
 
 def device_assumption(device: DeviceSpec | None) -> str:

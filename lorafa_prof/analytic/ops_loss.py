@@ -86,9 +86,8 @@ def _fused_linear_cross_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
     loss = tape.new("loss", (), "fp32")
     flops = ops.matmul_flops(rows, m, v)
     tape.count_flops("linear", flops)
-    for gradient in kept:
-        if gradient is not None:
-            tape.count_flops("linear", flops, backward=True)
+    for _ in filter(None, kept):
+        tape.count_flops("linear", flops, backward=True)
     saved = list(kept)
 
     def backward(g: Grads) -> list[Tensor | None]:

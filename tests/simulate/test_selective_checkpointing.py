@@ -99,5 +99,5 @@ def test_arithmetic(attn: Any) -> None:
 
 def test_closed_forms_refuse_it() -> None:
     """And name the engine that does it."""
-    with pytest.raises(UnsupportedError, match="selective checkpointing.*--engine simulate"):
+    with pytest.raises(UnsupportedError, match=r"selective checkpointing.*--engine simulate"):
         predict(selective("llama", "lora"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
-from lorafa_prof.analytic.builder import Builder, Linear
+from lorafa_prof.analytic.builder import Builder, Linear, prepared_dtype
 from lorafa_prof.analytic.ops_loss import causal_lm_loss, fused_causal_lm_loss
 from lorafa_prof.analytic.tape import ACTIVATIONS, INPUT, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
@@ -90,7 +90,8 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
         return "eager"
     if takes_eager_instead(run):
         return "eager"
-    if run.dtype in ("bf16", "fp16") or run.amp:
+    # prepared norms, in fp32, make all that comes behind them so
+    if run.amp or (run.dtype in ("bf16", "fp16") and run.prepare_kbit == "none"):
         return "efficient" if mask and run.attn == "sdpa" else "flash"
     if run.attn == "flash":
         raise UnsupportedError("flash attention needs 16-bit tensors: use --dtype bf16 or --amp, or --attn sdpa")
@@ -139,7 +140,7 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
     if kernel == "flash":
         return None
     if kernel == "eager":
-        return tape.new("attention mask", ("b", "s", "s"), run.dtype)
+        return tape.new("attention mask", ("b", "s", "s"), prepared_dtype(run, "embed_tokens"))
     return tape.new("attention mask", ("b", "s", "s"), "bool")  # one a sequence: the batch's own mask is worked in
 
 
