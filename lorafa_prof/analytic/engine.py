@@ -159,11 +159,11 @@ def _fit(plans: Plans, run: RunSpec, allocated: int, device: DeviceSpec, largest
 
 
 def _throughput(plan: StepPlan, run: RunSpec) -> Throughput:
-    flops = plan.flops(run.bs, run.seq)
+    flops, times = plan.flops(run.bs, run.seq), run.accumulation
     return Throughput(
-        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS),
-        executed_flops=sum(flops.values()),
-        model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
+        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS) * times,
+        executed_flops=sum(flops.values()) * times,
+        model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq * times,
     )
 
 

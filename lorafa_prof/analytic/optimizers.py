@@ -6,7 +6,7 @@ The states are those after the first step, in which they are created. Sizes are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
@@ -210,6 +210,22 @@ def optimizer_cost(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     Raises:
         UnsupportedError: an optimizer of the contract that this engine does not model.
     """
+    cost = _cost_of(run, trained)
+    if not run.clip:
+        return cost
+    return replace(cost, temporaries=max(cost.temporaries, clipping(trained), key=_bytes))
+
+
+def clipping(trained: Sequence[Held]) -> tuple[StateTensor, ...]:
+    """torch.nn.utils.clip_grad_norm_, foreach: a norm for each gradient, all of them in one tensor, and its norm."""
+    norms = tuple(StateTensor(h.parameter.name, "norm", (), h.parameter.dtype, h.count) for h in trained)
+    dtypes = {norm.dtype for norm in norms}
+    dtype = "fp32" if len(dtypes) > 1 else norms[0].dtype
+    number = sum(norm.count for norm in norms)
+    return (*norms, StateTensor("", "norms", (number,), dtype, 1), StateTensor("", "total norm", (), dtype, 1))
+
+
+def _cost_of(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     name = run.resolved_optimizer
     if run.method.name == "lora-plus":
         if name != "adamw":

@@ -98,6 +98,10 @@ class StepPlan:
             counts[_parameter_kind(held)] += held.count
         for state in self.optimizer.states:
             counts[_state_kind(state, "optimizer")] += state.count
+        if self.run.accumulation > 1:  # those of the micro-batches before
+            for held in self._held:
+                if held.parameter.requires_grad:
+                    counts[_gradient_kind(held)] += held.count
         return list(counts.items())
 
     @cached_property
@@ -211,6 +215,11 @@ def _parameter_kind(held: Held) -> Kind:
     shared = kind == BUFFERS and held.parameter.name.startswith("vera_")
     category = "adapters" if kind == ADAPTERS or shared else "weights"
     return state_kind(module, name, held.parameter.shape, held.parameter.dtype, category)
+
+
+def _gradient_kind(held: Held) -> Kind:
+    module, _, name = held.parameter.name.rpartition(".")
+    return state_kind(module, f"{name} gradient", held.parameter.shape, held.parameter.dtype, GRADIENTS)
 
 
 def _state_kind(state: StateTensor, category: str) -> Kind:

@@ -61,4 +61,4 @@ class ClosedForms:
     def _without_recomputation(self, run: RunSpec) -> int:
         refuse_unmodelled(run)
         flops = self._plans.of(run).flops(run.bs, run.seq)
-        return sum(number for (where, _), number in flops.items() if where != "recompute")
+        return sum(number for (where, _), number in flops.items() if where != "recompute") * run.accumulation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
@@ -47,6 +48,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     """
     builder, model = build_model(run)
     tape = builder.tape
+    tape.accumulates = run.accumulation > 1
     if run.amp:
         tape.autocast = "bf16"
     loss = model.loss()
@@ -55,7 +57,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     end_of_forward = len(tape.events)
     _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
-    tape.backward(loss)
+    tape.backward(ops.scale(loss, "share of the loss") if tape.accumulates else loss)
     _mark_logits(tape, run.spec)
     return StepTrace(builder, tape, end_of_forward, len(tape.events))
 

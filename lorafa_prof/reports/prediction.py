@@ -78,6 +78,12 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
     method: MethodSpec = run.method
     rank = "adapters" if without == "rank" else f"rank {method.rank}"
     parts.append(f"{rank} on {', '.join(method.targets)}")
+    if run.loss != "hf":
+        parts.append(f"{run.loss} loss")
+    if run.accumulation > 1:
+        parts.append(f"{run.accumulation} micro-batches")
+    if run.clip:
+        parts.append("clipped gradients")
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
     return ", ".join(parts)

@@ -264,7 +264,7 @@ def _alike(found: Sequence[Prediction]) -> list[list[Prediction]]:
         key = (
             p.engine, tuple(sorted(p.versions.items())), run.model.name, run.bs, run.seq, run.dtype, run.amp,
             run.adapter_dtype, run.attn, run.checkpointing, run.optimizer, run.quant, run.prepare_kbit, run.loss,
-            run.gpus, run.shard,
+            run.accumulation, run.clip, run.gpus, run.shard,
             method.rank, method.targets, method.dropout, tuple((fit.device, fit.capacity_bytes) for fit in p.fit),
         )  # fmt: skip
         groups.setdefault(key, []).append(p)

@@ -17,7 +17,7 @@ from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, 
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
-from lorafa_prof.simulate.recording import Recording
+from lorafa_prof.simulate.recording import Recording, micro_batches
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
@@ -99,6 +99,7 @@ class Simulation:
         """Replay on a card of so many bytes (None: never full), of which the allocator cannot have `outside`."""
         trace = self.trace
         starts = [position for position, phase in trace.marks if phase == "forward"]
+        starts = starts[:: micro_batches(self.recording.run)]
         return replay(
             trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts
         )
@@ -200,6 +201,8 @@ class Simulation:
             f"kernels of {where}; all on one stream",
             f"allocator settings {self.settings.describe()}",
         ]
+        if run.accumulation > 2:
+            lines.append("of a step's micro-batches two: from the second on they are alike")
         lines += [*described(run), *managed_lines(self.recording.managed)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")

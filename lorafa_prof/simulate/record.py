@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -14,7 +15,7 @@ from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.recorder import Recorder
-from lorafa_prof.simulate.recording import Recording, Segment, repeatable
+from lorafa_prof.simulate.recording import Recording, Segment, micro_batches, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
@@ -43,7 +44,7 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
-    with platform.kernels(), managed_memory(run), explained(failure), without_hub():
+    with platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub():
         with contextlib.nullcontext() if known is None else Watching(known):
             work = build(run, "meta")
         if known is not None:
@@ -61,6 +62,11 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
             if not recording.again:
                 recording = _recording(recorder, work, tuple(s for s in recorder.segments[1:] if s.phase != "end"), ())
     return recording
+
+
+def _foreach_on_meta() -> contextlib.AbstractContextManager[Any]:
+    """Let gradients on meta be clipped by foreach kernels, as on the devices that it stands for."""
+    return mock.patch("torch.nn.utils.clip_grad._device_has_foreach_support", return_value=True)
 
 
 def _state_batch(known: KnownValues, work: Workload) -> None:
@@ -91,25 +97,28 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
 def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     """Run a step whose optimizer steps twice; return the first step's segments, and those of any later one."""
     began = len(recorder.segments)
-    recorder.enter_phase("forward")
-    loss = work.loss()
-    recorder.settle([loss], Category.LOGITS)
-    recorder.name(loss, LOSS, LOSS)
-    _settle_replaced(recorder, work)
-    recorder.settle_alive(["forward"], Category.ACTIVATIONS)
-    recorder.enter_phase("backward")
-    loss.backward()
-    _settle_gradients(recorder, work)
+    for _ in range(micro_batches(work.run)):
+        loss = None
+        recorder.enter_phase("forward")
+        loss = work.loss()
+        recorder.settle([loss], Category.LOGITS)
+        recorder.name(loss, LOSS, LOSS)
+        _settle_replaced(recorder, work)
+        recorder.settle_alive(["forward"], Category.ACTIVATIONS)
+        recorder.enter_phase("backward")
+        work.backward(loss)
+        _settle_gradients(recorder, work)
     for _ in range(2):
         recorder.enter_phase("optimizer")
+        work.clip()
         work.optimizer.step()
         _settle_states(recorder, work)
     recorder.enter_phase("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)
     del loss
     recorder.enter_phase("end")
-    forward, backward, making, stepping, clearing, _ = recorder.segments[began:]
-    return (forward, backward, making, clearing), (forward, backward, stepping, clearing)
+    *passes, making, stepping, clearing, _ = recorder.segments[began:]
+    return (*passes, making, clearing), (*passes, stepping, clearing)
 
 
 def _adopt(recorder: Recorder, work: Workload) -> None:

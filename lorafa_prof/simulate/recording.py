@@ -51,6 +51,11 @@ class Segment:
         return {~event for event in self.events if isinstance(event, int) and event < 0}
 
 
+def micro_batches(run: RunSpec) -> int:
+    """Return how many of a step's micro-batches are recorded: from the second on they are alike."""
+    return min(run.accumulation, 2)
+
+
 @dataclass(frozen=True)
 class Recording:
     """One run, recorded: the events of its first step, and of any later one."""
@@ -76,7 +81,7 @@ class Recording:
     @property
     def steps(self) -> int:
         """Steps that are recorded one by one, before the repetitions."""
-        return sum(segment.phase == "forward" for segment in self.first)
+        return sum(segment.phase == "forward" for segment in self.first) // micro_batches(self.run)
 
     def trace(self, steps: int, platform: Platform) -> Trace:
         """Return the events of the run up to the end of step number `steps`, with what kernels allocate inside.

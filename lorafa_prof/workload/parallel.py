@@ -49,6 +49,8 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
         )
     if run.shard not in BUILT:
         raise BadInputError(f"how are {group.world_size} processes to share the work? --shard {' or '.join(BUILT)}")
+    if run.accumulation > 1 or run.clip:
+        raise UnsupportedError("--accumulation and --clip are not built for several processes; leave them out")
     if run.shard == "fsdp":
         _refuse_unsharded(run)
 

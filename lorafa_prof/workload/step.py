@@ -70,6 +70,16 @@ class Workload:
         with autocast(self.run, self.device):
             return self._loss_of(self.entry(**self.batch))
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
+        part = loss if self.run.accumulation == 1 else loss / self.run.accumulation
+        part.backward()  # type: ignore[no-untyped-call]  # torch's
+
+    def clip(self) -> None:
+        """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""
+        if self.run.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+
     def _loss_of(self, output: Any) -> torch.Tensor:
         loss = getattr(output, "loss", None)
         if not isinstance(loss, torch.Tensor):
@@ -129,13 +139,16 @@ def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: N
     """Take one step; `enter` is told each of `PHASES` as it begins, then "end".
 
     Only the loss is held through backward and the optimizer's step: whoever holds the model's output
-    (`out.loss.backward()`) holds the logits too.
+    (`out.loss.backward()`) holds the logits too. Of several micro-batches each is a forward and a backward.
     """
-    enter("forward")
-    loss = work.loss()
-    enter("backward")
-    loss.backward()
+    for _ in range(work.run.accumulation):
+        loss = None
+        enter("forward")
+        loss = work.loss()
+        enter("backward")
+        work.backward(loss)
     enter("optimizer")
+    work.clip()
     work.optimizer.step()
     enter("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)

@@ -83,7 +83,7 @@ def test_int8_weights() -> None:
     ("options", "error", "said"),
     [
         ({"method": "lora-ga"}, UnsupportedError, "lora-ga"),
-        ({"method": "lora", "checkpointing": "selective"}, UnsupportedError, "selective"),
+        ({"method": "lora", "loss": "fused", "targets": ("lm_head",)}, UnsupportedError, "adapted head"),
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
         ({"method": "lora", "adapter_dtype": "fp16"}, BadInputError, "fp16"),
         ({"method": "full", "quant": "nf4"}, BadInputError, "nf4"),
