@@ -18,7 +18,7 @@ Setting = str | int | float | bool | None
 
 #: The engine of what was observed.
 OBSERVED = "observed"
-_WHOLE = ("bs", "seq", "rank", "gpus")
+_WHOLE = ("bs", "seq", "rank", "accumulation", "gpus")
 _TEXTS = ("model", "method")
 #: Columns without which a table is no sweep.
 NEEDED = ("model", "method", "engine", "bs", "seq", "rank", "peak_allocated_bytes")

@@ -97,8 +97,9 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
 def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     """Run a step whose optimizer steps twice; return the first step's segments, and those of any later one."""
     began = len(recorder.segments)
+    loss: torch.Tensor | None = None
     for _ in range(micro_batches(work.run)):
-        loss = None
+        loss = None  # that of the micro-batch before is not held
         recorder.enter_phase("forward")
         loss = work.loss()
         recorder.settle([loss], Category.LOGITS)

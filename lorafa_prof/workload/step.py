@@ -73,7 +73,7 @@ class Workload:
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
         part = loss if self.run.accumulation == 1 else loss / self.run.accumulation
-        part.backward()  # type: ignore[no-untyped-call]  # torch's
+        part.backward()
 
     def clip(self) -> None:
         """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""
@@ -141,8 +141,9 @@ def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: N
     Only the loss is held through backward and the optimizer's step: whoever holds the model's output
     (`out.loss.backward()`) holds the logits too. Of several micro-batches each is a forward and a backward.
     """
+    loss: torch.Tensor | None = None
     for _ in range(work.run.accumulation):
-        loss = None
+        loss = None  # that of the micro-batch before is not held
         enter("forward")
         loss = work.loss()
         enter("backward")
