@@ -24,6 +24,22 @@ class ContradictionError(BadInputError):
     """Options that the method they are given for cannot take, as another could."""
 
 
+class SequenceTooLongError(BadInputError):
+    """A step that looks up more positions than the model has.
+
+    Args:
+        text: the line that is shown.
+        beyond: how many positions too many.
+    """
+
+    longest: int | None = None
+    """The longest sequence that there are positions for; set by who knows how long the sequence was."""
+
+    def __init__(self, text: str, *, beyond: int) -> None:
+        super().__init__(text)
+        self.beyond = beyond
+
+
 class UnsupportedError(LorafaProfError):
     """A well-formed request that this engine does not model; the text names the way out."""
 

@@ -6,6 +6,7 @@ Every engine takes the same `RunSpec`, so that a prediction and a measurement of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from lorafa_prof.errors import BadInputError, ContradictionError, UnknownNameError, UnsupportedError
+from lorafa_prof.layers import ALL, Layers, check_within, spelled
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 AdapterDtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -179,6 +181,11 @@ class ModelSpec:
             require_number(f"{self.name}: {name}", getattr(self, name), 0.0, 1.0)
 
     @property
+    def depth(self) -> int:
+        """How many layers have a number of their own: of an encoder-decoder, those of the deeper stack."""
+        return max(self.num_layers, self.num_decoder_layers)
+
+    @property
     def kv_width(self) -> int:
         """Width of the key (and value) projection's output: key/value heads times head width."""
         return self.num_kv_heads * self.head_dim
@@ -208,6 +215,8 @@ class RunnableModel:
     """Rows of the table that token ids are looked up in."""
     config: Mapping[str, Any] = field(hash=False, repr=False)
     """The Hugging Face configuration: here it is what tells one model from another."""
+    depth: int | None = None
+    """How many layers its configuration says that there are; None where it does not."""
     code: str | None = None
     """Folder with Python code of the model's own, which was asked for by --trust-remote-code; None: no such code."""
     parameters: int | None = None
@@ -275,6 +284,8 @@ class MethodSpec:
     """("all-linear",), ("qv",), or the suffixes of module names to adapt."""
     dropout: float = 0.0
     """Dropout on the adapter's input, a probability below 1."""
+    layers: Layers | None = None
+    """The layers that have adapters, by their numbers from 0 on, rising (PEFT's layers_to_transform); None: all."""
 
     def __post_init__(self) -> None:
         require_choice("method", self.name, METHODS)
@@ -283,6 +294,29 @@ class MethodSpec:
             raise BadInputError("dropout must be below 1")
         if not self.targets or not all(isinstance(t, str) and t for t in self.targets):
             raise BadInputError("targets must name at least one module suffix, or be all-linear or qv")
+        if self.layers is not None:
+            self._check_layers(self.layers)
+
+    def _check_layers(self, layers: Layers) -> None:
+        for number in layers:
+            require_int("layer", number, 0)
+        if not layers or any(later <= earlier for earlier, later in itertools.pairwise(layers)):
+            raise BadInputError("layers must be the numbers of one layer or more, in rising order")
+        if self.name == "full":
+            raise ContradictionError(
+                "full fine-tuning has no adapters, of which --layers chooses some: leave it out, or name an adapter "
+                "method"
+            )
+        numbered = next((t for t in self.targets if any(part.isdecimal() for part in t.split("."))), None)
+        if numbered is not None:
+            raise ContradictionError(
+                f"the target {_short(numbered)} names a layer, and PEFT adapts it whatever --layers says: "
+                "name layers in one of the two"
+            )
+
+    def adapts(self, layer: int) -> bool:
+        """Return whether a layer has adapters, by its number."""
+        return self.name != "full" and (self.layers is None or layer in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +370,8 @@ class RunSpec:
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:
             raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")
+        if self.method.layers is not None and self.model.depth is not None:
+            check_within(self.method.layers, self.model.depth, self.model.name)
 
     def replace(self, **changes: Any) -> RunSpec:
         """Return a copy with some fields changed, checked like a new one."""
@@ -354,6 +390,14 @@ class RunSpec:
                 "--engine simulate runs the model itself"
             )
         return self.model
+
+    @property
+    def adapted_layers(self) -> str:
+        """The layers that have adapters, in words: "all", or "16-31 of 32"."""
+        if self.method.layers is None:
+            return ALL
+        depth = "" if self.model.depth is None else f" of {self.model.depth}"
+        return f"{spelled(self.method.layers)}{depth}"
 
     @property
     def resolved_adapter_dtype(self) -> Dtype:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from lorafa_prof.errors import ContradictionError
+from lorafa_prof.errors import ContradictionError, SequenceTooLongError
 from lorafa_prof.results import Axis, Edge, Memory, Prediction, Threshold, along
 from lorafa_prof.search import largest
 from lorafa_prof.specs import LARGEST_RANK, DeviceSpec, RunnableModel, RunSpec
@@ -128,12 +128,16 @@ def _longest_sequence(run: RunSpec) -> Limit:
     if positions is None:
         return Limit(most=LONGEST_SEQUENCE, why=f"no sequence beyond {LONGEST_SEQUENCE:,} is looked for")
     if run.model.architecture in _LEARNED_POSITIONS:
-        return Limit(most=positions, why=f"the table of positions of {name} ends at {positions:,}: no longer step runs")
+        return Limit(most=positions, why=_end_of_table(name, positions))
     return Limit(
         most=positions,
         why=f"{name} is made for {positions:,} positions; its rotary positions go on, so that a config.json with a "
         "larger max_position_embeddings is searched further",
     )
+
+
+def _end_of_table(name: str, positions: int) -> str:
+    return f"the table of positions of {name} ends at {positions:,}: no longer step runs"
 
 
 def find_threshold(engine: Engine, run: RunSpec, axis: Axis, device: DeviceSpec) -> Threshold:
@@ -152,7 +156,17 @@ class _Search:
         self._verdicts: dict[int, Verdict] = {}
 
     def threshold(self) -> Threshold:
-        """Search, prove, and describe."""
+        """Search, prove, and describe; where the model has fewer positions than were looked for, up to these."""
+        try:
+            return self._found()
+        except SequenceTooLongError as error:
+            longest = error.longest
+            if self.axis != "seq" or longest is None or not 0 < longest < self.limit.most:
+                raise
+            self.limit = Limit(most=longest, why=_end_of_table(self.run.model.name, longest))
+            return self.threshold()
+
+    def _found(self) -> Threshold:
         last = self.last
         beyond = last + 1 if last < self.limit.most else None
         told = self.verdict(last or 1)

@@ -22,16 +22,18 @@ BENEATH: dict[str, set[str]] = {
     "__init__": set(),
     "errors": {"__init__"},
     "units": {"errors"},
-    "specs": {"errors", "units"},
+    "layers": {"errors"},
+    "specs": {"errors", "units", "layers"},
     "ledger": {"specs"},
     "catalog": {"specs"},
     "results": {"ledger"},
     "search": {"__init__"},
+    "registry": {"__init__"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
-    "analytic": {"catalog", "thresholds"},
+    "analytic": {"catalog", "thresholds", "registry"},
     "lorafa": {"specs"},
-    "workload": {"specs", "lorafa"},
+    "workload": {"specs", "lorafa", "registry"},
     "simulate": {"workload", "thresholds"},
     "measure": {"results", "workload"},
     "compare": {"results"},
@@ -43,7 +45,20 @@ BENEATH: dict[str, set[str]] = {
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
 REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
 #: Layers of the quick engine: they start at the speed of Python.
-QUICK = {"__init__", "errors", "units", "search", "specs", "ledger", "results", "thresholds", "catalog", "analytic"}
+QUICK = {
+    "__init__",
+    "errors",
+    "units",
+    "search",
+    "registry",
+    "layers",
+    "specs",
+    "ledger",
+    "results",
+    "thresholds",
+    "catalog",
+    "analytic",
+}
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.

@@ -7,8 +7,9 @@ real layers each stands for.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import BadInputError, UnknownNameError
+from lorafa_prof.layers import nothing_there
 from lorafa_prof.specs import Dtype, ModelSpec, RunSpec
 
 #: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
@@ -68,14 +70,16 @@ class Builder:
     def layers(self, number: int, alike: bool = True, first: int = 0) -> list[tuple[int, int]]:
         """Return (index, how many real layers it stands for) of each layer to build out of `number` from `first` on.
 
-        With more than four alike, the first two and the last two are built, and the second stands for the rest too.
-        Layers are not alike where a target names one of them by its number.
+        With more than four alike in a row, the first two and the last two are built, and the second stands for the rest
+        too. Layers are not alike where a target names one of them by its number, nor are one with adapters and one
+        without.
         """
+        indices = range(first, first + number)
         named = any(part.isdecimal() for target in self.run.method.targets for part in target.split("."))
-        if not alike or named or number <= TRACED_LAYERS:
-            return [(first + i, 1) for i in range(number)]
-        last = first + number - 1
-        return [(first, 1), (first + 1, 1 + number - TRACED_LAYERS), (last - 1, 1), (last, 1)]
+        if not alike or named:
+            return [(index, 1) for index in indices]
+        rows = (list(row) for _, row in itertools.groupby(indices, self.run.method.adapts))
+        return [built for row in rows for built in _ends(row)]
 
     @property
     def path(self) -> str:
@@ -173,6 +177,13 @@ def prepared_dtype(run: RunSpec, name: str) -> Dtype:
     return "bf16" if run.prepare_kbit == "trl" and _BACK_IN_BF16.search(name) else "fp32"
 
 
+def _ends(row: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the layers to build of a row that are alike, and how many each stands for."""
+    if len(row) <= TRACED_LAYERS:
+        return [(index, 1) for index in row]
+    return [(row[0], 1), (row[1], 1 + len(row) - TRACED_LAYERS), (row[-2], 1), (row[-1], 1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """A norm's parameters; the family says which formula runs."""
@@ -203,6 +214,8 @@ class Linear:
     ) -> None:
         self.path, self.in_features, self.out_features = builder.path, in_features, out_features
         self.name = self.path.rsplit(".", 1)[-1]
+        #: Number of the layer that it is in, as PEFT reads it off the path; None outside the layers.
+        self.layer = next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.hands_on = head and builder.run.loss == "fused"
         self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
@@ -255,7 +268,7 @@ def targeted(linears: list[Linear], run: RunSpec) -> list[Linear]:
     if run.method.name == "lora-qv" and targets == ("all-linear",):
         targets = ("qv",)
     if targets == ("all-linear",):
-        return [layer for layer in linears if not layer.head]
+        return [layer for layer in linears if not layer.head and is_in_adapted(layer, run)]
     if "all-linear" in targets:
         raise BadInputError("the target all-linear stands alone; name modules, or nothing else")
     chosen: dict[int, Linear] = {}
@@ -267,8 +280,16 @@ def targeted(linears: list[Linear], run: RunSpec) -> list[Linear]:
         if not found:
             known = {x.name for x in linears} | {"all-linear", "qv"}
             raise UnknownNameError("target module", target, known, f"Modules of {run.model.name}: {_names(linears)}.")
-        chosen.update((id(layer), layer) for layer in found)
+        within = [layer for layer in found if is_in_adapted(layer, run)]
+        if not within:
+            raise nothing_there(target, run.adapted_layers, run.model.name)
+        chosen.update((id(layer), layer) for layer in within)
     return list(chosen.values())
+
+
+def is_in_adapted(layer: Linear, run: RunSpec) -> bool:
+    """Return whether a linear layer is in one of the layers that have adapters, where the run chooses some."""
+    return run.method.layers is None or (layer.layer is not None and run.method.adapts(layer.layer))
 
 
 def _names(linears: list[Linear]) -> str:

@@ -5,27 +5,14 @@ The forwards are those of PEFT 0.21; what autograd keeps of them follows from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.registry import Registry
 
-_METHODS: dict[str, MakeAdapter | None] = {"full": None}
-
-
-def register(*names: str) -> Callable[[MakeAdapter], MakeAdapter]:
-    """Register a function that makes the adapter of one linear layer; a name can be taken once."""
-
-    def add(function: MakeAdapter) -> MakeAdapter:
-        for name in names:
-            if name in _METHODS:
-                raise ValueError(f"method {name} is registered already")
-            _METHODS[name] = function
-        return function
-
-    return add
+_METHODS: Registry[MakeAdapter] = Registry("method")
+register = _METHODS.register
 
 
 def adapter_maker(name: str) -> MakeAdapter | None:
@@ -34,14 +21,17 @@ def adapter_maker(name: str) -> MakeAdapter | None:
     Raises:
         UnsupportedError: a method of the contract that this engine does not model.
     """
+    if name == "full":
+        return None
     if name not in _METHODS:
-        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {', '.join(_METHODS)})")
+        modelled = ", ".join(modelled_methods())
+        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {modelled})")
     return _METHODS[name]
 
 
 def modelled_methods() -> list[str]:
     """Return the names of the methods that this engine models."""
-    return list(_METHODS)
+    return ["full", *_METHODS]
 
 
 def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> AdapterForward:

@@ -13,11 +13,10 @@ saved tensors are released when it has run, gradients that meet are added in pla
 from __future__ import annotations
 
 import heapq
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, Placeholder
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
@@ -111,58 +110,6 @@ Grads = Sequence["Tensor | None"]
 Backward = Callable[[Grads], "Sequence[Tensor | None]"]
 
 
-@dataclass(slots=True)
-class Edge:
-    """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
-
-    target: Node | Parameter
-    slot: int
-    shape: Shape
-    dtype: str
-
-
-class Node:
-    """One operation of the autograd graph."""
-
-    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
-
-    def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
-        self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
-        self.saved: list[Storage | Placeholder] = []
-        self.grads: list[Tensor | None] | None = None
-        self.outputs = 1
-
-
-class CheckpointFrame:
-    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
-
-    def __init__(self, module: str, autocast: str | None, function: Callable[[], object]) -> None:
-        self.module, self.autocast = module, autocast
-        self.function = function  # holds the region's inputs, until the last placeholder goes
-        self.placeholders: list[weakref.ref[Placeholder]] = []
-        self.recomputed = 0
-
-
-class Placeholder:
-    """Stands for a saved tensor of a checkpointed region until that is recomputed."""
-
-    __slots__ = ("__weakref__", "filled", "frame", "storage")
-
-    def __init__(self, frame: CheckpointFrame) -> None:
-        self.frame = frame
-        self.storage: Storage | None = None
-        self.filled = False
-        frame.placeholders.append(weakref.ref(self))
-
-
-class _EarlyStop(Exception):
-    """The last saved tensor of a region is back: torch.utils.checkpoint stops recomputing there."""
-
-    def __init__(self, storage: Storage | None) -> None:
-        super().__init__()
-        self.storage = storage
-
-
 class Tape:
     """The record of one step: which storages were born and died, in order, and what each was."""
 
@@ -252,7 +199,7 @@ class Tape:
         try:
             kept = [self._save(x) for x in saved if x is not None]
             node.saved = [x for x in kept if x is not None]
-        except _EarlyStop as stop:
+        except EarlyStop as stop:
             self._retract([out.storage for out in outs], stop.storage)
             raise
         node.outputs = len(outs)
@@ -291,7 +238,7 @@ class Tape:
             frame.recomputed += 1
             self._mark_saved(storage)
             if frame.recomputed == len(frame.placeholders):
-                raise _EarlyStop(storage)
+                raise EarlyStop(storage)
             return storage
         if self._frame is not None:
             return Placeholder(self._frame)
@@ -333,7 +280,7 @@ class Tape:
         self._recomputing, self.autocast = frame, frame.autocast
         try:
             frame.function()
-        except _EarlyStop:
+        except EarlyStop:
             pass
         finally:
             self._recomputing = self.autocast = None

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: File names that a figure can have.
 _FIGURES = (".png", ".svg")
+_OF_A_SCRIPT = (
+    "this is a script of your own: what it runs is not described as a run of a model, a method and a batch, so that "
+    "nothing can be predicted; predict says what a run with its options would take"
+)
 
 
 def _check_figure(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -72,7 +76,7 @@ def command(
       lorafa-prof compare run.json --engine simulate --tolerance 0.5%
       lorafa-prof compare run.json predictions.json --figure bars.png -o compare.md
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    from lorafa_prof.compare import Tolerance
+    from lorafa_prof.compare import Tolerance, is_held
 
     allowed = None if tolerance is None else Tolerance.parse(tolerance)
     measured, saved, done = _sorted(files)
@@ -85,10 +89,16 @@ def command(
     if isinstance(predict, Predictor):
         for engine, reason in predict.left_out.items():
             _say(f"{engine} is left out: {reason}")
+    for reason in _reasons(comparisons):
+        _say(f"nothing is compared: {reason}")
     _emit(comparisons, format, output)
     if figure:
         _draw(comparisons, figure)
-    if allowed is not None and not _holds(comparisons, allowed):
+    if allowed is None:
+        return
+    if not any(is_held(each) for each in comparisons):
+        raise BadInputError("nothing could be held to --tolerance: no peak has a prediction beside it")
+    if not _holds(comparisons, allowed):
         ctx.exit(1)
 
 
@@ -129,8 +139,14 @@ def _compared(measurement: Measurement, predict: Callable[[Measurement], Answer]
 
     predictions, remarks = predict(measurement)
     if measurement.run is None:
-        remarks = ["a script of your own: what it runs is not described as a run, so that nothing can be predicted"]
+        remarks = [_OF_A_SCRIPT]
     return replace(compare(measurement, predictions, remarks), source=source)
+
+
+def _reasons(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return why measurements have no prediction beside them, each reason once."""
+    alone = [each for each in comparisons if not each.sides]
+    return list(dict.fromkeys("; ".join(each.remarks) or "there is no prediction" for each in alone))
 
 
 def _emit(comparisons: list[Comparison], format: str | None, output: str | None) -> None:
@@ -154,13 +170,11 @@ def _draw(comparisons: Sequence[Comparison], file: str) -> None:
 
 
 def _holds(comparisons: Sequence[Comparison], tolerance: Tolerance) -> bool:
-    """Say on stderr what misses by more than the tolerance; nothing to hold it to is a miss as well."""
-    from lorafa_prof.compare import is_held, misses
+    """Say on stderr what misses by more than the tolerance."""
+    from lorafa_prof.compare import misses
     from lorafa_prof.reports.comparison import name_of
 
     wrong = [f"{name_of(each)}: {line}" for each in comparisons for line in misses(each, tolerance)]
-    if not any(is_held(each) for each in comparisons):
-        wrong.append("nothing could be compared that --tolerance is about")
     for line in wrong:
         _say(line)
     return not wrong

@@ -13,7 +13,7 @@ import click
 from lorafa_prof.cli.emit import output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, emit_measurements, is_results_file
 from lorafa_prof.cli.measuring import Sweep
-from lorafa_prof.cli.options import name_list, run_spec, sweep_options
+from lorafa_prof.cli.options import limit_options, methods_option, name_list, run_spec, step_options, sweep_options
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
 from lorafa_prof.reports.measurement import outcome_line
@@ -30,36 +30,14 @@ _FAILURES = ("error", "killed", "timeout")
 
 @click.command()
 @sweep_options
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    default=("lora-fa",),
-    show_default="lora-fa",
-    metavar="M",
-    help="Method; may be repeated or a comma list.",
-)
+@methods_option(default=("lora-fa",))
 @click.option("--device", default="cuda", show_default=True, metavar="D", help="cuda, cuda:1, ... or cpu.")
-@click.option("--steps", type=click.IntRange(1), default=10, show_default=True, help="Steps that are timed.")
-@click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before these.")
-@click.option(
-    "--trace/--no-trace",
-    default=True,
-    show_default=True,
-    help="After the timed steps, record what each block of one step's memory is for.",
-)
-@click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
+@step_options(fewest=1)
+@limit_options("a configuration")
 @click.option(
     "--gpu",
     metavar="G",
     help="Card whose peak FLOP/s MFU is of (alias or JSON file).  [default: the one that measures]",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0, min_open=True),
-    metavar="SECONDS",
-    help="End a configuration that takes longer.  [default: never]",
 )
 @click.option("--restart", is_flag=True, help="Measure again what FILE already has a result of.")
 @output_options

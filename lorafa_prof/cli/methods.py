@@ -7,11 +7,10 @@ from typing import TypeVar
 
 import click
 
-from lorafa_prof.cli.options import name_list
+from lorafa_prof.cli.options import DEFAULT_METHODS, name_list
 from lorafa_prof.errors import ContradictionError, MissingComponentError, UnsupportedError
 from lorafa_prof.specs import METHODS, require_choice
 
-DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 #: What leaves one of the default methods out: the engine does not model it, its library is not installed, or other
 #: options exclude it.
 REFUSALS = (UnsupportedError, MissingComponentError, ContradictionError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,16 @@ import click
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.engines import model_for, simulations
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.cli.options import (
+    allocator_conf,
+    allocator_options,
+    cards_option,
+    limit_options,
+    methods_option,
+    name_list,
+    run_options,
+    run_spec,
+)
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results.threshold import Axis
@@ -29,36 +39,20 @@ ENGINES = ("analytic", "simulate", "measure")
 
 @click.command()
 @run_options
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    metavar="M",
-    help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
-)
+@methods_option()
 @click.option(
     "--axis", type=click.Choice(get_args(Axis)), default="bs", show_default=True,
     help="What is raised until it does not fit: batch, sequence length or rank.",
 )  # fmt: skip
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="Who judges.")
-@click.option(
-    "--gpu",
-    "gpus_asked",
-    multiple=True,
-    metavar="G",
-    help="Card (alias or JSON file); may be repeated or a comma list; all: every card of the catalog.",
-)
+@cards_option("Card", "; all: every card of the catalog.")
 @click.option(
     "--advice/--no-advice", default=None,
     help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
 )  # fmt: skip
-@click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB.")
 @allocator_options
 @click.option("--device", metavar="D", help="Where to measure: cuda, cuda:1, ... or cpu.  [default: cuda]")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
-    help="End a trial that takes longer (engine measure).  [default: never]",
-)  # fmt: skip
+@limit_options("a trial (engine measure)")
 @click.option("--restart", is_flag=True, help="Measure again what an earlier search into FILE has tried.")
 @output_options
 def command(
@@ -85,6 +79,7 @@ def command(
       lorafa-prof oom --model llama2-7b --axis seq --gpu rtx4090 --gpu a100-40gb --method lora,lora-fa
       lorafa-prof oom --model qwen3-8b --cap 24GiB --axis rank --method qlora --format json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    _refuse_processes()
     if engine != "simulate" and (alloc_conf or expandable_segments):
         raise BadInputError("--alloc-conf and --expandable-segments go with --engine simulate")
     if engine != "measure" and (device is not None or timeout_s is not None or restart):
@@ -109,6 +104,20 @@ def command(
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
     _emit(found, format, output)
+
+
+def _refuse_processes() -> None:
+    """Refuse to search in several processes: each would search for itself, on a device that all share.
+
+    Raises:
+        BadInputError: torchrun, or another launcher, has started this process beside others.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise BadInputError(
+            f"oom searches in one process, and WORLD_SIZE says that {processes} were started: start it without "
+            "torchrun, which goes with lorafa-prof measure"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The run options that several commands share, and how they become a `RunSpec`."""
+"""The options that several commands share, and how the run options become a `RunSpec`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lorafa_prof.cli.ranges import integers
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
 from lorafa_prof.specs import (
     LARGEST_BATCH,
     LARGEST_RANK,
@@ -35,6 +36,9 @@ from lorafa_prof.specs import (
 )
 
 Function = TypeVar("Function", bound=Callable[..., object])
+
+#: What a command answers for where --method names none.
+DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -115,13 +119,21 @@ class _Option:
         try:
             if self.kind is int:
                 return integers(self.what, ",".join(texts), most=self.most)
-            parts = list(texts) if self.kind is str else name_list(texts, self.names[0])
+            parts = self._parts(texts)
             values = tuple(dict.fromkeys(self._value(part) for part in parts))
             if self.names[0] in ctx.meta:
                 self._refuse_both(ctx, values)
             return values
         except BadInputError as error:
             raise click.BadParameter(str(error), ctx, param) from None
+
+    def _parts(self, texts: Sequence[str]) -> Sequence[str]:
+        """Return the texts of single values; lists of targets and of numbers of layers are one value each."""
+        if self.kind is not str:
+            return name_list(texts, self.names[0])
+        if self.names[0] == "--layers":
+            return [part.strip() for text in texts for part in shares_of(text)]
+        return list(texts)
 
     def _value(self, text: str) -> Any:
         if self.kind is None:
@@ -166,6 +178,10 @@ _OPTIONS = (
     _Option(
         names=("--targets", "targets"), default="all-linear", kind=str,
         help="all-linear, qv, or a comma list of module-name suffixes.",
+    ),
+    _Option(
+        names=("--layers", "layers"), default="all", kind=str,
+        help="Layers that are adapted: all, 8 (the last 8), 50% (the last half), or by number as 0-15 or 0,8,16.",
     ),
     _Option(names=("--dtype", "dtype"), kind=Dtype, default="bf16", help="Dtype of the base weights."),
     _Option(names=("--amp", "amp"), default=False, help="bf16 autocast around the forward."),
@@ -237,6 +253,59 @@ def allocator_options(function: Function) -> Function:
     )(function)  # fmt: skip
 
 
+def methods_option(about: str = "Method", default: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Return `--method`, repeatable and with comma lists, passed to the command as `methods` (see `name_list`).
+
+    Args:
+        about: what a method is to the command.
+        default: what the command is passed where none is named; (): nothing, and it takes `DEFAULT_METHODS`.
+    """
+    return click.option(
+        "--method", "methods", multiple=True, default=default, metavar="M",
+        help=f"{about}; may be repeated or a comma list.  [default: {', '.join(default or DEFAULT_METHODS)}]",
+    )  # fmt: skip
+
+
+def cards_option(about: str, more: str = "") -> Callable[[Function], Function]:
+    """Return `--gpu`, repeatable and with comma lists, passed to the command as `gpus_asked` (see `name_list`).
+
+    Args:
+        about: what a card is to the command.
+        more: what else is to be said of the names.
+    """
+    return click.option(
+        "--gpu", "gpus_asked", multiple=True, metavar="G",
+        help=f"{about} (alias or JSON file); may be repeated or a comma list{more}",
+    )  # fmt: skip
+
+
+def step_options(fewest: int) -> Callable[[Function], Function]:
+    """Return the options that say which steps are looked at, as `steps` (at least `fewest`), `warmup` and `trace`."""
+    options = (
+        click.option(
+            "--steps", type=click.IntRange(fewest), default=10, show_default=True, help="Steps that are timed."
+        ),
+        click.option("--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before these."),
+        click.option(
+            "--trace/--no-trace", default=True, show_default=True,
+            help="After the timed steps, record what each block of one step's memory is for.",
+        ),
+    )  # fmt: skip
+    return lambda function: _with(function, *options)
+
+
+def limit_options(what: str) -> Callable[[Function], Function]:
+    """Return the limits of a real step, as `cap` (see `parse_bytes`) and `timeout_s`; `what` is what takes the time."""
+    options = (
+        click.option("--cap", metavar="SIZE", help="Memory of a smaller card to emulate, for example 24GiB."),
+        click.option(
+            "--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+            help=f"End {what} that takes longer.  [default: never]",
+        ),
+    )  # fmt: skip
+    return lambda function: _with(function, *options)
+
+
 def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:
     """Return the names of a repeatable option whose values may be comma lists, each once.
 
@@ -250,7 +319,14 @@ def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[st
 
 
 def run_spec(
-    model: ModelSpec | RunnableModel, method: str, *, rank: int, targets: str, dropout: float, **options: Any
+    model: ModelSpec | RunnableModel,
+    method: str,
+    *,
+    rank: int,
+    targets: str,
+    dropout: float,
+    layers: str = ALL,
+    **options: Any,
 ) -> RunSpec:
     """Return the run that the options describe for one method.
 
@@ -261,7 +337,26 @@ def run_spec(
     names = tuple(name.strip() for name in targets.split(","))
     if not all(names):
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    return RunSpec(model=model, method=MethodSpec(name=method, rank=rank, targets=names, dropout=dropout), **options)
+    adapted = layers_of(layers, model)
+    spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
+    return RunSpec(model=model, method=spec, **options)
+
+
+def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:
+    """Return the layers of a model that --layers names; None for all of them.
+
+    Raises:
+        BadInputError: another text, no layer at all, or one that the model does not have.
+        UnsupportedError: nothing says how many layers the model has.
+    """
+    if text == ALL:
+        return None
+    if model.depth is None:
+        raise UnsupportedError(
+            f"{model.name}: its configuration does not say how many layers there are, of which --layers could choose"
+        )
+    uneven = isinstance(model, ModelSpec) and model.num_decoder_layers not in (0, model.num_layers)
+    return parse_layers(text, model.depth, model.name, uneven=uneven)
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:

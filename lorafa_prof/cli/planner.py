@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, write_stdout
-from lorafa_prof.cli.methods import DEFAULT_METHODS, asked_methods
-from lorafa_prof.cli.options import name_list
+from lorafa_prof.cli.methods import asked_methods
+from lorafa_prof.cli.options import cards_option, methods_option, name_list
 from lorafa_prof.cli.program import PROGRAM
 
 if TYPE_CHECKING:
@@ -29,19 +29,13 @@ FIRST_CARD = "rtx4090"
     "--model", "models", multiple=True, metavar="M",
     help=f"Model of the page (alias, hub id or path); may be repeated.  [default: {', '.join(DEFAULT_MODELS)}]",
 )  # fmt: skip
-@click.option(
-    "--method", "methods", multiple=True, metavar="M",
-    help=f"Method of the page; may be repeated or a comma list.  [default: {', '.join(DEFAULT_METHODS)}]",
-)  # fmt: skip
-@click.option(
-    "--gpu", "gpus", multiple=True, metavar="G",
-    help="Card of the page (alias or JSON file); may be repeated or a comma list.  [default: all that are known]",
-)  # fmt: skip
+@methods_option("Method of the page")
+@cards_option("Card of the page", ".  [default: all that are known]")
 @click.option(
     "-o", "--output", default="planner.html", show_default=True, metavar="FILE", callback=check_output,
     help="Write the page to FILE, whole or not at all; - is stdout.",
 )  # fmt: skip
-def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, ...], output: str | None) -> None:
+def command(models: tuple[str, ...], methods: tuple[str, ...], gpus_asked: tuple[str, ...], output: str | None) -> None:
     """Write a self-contained page that plans memory: model, method, card and options are its controls.
 
     The page needs no network and no installation, and its numbers are those of `predict --engine analytic`.
@@ -60,8 +54,8 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus: tuple[str, 
     chosen = asked_methods(methods)
     # Two names of one model or card (an alias, a hub id) are one.
     specs = list({spec.name: spec for spec in map(load_model, name_list(models) or DEFAULT_MODELS)}.values())
-    cards = list({card.name: card for card in map(load_device, name_list(gpus) or device_names())}.values())
-    if not gpus:
+    cards = list({card.name: card for card in map(load_device, name_list(gpus_asked) or device_names())}.values())
+    if not gpus_asked:
         cards.sort(key=lambda card: (card.total_bytes, card.name))
     plans = export(specs, chosen, cards, mapped=in_processes)
     page = planner_page(plans, opening(plans))

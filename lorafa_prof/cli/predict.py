@@ -8,7 +8,15 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import allocator_conf, allocator_options, name_list, run_options, run_spec
+from lorafa_prof.cli.options import (
+    allocator_conf,
+    allocator_options,
+    cards_option,
+    methods_option,
+    name_list,
+    run_options,
+    run_spec,
+)
 from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -25,21 +33,9 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 
 @click.command()
 @run_options
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    metavar="M",
-    help="Method; may be repeated or a comma list.  [default: full, lora, lora-fa, qlora, vera]",
-)
+@methods_option()
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
-@click.option(
-    "--gpu",
-    "gpus_asked",
-    multiple=True,
-    metavar="G",
-    help="Card to hold it against (alias or JSON file); may be repeated or a comma list.",
-)
+@cards_option("Card to hold it against", ".")
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
 @allocator_options

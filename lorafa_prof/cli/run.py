@@ -11,6 +11,7 @@ import click
 
 from lorafa_prof.cli.emit import PLAIN_WIDTH, output_options
 from lorafa_prof.cli.measurement_file import emit_measurements, is_results_file
+from lorafa_prof.cli.options import step_options
 from lorafa_prof.cli.program import PROGRAM
 from lorafa_prof.cli.script_file import ScriptFile
 from lorafa_prof.errors import BadInputError
@@ -25,16 +26,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-m", "as_module", is_flag=True, help="TARGET is a module, as for python -m.")
-@click.option(
-    "--warmup", type=click.IntRange(1), default=3, show_default=True, help="Steps before the first that counts."
-)
-@click.option("--steps", type=click.IntRange(0), default=10, show_default=True, help="Steps that are timed.")
-@click.option(
-    "--trace/--no-trace",
-    default=True,
-    show_default=True,
-    help="Record what each block of the next step's memory is for.",
-)
+@step_options(fewest=0)
 @output_options
 @click.argument("target", metavar="TARGET")
 @click.argument("args", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)

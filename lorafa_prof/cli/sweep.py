@@ -16,8 +16,8 @@ import click
 from lorafa_prof import __version__
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
 from lorafa_prof.cli.engines import model_for
-from lorafa_prof.cli.methods import DEFAULT_METHODS, asked_methods
-from lorafa_prof.cli.options import grid_options, name_list, trust_option
+from lorafa_prof.cli.methods import asked_methods
+from lorafa_prof.cli.options import DEFAULT_METHODS, grid_options, name_list, trust_option
 from lorafa_prof.cli.predict import ENGINES
 from lorafa_prof.cli.progress import Bar
 from lorafa_prof.cli.sweep_export import definition_in, differing, export, require_parquet

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lorafa_prof.cli.options import run_spec
+from lorafa_prof.cli.options import layers_of, run_spec
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.layers import ALL
 from lorafa_prof.reports.prediction import RECORD_COLUMNS, run_record
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
@@ -20,12 +21,13 @@ MOST_ROWS = 10**8
 #: Columns that say which configuration a row is of; no two rows of a sweep are alike in all of them.
 KEYS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
-    "quant", "targets", "dropout", "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "device",
+    "quant", "targets", "layers", "dropout", "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard",
+    "device",
 )  # fmt: skip
 #: Columns of words, of yes or no, and of fractions; all others hold integers.
 TEXTS = frozenset(
     {"model", "method", "engine", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets",
-     "prepare_kbit", "loss", "shard", "device", "peak_moment", "error"}
+     "layers", "prepare_kbit", "loss", "shard", "device", "peak_moment", "error"}
 )  # fmt: skip
 SWITCHES = frozenset({"amp", "clip", "fits"})
 FRACTIONS = frozenset({"dropout"})
@@ -34,8 +36,8 @@ _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 #: The axes around the blocks, outermost first, in whatever order a command names its options; those within a block
 #: are the sequence lengths, the batch sizes and the devices.
 _AROUND = (
-    "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets", "dropout", "amp",
-    "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "rank",
+    "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets", "layers", "dropout",
+    "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "rank",
 )  # fmt: skip
 
 
@@ -82,7 +84,7 @@ class Block:
         """What a row's line begins with, for each device: before batch size and sequence length, and after them."""
         probe = run_spec(self.model, self.method, seq=1, **{**self.options, "prepare_kbit": "none"})
         known = {**self.options, "engine": self.engine, **run_record(probe)}
-        known["dropout"] = self.options["dropout"]
+        known |= {"dropout": self.options["dropout"], "layers": probe.adapted_layers}
         parts = []
         for device in self.devices:
             known["device"] = device.name if device else None
@@ -151,6 +153,7 @@ class SweepGrid:
     def _axes_of(self, model: ModelSpec | RunnableModel, method: str) -> dict[str, tuple[Any, ...]]:
         """Return the axes around the blocks of a method: of values that mean the same for it the first alone."""
         axes = {name: self.axes[name] for name in _AROUND}
+        axes["layers"] = _distinct_layers(model, axes["layers"]) if method != "full" else (ALL,)
         probe = run_spec(model, method, seq=1, **{name: values[0] for name, values in axes.items()} | _HARMLESS)
         for name in ("adapter_dtype", "optimizer", "quant"):
             distinct: dict[str, Any] = {}
@@ -160,6 +163,14 @@ class SweepGrid:
         if method == "full":
             axes.update({name: axes[name][:1] for name in _OF_ADAPTERS})
         return axes
+
+
+def _distinct_layers(model: ModelSpec | RunnableModel, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return texts that name different layers of the model, each the first that does."""
+    distinct: dict[object, str] = {}
+    for text in texts:
+        distinct.setdefault(layers_of(text, model), text)
+    return tuple(distinct.values())
 
 
 #: What other options could contradict.

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from lorafa_prof.layers import spelled
 from lorafa_prof.measure import costs
 from lorafa_prof.measure.promised_optimizer import CLASSES, states_of
 from lorafa_prof.measure.subject import Named, Subject, short
 from lorafa_prof.results import Promise
 from lorafa_prof.units import format_bytes
+from lorafa_prof.workload.adapted_layers import layer_of
 from lorafa_prof.workload.adapters import FROZEN
 from lorafa_prof.workload.models import DTYPES
 from lorafa_prof.workload.naming import short_name
@@ -94,6 +96,32 @@ def _untrained(subject: Subject, name: str, tensors: Named, hint: str = "") -> P
     which = f"{len(wrong)} of {len(tensors)} tensors are trained, first {short_name(next(iter(wrong)))}"
     cost = None if activations is None else costs.at_worst(activations, gradients, kept, state)
     return Promise(name=name, kept=False, detail="; ".join(filter(None, (which, sizes, hint))), cost_bytes=cost)
+
+
+def adapted_layers(subject: Subject) -> Promise | None:
+    """Where some layers were asked for, each of them has adapters, and no other layer."""
+    run = subject.run
+    if run is None or run.method.layers is None or not subject.adapters:
+        return None
+    places = {path: layer_of(short_name(path)) for path in subject.adapters}
+    found = sorted({layer for layer in places.values() if layer is not None})
+    astray = [t for path, t in subject.adapters.items() if places[path] not in (None, *run.method.layers)]
+    detail = f"asked for: {run.adapted_layers}; adapters are in {spelled(found) or 'none'}"
+    cost = _cost_of_adapters(subject, astray) if astray else None
+    return Promise(name="adapted layers", kept=found == list(run.method.layers), detail=detail, cost_bytes=cost)
+
+
+def _cost_of_adapters(subject: Subject, tensors: list[Any]) -> int | None:
+    """Their weights, what the forward saves for their training, and their gradients and states."""
+    if subject.forward is None:
+        return None
+    trained = [tensor for tensor in tensors if tensor.requires_grad]
+    activations = costs.extra_activations(subject.model, subject.forward, partial(costs.frozen, trained))
+    if activations is None:
+        return None
+    gradients, kept = costs.gradient_bytes(trained), costs.kept_gradient_bytes(trained)
+    weights, states = sum(map(costs.nbytes, tensors)), costs.state_bytes(trained, subject.optimizer)
+    return weights + costs.at_worst(activations, gradients, kept, states)
 
 
 def adapter_dtype(subject: Subject) -> Promise | None:

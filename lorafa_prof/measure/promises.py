@@ -20,6 +20,7 @@ from lorafa_prof.specs import RunSpec
 CHECKS: tuple[Check, ...] = (
     promised_training.frozen_matrices,
     promised_training.base_weights,
+    promised_training.adapted_layers,
     promised_training.adapter_dtype,
     promised_optimizer.optimizer,
     promised_options.quantised_weights,

@@ -20,10 +20,9 @@ from lorafa_prof.reports.summary import (
     verdict_table,
 )
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, cell_text, clean
-from lorafa_prof.reports.templates import filled, text_of
+from lorafa_prof.reports.templates import page_of, text_of
 from lorafa_prof.results.collection import Collection
 
-_FOLDER = "page"
 #: Pixels of a point, matplotlib's unit.
 PIXELS = 4 / 3
 #: A figure is shown no smaller than this share of its own size; a narrower page scrolls it.
@@ -62,13 +61,13 @@ def render_page(found: Collection, drawings: Sequence[Drawing], title: str, sour
     ]
     sections = [section for section in sections if section.body]
     slots = {
-        "title": _text(title),
-        "version": _text(__version__),
-        "style": text_of(_FOLDER, "page.css").strip(),
         "contents": "\n".join(f'<li><a href="#{section.name}">{section.heading}</a></li>' for section in sections),
         "sections": "\n".join(map(_section, sections)),
     }
-    return filled(_FOLDER, slots)
+    return page_of(
+        "page", title=_text(title), style=text_of("page", "page.css"), policy="style-src 'unsafe-inline'",
+        version=_text(__version__), slots=slots,
+    )  # fmt: skip
 
 
 def _text(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorafa_prof.reports.prediction import PART_NAMES, method_name, moment_cell
+from lorafa_prof.reports.prediction import PART_NAMES, in_layers, method_name, moment_cell
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
 from lorafa_prof.results import PART_FIELDS, Measurement, PhaseMemory, Promise
 from lorafa_prof.specs import RunSpec
@@ -241,7 +241,11 @@ _TITLE_PARTS: tuple[Callable[[RunSpec], str], ...] = (
     lambda run: run.dtype + (" with autocast" if run.amp else ""),
     lambda run: f"{run.attn} attention",
     lambda run: "" if run.checkpointing == "none" else f"{run.checkpointing} checkpointing",
-    lambda run: "" if run.method.name == "full" else f"rank {run.method.rank} on {', '.join(run.method.targets)}",
+    lambda run: (
+        ""
+        if run.method.name == "full"
+        else f"rank {run.method.rank} on {', '.join(run.method.targets)}{in_layers(run)}"
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from lorafa_prof import __version__
 from lorafa_prof.reports.figures import CONTEXT_LOOK, DARK, LOOKS
 from lorafa_prof.reports.prediction import PART_NAMES, method_name
-from lorafa_prof.reports.templates import filled, text_of
+from lorafa_prof.reports.templates import page_of, text_of
 
 #: The scripts in the order in which each needs those before it.
 _SCRIPTS = ("engine.js", "state.js", "draw.js", "bars.js", "frontier.js", "advice.js", "page.js")
@@ -46,15 +46,15 @@ def planner_page(plans: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     engine = plans["engine"]
     slots = {
         "script": script,
-        "style": style,
-        "script_hash": _digest(script),
-        "style_hash": _digest(style),
         "plans": _packed(document),
-        "version": html.escape(__version__),
         "versions": html.escape(", ".join(f"{name} {number}" for name, number in engine["versions"].items())),
         "granule": html.escape(str(engine["granule"])),
     }
-    return filled(_FOLDER, slots)
+    policy = f"script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data:"
+    return page_of(
+        _FOLDER, title="Fine-tuning memory planner", style=style, policy=policy, version=html.escape(__version__),
+        slots=slots,
+    )  # fmt: skip
 
 
 def _digest(text: str) -> str:

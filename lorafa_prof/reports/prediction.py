@@ -77,7 +77,7 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
         parts.append(f"{run.checkpointing} checkpointing")
     method: MethodSpec = run.method
     rank = "adapters" if without == "rank" else f"rank {method.rank}"
-    parts.append(f"{rank} on {', '.join(method.targets)}")
+    parts.append(f"{rank} on {', '.join(method.targets)}{in_layers(run)}")
     if run.loss != "hf":
         parts.append(f"{run.loss} loss")
     if run.accumulation > 1:
@@ -87,6 +87,11 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
     return ", ".join(parts)
+
+
+def in_layers(run: RunSpec) -> str:
+    """Return in words which layers have adapters, to be said after what is adapted there; nothing where all have."""
+    return "" if run.method.layers is None else f" in layers {run.adapted_layers}"
 
 
 def explain_table(prediction: Prediction, limit: int = 40) -> Table:
@@ -150,7 +155,7 @@ def _item_row(item: MemoryItem) -> Row:
 #: Columns of a flat table of predictions, in their order.
 RECORD_COLUMNS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
-    "optimizer", "quant", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
+    "optimizer", "quant", "layers", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
     "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
     "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
     "context_bytes", "headroom_bytes", "max_bs",
@@ -183,6 +188,7 @@ def run_record(run: RunSpec) -> dict[str, Scalar]:
         "model": run.model.name, "method": run.method.name, "bs": run.bs, "seq": run.seq, "rank": run.method.rank,
         "dtype": run.dtype, "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn,
         "checkpointing": run.checkpointing, "optimizer": run.resolved_optimizer, "quant": run.resolved_quant,
+        "layers": run.adapted_layers,
     }  # fmt: skip
 
 

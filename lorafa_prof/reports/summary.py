@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from lorafa_prof.reports import comparison as comparisons, measurement as measurements, prediction as predictions
+from lorafa_prof.reports import (
+    comparison as comparisons,
+    measurement as measurements,
+    oom as thresholds,
+    prediction as predictions,
+)
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
+from lorafa_prof.reports.oom import AXIS_NAMES
 from lorafa_prof.reports.prediction import method_name
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
 from lorafa_prof.results import Comparison, Fit, Measurement, Prediction, Threshold
@@ -19,7 +25,6 @@ from lorafa_prof.units import format_bytes
 
 Row = tuple[Cell | Scalar, ...]
 
-AXIS_NAMES: Mapping[str, str] = {"bs": "batch", "seq": "sequence", "rank": "rank"}
 _OF_ADAPTERS = ("rank", "targets", "dropout")
 #: Rows of a sweep that are shown; a page is for people.
 MOST_ROWS = 200
@@ -242,8 +247,11 @@ class _Asked:
 
 
 def result_tables(found: Collection) -> list[Table]:
-    """Return the tables of all results: predictions side by side, measurements side by side, each comparison."""
-    tables = [predictions.comparison_table(group) for group in _alike(found.predictions)]
+    """Return the tables of all results: thresholds with their advice, predictions and measurements side by side, each
+    comparison.
+    """
+    tables = [table for group in _alike_thresholds(found.thresholds) for table in _threshold_tables(group)]
+    tables += [predictions.comparison_table(group) for group in _alike(found.predictions)]
     groups: dict[object, list[Measurement]] = {}
     for m in found.measurements:
         groups.setdefault((m.environment.get("device"), m.run and m.run.model.name), []).append(m)
@@ -260,15 +268,32 @@ def _alike(found: Sequence[Prediction]) -> list[list[Prediction]]:
     """Return the predictions that differ in the method alone together."""
     groups: dict[object, list[Prediction]] = {}
     for p in found:
-        run, method = p.run, p.run.method
-        key = (
-            p.engine, tuple(sorted(p.versions.items())), run.model.name, run.bs, run.seq, run.dtype, run.amp,
-            run.adapter_dtype, run.attn, run.checkpointing, run.optimizer, run.quant, run.prepare_kbit, run.loss,
-            run.accumulation, run.clip, run.gpus, run.shard,
-            method.rank, method.targets, method.dropout, tuple((fit.device, fit.capacity_bytes) for fit in p.fit),
-        )  # fmt: skip
-        groups.setdefault(key, []).append(p)
+        cards = tuple((fit.device, fit.capacity_bytes) for fit in p.fit)
+        groups.setdefault((_who(p), _but_the_method(p.run), cards), []).append(p)
     return list(groups.values())
+
+
+def _alike_thresholds(found: Sequence[Threshold]) -> list[list[Threshold]]:
+    """Return the thresholds that differ in card and method alone together."""
+    groups: dict[object, list[Threshold]] = {}
+    for t in found:
+        groups.setdefault((_who(t), t.axis, _but_the_method(t.run, t.axis)), []).append(t)
+    return list(groups.values())
+
+
+def _who(said: Prediction | Threshold) -> object:
+    return said.engine, tuple(sorted(said.versions.items()))
+
+
+def _but_the_method(run: RunSpec, axis: str = "") -> object:
+    """Return all that a run is but the method's name, and what an axis leaves open."""
+    values = {each.name: getattr(run, each.name) for each in fields(run) if each.name not in ("model", "method")}
+    values |= {each.name: getattr(run.method, each.name) for each in fields(run.method) if each.name != "name"}
+    return run.model.name, tuple(value for name, value in values.items() if name != axis)
+
+
+def _threshold_tables(group: Sequence[Threshold]) -> list[Table]:
+    return [thresholds.threshold_table(group), *thresholds.advice_tables(group)]
 
 
 def _rows_table(rows: Sequence[Record]) -> Table:

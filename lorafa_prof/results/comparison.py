@@ -14,7 +14,7 @@ from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Category
 from lorafa_prof.results.figures import SCHEMA
 from lorafa_prof.results.measurement import Outcome
-from lorafa_prof.results.plain import build, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import build, plain, reading, require_schema, run_from_json, run_to_json
 from lorafa_prof.specs import RunSpec
 
 Section = Literal["parts", "memories", "phases", "sizes", "time"]
@@ -164,18 +164,14 @@ class Comparison:
         Raises:
             BadInputError: a newer schema, a missing key, or a value of the wrong type.
         """
-        schema, kind = data.get("schema"), data.get("kind")
-        if schema != SCHEMA or kind != "comparison":
-            raise BadInputError(f"a {kind or 'result'} of schema {schema!r}; this reads comparisons of schema {SCHEMA}")
-        try:
+        require_schema(data, "kind", "comparison", "comparisons")
+        with reading("comparison"):
             fields = {key: value for key, value in data.items() if key not in ("schema", "kind")}
             fields["run"] = None if data["run"] is None else run_from_json(data["run"])
             fields |= {name: tuple(data[name]) for name in ("command", "assumptions", "unmodelled", "remarks")}
             fields["rows"] = tuple(_row(row) for row in data["rows"])
             fields["sides"] = tuple(_side(side) for side in data["sides"])
             return build(cls, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInputError(f"not a comparison: {type(error).__name__}: {error}") from error
 
 
 def _row(data: Mapping[str, Any]) -> Row:

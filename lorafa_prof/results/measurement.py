@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
-from lorafa_prof.results.plain import build, ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import (
+    build,
+    ledger_from_json,
+    ledger_to_json,
+    plain,
+    reading,
+    require_schema,
+    run_from_json,
+    run_to_json,
+)
 from lorafa_prof.specs import RunSpec, require_choice
 
 Outcome = Literal["ok", "oom", "error", "killed", "timeout", "interrupted"]
@@ -165,12 +173,8 @@ class Measurement:
         Raises:
             BadInputError: a newer schema, a missing key, or a value of the wrong type.
         """
-        schema = data.get("schema")
-        if schema != SCHEMA or data.get("engine") != "measure":
-            raise BadInputError(
-                f"a {data.get('engine', 'result')} of schema {schema!r}; this reads measurements of schema {SCHEMA}"
-            )
-        try:
+        require_schema(data, "engine", "measure", "measurements")
+        with reading("measurement"):
             ledger, run, memory, spread = (data.get(name) for name in ("ledger", "run", "memory", "spread"))
             fields: dict[str, Any] = {
                 name: tuple(build(kind, item) for item in data[name]) for name, kind in _LISTS.items()
@@ -185,8 +189,6 @@ class Measurement:
                 "ledger": None if ledger is None else ledger_from_json(ledger),
             }
             return build(cls, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInputError(f"not a measurement: {type(error).__name__}: {error}") from error
 
 
 _LISTS: Mapping[str, Any] = {"phases": PhaseMemory, "steps": StepTime, "timeline": Stretch, "promises": Promise}

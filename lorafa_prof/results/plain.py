@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger, MemoryItem
+from lorafa_prof.results.figures import SCHEMA
 from lorafa_prof.specs import MethodSpec, MlaSpec, ModelSpec, MoeSpec, RunnableModel, RunSpec
 
 T = TypeVar("T")
@@ -53,6 +56,30 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, Mapping) and all(_is_of(each, inner[1]) for each in value.values())  # Mapping[str, X]
 
 
+def require_schema(data: Mapping[str, Any], key: str, kind: str, kinds: str) -> None:
+    """Refuse data of another schema, or of another kind, which a key of it says.
+
+    Raises:
+        BadInputError: the text says what it is, and what is read: results called `kinds`.
+    """
+    schema, found = data.get("schema"), data.get(key)
+    if schema != SCHEMA or found != kind:
+        raise BadInputError(f"a {found or 'result'} of schema {schema!r}; this reads {kinds} of schema {SCHEMA}")
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Tell what goes wrong while plain data become a result.
+
+    Raises:
+        BadInputError: a missing key, or a value of the wrong type: the data are none of `what`.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInputError(f"not a {what}: {type(error).__name__}: {error}") from error
+
+
 def run_to_json(run: RunSpec) -> dict[str, Any]:
     """Return a run as plain data, model and method included."""
     data: dict[str, Any] = plain(run)
@@ -68,6 +95,8 @@ def run_from_json(data: Mapping[str, Any]) -> RunSpec:
     """
     method = dict(data["method"])
     method["targets"] = tuple(method["targets"])
+    if method.get("layers") is not None:  # absent in files of before there was a choice: all of them
+        method["layers"] = tuple(method["layers"])
     rest = {key: value for key, value in data.items() if key not in ("model", "method")}
     return build(RunSpec, {"model": _model_from_json(data["model"]), "method": build(MethodSpec, method), **rest})
 

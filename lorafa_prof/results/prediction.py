@@ -10,7 +10,15 @@ from typing import Any
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
-from lorafa_prof.results.plain import build, ledger_from_json, ledger_to_json, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import (
+    build,
+    ledger_from_json,
+    ledger_to_json,
+    plain,
+    reading,
+    run_from_json,
+    run_to_json,
+)
 from lorafa_prof.specs import RunSpec
 
 
@@ -78,7 +86,7 @@ class Prediction:
         schema = data.get("schema")
         if schema != SCHEMA:
             raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
-        try:
+        with reading("prediction"):
             ledger = data.get("ledger")
             fields = {
                 "engine": data["engine"],
@@ -93,8 +101,6 @@ class Prediction:
                 "ledger": None if ledger is None else ledger_from_json(ledger),
             }
             return build(cls, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInputError(f"not a prediction: {type(error).__name__}: {error}") from error
 
 
 def predictions_to_json(predictions: list[Prediction]) -> str:

@@ -44,6 +44,11 @@ class Record:
         """The method's name."""
         return str(self.settings["method"])
 
+    def position(self, name: str) -> float | None:
+        """Return a number among the settings; None where it is not known."""
+        value = self.settings.get(name)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
     def number(self, name: str) -> int | None:
         """Return a whole number among the settings; None where it is not known."""
         value = self.settings.get(name)
@@ -55,7 +60,8 @@ def settings_of(run: RunSpec) -> dict[str, Setting]:
     method = run.method
     return {
         "model": run.model.name, "method": method.name, "bs": run.bs, "seq": run.seq, "rank": method.rank,
-        "targets": ",".join(method.targets), "dropout": method.dropout, "dtype": run.dtype, "amp": run.amp,
+        "targets": ",".join(method.targets), "layers": run.adapted_layers, "dropout": method.dropout,
+        "dtype": run.dtype, "amp": run.amp,
         "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn, "checkpointing": run.checkpointing,
         "optimizer": run.resolved_optimizer, "quant": run.resolved_quant, "prepare_kbit": run.prepare_kbit,
         "loss": run.loss, "accumulation": run.accumulation, "clip": run.clip, "gpus": run.gpus, "shard": run.shard,

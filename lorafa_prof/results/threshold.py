@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lorafa_prof.errors import BadInputError
 from lorafa_prof.results.figures import PART_FIELDS, SCHEMA, Memory
-from lorafa_prof.results.plain import build, plain, run_from_json, run_to_json
+from lorafa_prof.results.plain import build, plain, reading, require_schema, run_from_json, run_to_json
 from lorafa_prof.specs import RunSpec
 
 Axis = Literal["bs", "seq", "rank"]
@@ -130,18 +129,14 @@ class Threshold:
         Raises:
             BadInputError: a newer schema, a missing key, or a value of the wrong type.
         """
-        schema, kind = data.get("schema"), data.get("kind")
-        if schema != SCHEMA or kind != "threshold":
-            raise BadInputError(f"a {kind or 'result'} of schema {schema!r}; this reads thresholds of schema {SCHEMA}")
-        try:
+        require_schema(data, "kind", "threshold", "thresholds")
+        with reading("threshold"):
             fields = {key: value for key, value in data.items() if key not in ("schema", "kind", *_DERIVED)}
             fields["run"] = run_from_json(data["run"])
             fields |= {name: _edge(data[name]) for name in ("at_max", "at_first_oom")}
             fields["advice"] = tuple(build(Change, change) for change in data["advice"])
             fields |= {name: tuple(data[name]) for name in ("assumptions", "unmodelled")}
             return build(cls, fields)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadInputError(f"not a threshold: {type(error).__name__}: {error}") from error
 
 
 _DERIVED = (

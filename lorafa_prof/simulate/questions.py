@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import SequenceTooLongError
 from lorafa_prof.workload.naming import tensors_in
 
 aten = torch.ops.aten
@@ -375,7 +375,7 @@ def refuse_positions_beyond(known: KnownValues, func: Any, args: Any, module: st
     """Refuse to look up a row that a table does not have, which meta tensors do not notice.
 
     Raises:
-        BadInputError: a position (or whatever is looked up) that is known, and beyond the table.
+        SequenceTooLongError: a position (or whatever is looked up) that is known, and beyond the table.
     """
     if func not in _LOOK_UPS:
         return
@@ -388,7 +388,8 @@ def refuse_positions_beyond(known: KnownValues, func: Any, args: Any, module: st
         return
     rows = table.shape[dimension]
     if highest >= rows:
-        raise BadInputError(
+        raise SequenceTooLongError(
             f"the sequence is too long for this model: {module or 'a table'} has {rows} rows, and row "
-            f"{int(highest)} is looked up (counted from 0); shorten --seq"
+            f"{int(highest)} is looked up (counted from 0); shorten --seq",
+            beyond=int(highest) - (rows - 1),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorafa_prof.ledger import Category
@@ -49,6 +49,11 @@ class Segment:
     def deaths(self) -> set[int]:
         """The blocks that die in it."""
         return {~event for event in self.events if isinstance(event, int) and event < 0}
+
+    def with_deaths_of(self, others: Mapping[int, int]) -> Segment:
+        """Return the segment with the blocks of `others` in the place of those that die in it."""
+        deaths = {~block: ~other for block, other in others.items()}
+        return replace(self, events=[deaths.get(e, e) if isinstance(e, int) else e for e in self.events])
 
 
 def micro_batches(run: RunSpec) -> int:
@@ -195,16 +200,45 @@ def repeatable(recording: Recording) -> Recording:
 
     AdaLoRA makes its importances anew in each step: what it keeps takes the place of what there was, tensor by tensor.
     """
-    born = set().union(*(segment.births() for segment in recording.again))
-    gone = set().union(*(segment.deaths() for segment in recording.again))
-    before: dict[object, list[int]] = {}
-    for block in sorted(gone - born, reverse=True):
-        before.setdefault(_identity(recording.blocks[block]), []).append(block)
-    # tensors that are alike, as a scalar for the weight and one for the bias, follow one another in the same order
+    recording = _continued(recording)
+    born, gone = _births(recording.again), _deaths(recording.again)
+    ended = gone - born
+    before = _by_identity(recording, ended)
     replaced = {block: (before.get(_identity(recording.blocks[block])) or [-1]).pop() for block in sorted(born - gone)}
-    if sorted(replaced.values()) != sorted(gone - born):
+    if sorted(replaced.values()) != sorted(ended) or not ended <= _left(recording):
         return replace(recording, again=())
     return replace(recording, replaced=replaced)
+
+
+def _continued(recording: Recording) -> Recording:
+    """Let a repetition that was recorded steps later end what the first step has left in its place."""
+    there = _left(recording)
+    left = _by_identity(recording, there)
+    strange = sorted(_deaths(recording.again) - _births(recording.again) - there)
+    known = {block: found.pop() for block in strange if (found := left.get(_identity(recording.blocks[block])))}
+    return replace(recording, again=tuple(segment.with_deaths_of(known) for segment in recording.again))
+
+
+def _by_identity(recording: Recording, blocks: Iterable[int]) -> dict[object, list[int]]:
+    """Return blocks by what they are; those that are alike, as scalars of a weight and of its bias, the first last."""
+    found: dict[object, list[int]] = {}
+    for block in sorted(blocks, reverse=True):
+        found.setdefault(_identity(recording.blocks[block]), []).append(block)
+    return found
+
+
+def _left(recording: Recording) -> set[int]:
+    """The blocks that are there after the first step."""
+    before = (recording.load, *recording.first)
+    return _births(before) - _deaths(before)
+
+
+def _births(segments: Iterable[Segment]) -> set[int]:
+    return set[int]().union(*(segment.births() for segment in segments))
+
+
+def _deaths(segments: Iterable[Segment]) -> set[int]:
+    return set[int]().union(*(segment.deaths() for segment in segments))
 
 
 def _identity(block: Block) -> object:

@@ -15,15 +15,15 @@ from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload.modules import ModulePaths
 
 #: An operator as the errors of the dispatcher and of the meta functions name it.
-_OPERATOR = re.compile(r"aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises unimplemented)")
-#: What torch says when a step wants values of meta tensors.
-_WANTS_DATA = re.compile(
-    r"no data|cannot be called on meta tensors|raises unimplemented|data.dependent|dynamic.*shape|attempted to run "
-    r"this operator with Meta tensors",
-    re.IGNORECASE,
-)
-#: What torch says of operands whose dtypes do not go together.
-_DTYPES = re.compile(r"scalar type|same dtype|Unsupported dtype")
+_OPERATOR = re.compile(r"\w+::\w+(?:\.\w+)?(?=: attempted)|aten[:.]+\w+(?:\.\w+)?|torch\.\w+(?=\(\) raises)")
+#: What torch says of an operator that nobody has told what its outputs look like.
+_HAS_NO_KERNEL = re.compile(r"no fake impl or Meta kernel|from the 'Meta' backend")
+#: What torch says where values of meta tensors are wanted, or shapes that depend on values.
+_WANTS_DATA = re.compile(r"no data|meta tensor|meta device|raises unimplemented|data.dependent", re.IGNORECASE)
+#: What torch says of operands whose dtypes do not go together, or that a kernel does not take.
+_DTYPES = re.compile(r"scalar type|dtype", re.IGNORECASE)
+#: Of errors that are shown.
+_MOST_SIGNS = 300
 _OURS = Path(__file__).resolve().parents[1]
 
 
@@ -82,9 +82,7 @@ def explained(failure: Failure) -> Iterator[None]:
         operator, module = failure.place(error)
         if operator is None and _is_ours(error):
             raise
-        raise UnsupportedError(
-            f"{run.model.name}: {_reason(error, operator, module, run.dtype)}; {way_out(run)}"
-        ) from error
+        raise UnsupportedError(f"{run.model.name}: {_reason(error, operator, module, run)}") from error
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -93,22 +91,37 @@ def _is_ours(error: BaseException) -> bool:
     return bool(frames) and Path(frames[-1][0].f_code.co_filename).resolve().is_relative_to(_OURS)
 
 
-def _reason(error: Exception, operator: str | None, module: str | None, dtype: str) -> str:
-    text = _one_line(error)
-    named = _OPERATOR.search(text)
+def _reason(error: Exception, operator: str | None, module: str | None, run: RunSpec) -> str:
+    """Return what went wrong where, and the way out: of what meta tensors cannot do there is one without them.
+
+    What else the libraries raise they would most likely raise of real tensors too, and no other engine helps.
+    """
+    whole = str(error)
+    named = _OPERATOR.search(whole)
     what = named.group() if named else operator
     where = f" in {module}" if module else ""
-    if what is not None and isinstance(error, (NotImplementedError, RuntimeError)) and _WANTS_DATA.search(text):
-        return f"its step cannot be simulated, since {what}{where} needs data that meta tensors do not have"
+    lacking = _lacking(error)
+    if lacking:
+        return f"its step cannot be simulated, since {what or 'its code'}{where} {lacking}; {way_out(run)}"
     at = f"{what or 'the code'}{where}" if what or where else "the libraries"
-    if _DTYPES.search(text) and dtype != "fp32":
-        text += f" (the model does not run in {dtype}; --dtype fp32 may)"
-    return f"its step cannot be run as asked: {at} raised {type(error).__name__}: {text}"
+    said = f"its step cannot be run as asked: {at} raised {type(error).__name__}: {_one_line(error)}"
+    if _DTYPES.search(whole) and run.dtype != "fp32":
+        return f"{said} (a matter of dtypes: --dtype fp32 may run)"
+    return f"{said} (`lorafa-prof measure` tells whether a real step fails as well)"
+
+
+def _lacking(error: Exception) -> str:
+    """Return what meta tensors lack for a step that raised an error; nothing where that is not the matter."""
+    if not isinstance(error, (RuntimeError, TypeError)):
+        return ""
+    if _HAS_NO_KERNEL.search(str(error)):
+        return "has no kernel for meta tensors"
+    return "needs data that meta tensors do not have" if _WANTS_DATA.search(str(error)) else ""
 
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= _MOST_SIGNS else text[: _MOST_SIGNS - 3] + "..."
 
 
 def way_out(run: RunSpec) -> str:

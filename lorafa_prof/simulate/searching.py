@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lorafa_prof.errors import SequenceTooLongError
 from lorafa_prof.results import Axis, along, value_along
 from lorafa_prof.search import last_within
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -72,5 +73,9 @@ class Simulations:
         key = (run, device.name)
         if key not in self._simulations:
             self._on_trial(run, device)
-            self._simulations[key] = simulate(run, device, settings=self._settings)
+            try:
+                self._simulations[key] = simulate(run, device, settings=self._settings)
+            except SequenceTooLongError as error:
+                error.longest = run.seq - error.beyond
+                raise
         return self._simulations[key]

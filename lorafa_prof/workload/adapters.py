@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.workload.adapted_layers import check_layers, within_layers
 from lorafa_prof.workload.methods import configure
 from lorafa_prof.workload.models import DTYPES
 from lorafa_prof.workload.versions import installed_versions, release
@@ -60,6 +62,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
     for name, parameter in wrapped.named_parameters():
         if FROZEN.get(run.method.name, "\0") in name:
             parameter.requires_grad_(False)
+    if run.method.layers is not None:
+        check_layers(wrapped, run)
     if next(wrapped.parameters()).is_meta:
         _cast_meta_adapters(wrapped, DTYPES[run.resolved_adapter_dtype])
     return wrapped
@@ -102,7 +106,11 @@ def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
     Raises:
         as `targets` and `configure`.
     """
-    return configure(run.method, target_modules=targets(model, run.method), task_type=TASK_TYPES[run.model.task])
+    chosen = targets(model, run.method)
+    options: dict[str, Any] = {"target_modules": chosen}
+    if run.method.layers is not None:
+        options = within_layers(model, run, chosen, fused=_names_of_fused_experts(model))
+    return configure(run.method, **options, task_type=TASK_TYPES[run.model.task])
 
 
 def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
@@ -169,24 +177,37 @@ def _query_and_value(model: torch.nn.Module, paths: list[str]) -> tuple[str, ...
 
 
 def _cast_meta_adapters(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    # PEFT skips both its casts for adapters on meta, so that they keep the dtype of their creation.
+    """Give adapters on meta the dtype that real ones have; PEFT skips both its casts for them."""
     for layer in model.modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         for name in (*layer.adapter_layer_names, *layer.other_param_names):
             adapter = getattr(layer, name, None)
-            if isinstance(adapter, torch.nn.ParameterDict):
-                _reregister(adapter)
+            if isinstance(adapter, torch.nn.ParameterDict) and _moving_trains():
+                _make_anew(adapter)
             if isinstance(adapter, torch.nn.Module):  # ModuleDict, ParameterDict or BufferDict
                 adapter.to(dtype)
 
 
-def _reregister(adapter: torch.nn.ParameterDict) -> None:
+def _make_anew(adapter: torch.nn.ParameterDict) -> None:
     # Moved from the host, where PEFT makes it, a parameter is a tensor, which its dictionary makes a parameter again,
     # a trained one: so does AdaLoRA's ranknum, meant to be frozen, become a divisor that has its dividend saved.
     for key, parameter in list(adapter.items()):
         if not parameter.requires_grad:
             adapter[key] = parameter.detach().clone()
+
+
+@functools.cache
+def _moving_trains() -> bool:
+    """Whether a frozen parameter of an adapter is trained once it is moved or cast: the installed PEFT is asked.
+
+    Up to 0.18 it freezes again what is no adapter's weight after that; 0.21 does not.
+    """
+    layer = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16))
+    config = peft.AdaLoraConfig(init_r=1, target_r=1, tinit=1, total_step=4, target_modules=["0"])
+    with torch.device("cpu"):
+        wrapped = peft.get_peft_model(layer, config)
+    return any(parameter.requires_grad for name, parameter in wrapped.named_parameters() if "ranknum" in name)
 
 
 @contextmanager

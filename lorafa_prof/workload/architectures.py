@@ -73,7 +73,7 @@ def runnable_model(name: str, config: Mapping[str, Any], *, folder: str | None, 
     vocabulary = _vocabulary(name, hf_config)
     return RunnableModel(
         name=name, architecture=architecture, task=task, built_as=built_as, vocab_size=vocabulary, config=config,
-        code=code,
+        depth=_depth(hf_config), code=code,
     )  # fmt: skip
 
 
@@ -203,6 +203,16 @@ def _is_pretrained_text(architecture: str, named: str) -> bool:
     )  # fmt: skip
     found = (table.get(architecture) for table in tables)
     return any(named == each or (isinstance(each, (tuple, list)) and named in each) for each in found)
+
+
+def _depth(hf_config: Any) -> int | None:
+    """Return how many layers there are, of an encoder-decoder in the deeper stack; None where that is not said."""
+    text = hf_config
+    with contextlib.suppress(ValueError):  # several of them
+        text = hf_config.get_text_config()
+    names = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
+    found = [number for name in names if isinstance(number := getattr(text, name, None), int)]
+    return max(found, default=None)
 
 
 def _vocabulary(name: str, hf_config: Any) -> int:

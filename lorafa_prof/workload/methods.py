@@ -12,25 +12,14 @@ import peft
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.registry import Registry
 from lorafa_prof.specs import MethodSpec
 
 Configure = Callable[[MethodSpec, dict[str, Any]], peft.PeftConfig]
 """Takes the method and what all configurations have in common: the modules to adapt and the task."""
 
-_METHODS: dict[str, Configure] = {}
-
-
-def register(*names: str) -> Callable[[Configure], Configure]:
-    """Register the function that makes the PEFT configuration of a method; a name can be taken once."""
-
-    def add(function: Configure) -> Configure:
-        for name in names:
-            if name in _METHODS:
-                raise ValueError(f"method {name} is registered already")
-            _METHODS[name] = function
-        return function
-
-    return add
+_METHODS: Registry[Configure] = Registry("method")
+register = _METHODS.register
 
 
 def configure(method: MethodSpec, **common: Any) -> peft.PeftConfig:

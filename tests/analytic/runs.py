@@ -45,6 +45,7 @@ def run_of(
     changes: dict[str, Any] | None = None,
     layers: int | None = None,
     config_dropout: bool = False,
+    adapted: tuple[int, ...] | None = None,
     **options: Any,
 ) -> RunSpec:
     """A run of a tiny model, three sequences of 22 tokens unless asked for otherwise.
@@ -54,6 +55,7 @@ def run_of(
         method: as on the command line.
         changes: go into the configuration.
         layers: number of layers, where it matters.
+        adapted: numbers of the layers that have adapters; None: all.
         config_dropout: leave the family's own dropout on.
         options: of the run; rank, targets and dropout go to the method.
     """
@@ -67,6 +69,7 @@ def run_of(
     if method in ("lora-fa", "lora-fa-peft", "qlora-fa") and not HAS_LORAFA:
         options = {"optimizer": "adamw", **options}
     inner = {key: options.pop(key) for key in ("rank", "targets", "dropout") if key in options}
+    inner["layers"] = adapted
     return RunSpec(
         model=spec_from_config(family, config | (changes or {})),
         method=MethodSpec(name=method, **{"rank": 4, **inner}),

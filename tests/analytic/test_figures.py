@@ -17,6 +17,7 @@ from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedErr
 from lorafa_prof.results import PART_FIELDS
 from lorafa_prof.specs import LARGEST_BATCH, MethodSpec, RunSpec
 from tests.analytic.runs import EAGER_ONLY, FAMILIES, WINDOWED, run_of
+from tests.support import observe
 
 #: One sequence and several; multiples of what kernels pad to and not; around the window of the tiny models, which
 #: take 64 tokens at most.
@@ -63,6 +64,20 @@ def test_every_figure_is_the_one_of_predict(family: str, reduced: bool, monkeypa
     method = ("full", "lora-fa", "vera")[len(family) % 3] if reduced else "lora"
     run = run_of(family, method, attn=attn, checkpointing=checkpointing, amp=not reduced, config_dropout=True)
     assert computed(run, sizes) == [told(run, *size) for size in sizes]
+
+
+@pytest.mark.parametrize("method", ["full", "lora-fa"])
+def test_they_are_those_of_the_real_step(method: str) -> None:
+    """Without the detour: the live storages of transformers' and PEFT's step, and PyTorch's own counter, at three
+    shapes that are computed together. Eager attention hides nothing inside a kernel.
+    """
+    sizes = [(2, 9), (3, 16), (2, 40)]
+    run = run_of("llama", method, attn="eager", optimizer="adamw")
+    for (bs, seq), found in zip(sizes, computed(run, sizes), strict=True):
+        real = run.replace(bs=bs, seq=seq)
+        counted = observe.flops(real)
+        assert found[0] == observe.step_timeline(real).peak
+        assert found[-1] == counted.total_forward + counted.total_backward
 
 
 @pytest.mark.parametrize(("model", "method"), [("llama2-7b", "lora-fa"), ("mistral-7b", "qlora")])

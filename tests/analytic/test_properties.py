@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.catalog import load_device, load_model
+from lorafa_prof.ledger import Category, MemoryItem
 from lorafa_prof.results import PART_FIELDS, Prediction, predictions_to_json
 from lorafa_prof.specs import MethodSpec, RunSpec
 
@@ -35,6 +38,22 @@ options = st.fixed_dictionaries(
 def run_of(method: str, *, model: str, rank: int, dropout: float, **rest: Any) -> RunSpec:
     """A run of a catalog model."""
     return RunSpec(model=load_model(model), method=MethodSpec(name=method, rank=rank, dropout=dropout), **rest)
+
+
+#: What each part of the peak in the JSON contract is made of.
+PARTS = {
+    "weights_bytes": [Category.WEIGHTS], "adapter_bytes": [Category.ADAPTERS], "gradients_bytes": [Category.GRADIENTS],
+    "optimizer_bytes": [Category.OPTIMIZER], "activations_bytes": [Category.ACTIVATIONS],
+    "logits_bytes": [Category.LOGITS], "temporaries_bytes": [Category.TEMPORARIES],
+    "workspace_bytes": [Category.WORKSPACES],
+}  # fmt: skip
+WIDTHS = {"bool": 1, "uint8": 1, "bf16": 2, "fp32": 4, "int64": 8}
+
+
+def bytes_of(item: MemoryItem, bs: int, seq: int) -> int:
+    """Bytes of one tensor, by its shape and dtype alone, in blocks of 512."""
+    sizes = [{"b": bs, "s": seq}.get(dim) or int(dim) for dim in item.shape.strip("()").split(", ") if dim.strip(",")]
+    return -(-math.prod(sizes) * WIDTHS[item.dtype] // 512) * 512
 
 
 def peak(run: RunSpec) -> int:
@@ -68,14 +87,20 @@ def test_lora_fa_is_never_above_lora(options: dict[str, Any], pair: tuple[str, s
 @given(options=options, method=st.sampled_from(("full", *ADAPTERS)))
 @settings(max_examples=30)
 def test_the_parts_add_up_to_the_peak(options: dict[str, Any], method: str) -> None:
-    """Of the ledger, and of the JSON; the peak is the largest of the phases."""
+    """Of the ledger, tensor by tensor from its shape and dtype, and of the JSON; the peak is the largest phase."""
     found = predict(run_of(method, **options))
     assert found.ledger is not None
     total = found.memory.peak_allocated_bytes
-    assert found.ledger.total() == total
-    assert sum(getattr(found.memory, part) for part in PART_FIELDS) == total
+    by_category = Counter[Category]()
+    for item in found.ledger.items:
+        if item.category is not Category.WORKSPACES:
+            assert item.nbytes == item.count * bytes_of(item, options["bs"], options["seq"])
+        by_category[item.category] += item.nbytes
+    assert by_category.total() == total
+    assert {name: getattr(found.memory, name) for name in PART_FIELDS} == {
+        name: sum(by_category[category] for category in parts) for name, parts in PARTS.items()
+    }
     assert max(found.memory.moments.values()) == total
-    assert all(item.nbytes >= 0 and item.count > 0 for item in found.ledger.items)
 
 
 @given(options=options, method=st.sampled_from(("full", *ADAPTERS)), cards=st.sampled_from([(), ("t4", "h100")]))

@@ -239,6 +239,17 @@ class TestSearchesAndSweeps:
         assert (found["max"], found["first_oom"]) == (64, None)
         assert found["limited_by"].endswith("has 64 positions")
 
+    def test_positions_that_begin_behind_the_padding(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """CamemBERT's first position is row 2 of its table of 66: 64 is the longest, as its real step bears out
+        (`TestPositions` in tests/simulate), although the configuration speaks of 66 positions.
+        """
+        model = folder(tmp_path, tiny_architectures()["camembert"])
+        args = ("oom", "--engine", "simulate", "--model", model, "--method", "full", "--gpu", "t4")
+        assert main([*args, "--axis", "seq", "--no-advice", "--format", "json"]) == 0
+        [found] = json.loads(capsys.readouterr().out)["thresholds"]
+        assert (found["max"], found["first_oom"], found["limit"], found["at_max"]["fits"]) == (64, None, 64, True)
+        assert found["limited_by"].endswith("ends at 64: no longer step runs")
+
     def test_closed_forms_search_none(self, capsys: pytest.CaptureFixture[str], opt: str) -> None:
         """As they predict none."""
         assert "'opt' is not modelled" in refused(capsys, "oom", "--model", opt, "--gpu", "t4")

@@ -228,11 +228,13 @@ class TestSavedPredictions:
         assert engines(found) == ["simulate"]
 
     def test_none_of_this_run(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
-        """It is said, and a tolerance is not met."""
+        """It is said, and a tolerance cannot be judged."""
         saved = write(prediction(run=prediction().run.replace(bs=7)), name="predictions.json")
-        [found], err = compared(capsys, write(measurement()), saved, "--tolerance", "1%", code=1)
+        [found], err = compared(capsys, write(measurement()), saved, "--tolerance", "1%", code=2)
         assert found.remarks == ("none of the saved predictions is of this run",)
-        assert "nothing could be compared" in err
+        why, refusal = err.splitlines()
+        assert why == "lorafa-prof: nothing is compared: none of the saved predictions is of this run"
+        assert "nothing could be held to --tolerance" in refusal
 
     def test_predictions_alone(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
         """There is nothing to hold them against."""
@@ -270,14 +272,30 @@ class TestTolerance:
         compared(capsys, write(measurement()), saved)
 
     def test_a_script_holds_nothing(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
-        """Nothing can be predicted of it; the table says so, and a tolerance has nothing to be about."""
-        file = write(measurement(run=None, command=("train.py", "--lr", "1e-4")))
-        [found], err = compared(capsys, file, "--tolerance", "1%", code=1)
-        assert "nothing could be compared" in err
-        assert engines(found) == []
-        assert "nothing can be predicted" in found.remarks[0]
+        """Nothing can be predicted of it: that is said, and a tolerance which nothing was held to is not met: exit 2.
+        The ranks of one script have one reason.
+        """
+        script = measurement(run=None, command=("train.py", "--lr", "1e-4"), world_size=2)
+        file = write(script, replace(script, rank=1))
+        found, err = compared(capsys, file, "--tolerance", "1%", code=2)
+        why, refusal = err.splitlines()
+        assert why.startswith("lorafa-prof: nothing is compared: this is a script of your own: what it runs is not")
+        assert "nothing could be held to --tolerance" in refusal
+        assert [engines(each) for each in found] == [[], []]
+        assert "nothing can be predicted" in found[0].remarks[0]
         assert main(["compare", file]) == 0
-        assert "train.py --lr 1e-4" in capsys.readouterr().out
+        out, err = capsys.readouterr()
+        assert "train.py --lr 1e-4" in out
+        assert "This is a script of your own: what it runs" in " ".join(out.split())
+        assert err == why + "\n"
+
+    def test_a_script_beside_a_run(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
+        """What can be held is held, and decides; of the script it is said that it was not."""
+        saved = write(prediction(), name="predictions.json")
+        file = write(measurement(), measurement(run=None, command=("train.py",)))
+        _, err = compared(capsys, file, saved, "--tolerance", "0", code=0)
+        assert "this is a script of your own" in err
+        assert err.count("\n") == 1
 
     def test_a_bad_one(self, capsys: pytest.CaptureFixture[str], write: Any) -> None:
         """Told before anything is computed."""

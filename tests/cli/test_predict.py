@@ -278,11 +278,13 @@ def test_qv_may_stand_beside_module_names(capsys: pytest.CaptureFixture[str]) ->
     assert predictions(capsys, *args)[0]["parameters"]["trainable"] == 32 * 3 * (4096 + 4096)
 
 
-def test_executed_is_never_below_model_work(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where only the head is adapted no attention runs backward; with checkpointing the forward runs again."""
-    for more in (("--targets", "lm_head"), ("--checkpointing", "full"), ()):
+def test_what_is_executed_beyond_model_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Flash attention's backward makes the scores again, 2 s d a token and layer; where only the head is adapted no
+    attention runs backward.
+    """
+    for more, repeated in (((), 32 * 2 * 1024 * 4096), (("--targets", "lm_head"), 0)):
         throughput = predictions(capsys, *LLAMA, "--method", "lora", *more)[0]["throughput"]
-        assert throughput["executed_flops"] >= throughput["model_flops"] > 0
+        assert throughput["executed_flops"] - throughput["model_flops"] == 8 * 1024 * repeated
 
 
 def test_the_context_of_a_card_is_on_its_own_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,3 +296,28 @@ def test_the_context_of_a_card_is_on_its_own_line(capsys: pytest.CaptureFixture[
     known, unknown = (fit["context_bytes"] for fit in predictions(capsys, *args)[0]["fit"])
     assert isinstance(known, int)
     assert unknown is None
+
+
+# -- layers with adapters ------------------------------------------------------------------------------------------
+
+
+def test_layers_with_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table's title, the run of the JSON form and a column of the CSV form say which they are."""
+    asked = (*LLAMA, "--method", "lora-fa", "--layers", "25%")
+    assert "rank 64 on all-linear in layers 24-31 of 32" in " ".join(answered(capsys, *asked).split())
+    (found,) = predictions(capsys, *asked)
+    assert found["run"]["method"]["layers"] == list(range(24, 32))
+    assert found["parameters"]["trainable"] == 87_031_808 // 4
+    assert Prediction.from_json(found).run.adapted_layers == "24-31 of 32"
+    (row,) = csv.DictReader(io.StringIO(answered(capsys, *asked, "--format", "csv")))
+    assert row["layers"] == "24-31 of 32"
+
+
+def test_layers_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused with those that there are; of the default methods full fine-tuning is left out."""
+    assert "no layer 40: its 32 layers are numbered 0 to 31" in refused(capsys, *LLAMA, "--layers", "0,40")
+    assert "no adapters" in refused(capsys, *LLAMA, "--layers", "8", "--method", "full")
+    assert main([*LLAMA, "--layers", "8"]) == 0
+    out, err = capsys.readouterr()
+    assert "Full-FT" not in out
+    assert err.startswith("lorafa-prof: full is left out: full fine-tuning has no adapters")

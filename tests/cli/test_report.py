@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,37 @@ def test_on_stdout_without_figures(capsys: pytest.CaptureFixture[str], files: li
     assert out.startswith("<!DOCTYPE html>")
     assert "<svg" not in out
     assert err == ""
+
+
+def test_thresholds_and_what_would_move_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Those of one axis and run stand in one table, with the exact figures of `oom`'s file; the first change of each
+    in another. Of a single threshold all changes are there.
+    """
+    args = ("oom", "--model", "llama2-7b", "--gpu")
+    files = {name: str(tmp_path / f"{name}.json") for name in ("bs", "longer", "seq")}
+    assert main([*args, "rtx4090,a100-80gb", "--method", "lora,lora-fa", "-o", files["bs"]]) == 0
+    assert main([*args, "rtx4090", "--method", "lora-fa", "--seq", "2048", "-o", files["longer"]]) == 0
+    assert main([*args, "rtx4090", "--method", "lora-fa", "--axis", "seq", "-o", files["seq"]]) == 0
+    found = {name: json.loads(Path(file).read_text())["thresholds"] for name, file in files.items()}
+    assert main(["report", *files.values(), "-o", "-", "--no-figures"]) == 0
+    page = capsys.readouterr().out
+    tables = dict(re.findall(r"<caption>(.*?)</caption>\n(.*?)</table>", page, re.DOTALL))
+    run = "bf16, sdpa attention, rank 64 on all-linear"
+    assert list(tables)[1:] == [
+        f"largest batch that fits: llama2-7b: 1,024 tokens, {run}",
+        "what would make the next batch fit at the least arithmetic",
+        f"largest batch that fits: llama2-7b: 2,048 tokens, {run}",
+        f"rtx4090, LoRA-FA: what would make batch {found['longer'][0]['first_oom']} fit",
+        f"largest sequence that fits: llama2-7b: batch 1, {run}",
+        f"rtx4090, LoRA-FA: what would make sequence {found['seq'][0]['first_oom']:,} fit",
+    ]
+    numbers = {caption: re.findall(r'<data value="(-?\d+)">', text) for caption, text in tables.items()}
+    _, batches, first, longer, changes, sequences, _ = tables
+    for caption, same in ((batches, found["bs"]), (longer, found["longer"]), (sequences, found["seq"])):
+        figures = ("capacity_bytes", "max", "headroom_bytes_at_max", "shortfall_bytes")
+        assert numbers[caption] == [str(t[name]) for t in same for name in figures if t[name] is not None]
+    assert [t["advice"][0]["what"] in tables[first] for t in found["bs"]] == [True] * 4
+    assert [change["options"] in tables[changes] for change in found["longer"][0]["advice"]].count(False) == 0
 
 
 @pytest.mark.parametrize(

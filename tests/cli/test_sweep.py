@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -11,14 +12,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lorafa_prof
+from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.cli import main, sweep
-from lorafa_prof.cli.sweep_grid import KEYS
+from lorafa_prof.cli.options import _OPTIONS, _SIZES
+from lorafa_prof.cli.sweep_grid import KEYS, SweepGrid, columns
+from lorafa_prof.cli.sweep_rows import Task
+from lorafa_prof.cli.sweep_workers import rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -71,6 +77,67 @@ def test_every_row_is_what_predict_says(capsys: pytest.CaptureFixture[str]) -> N
         assert row["error"] == ""
 
 
+def card_of(total_bytes: int) -> str:
+    """A file that describes a T4 with another memory."""
+    device = json.loads((ROOT / "lorafa_prof/catalog/devices/t4.json").read_text("utf-8"))
+    device["memory"]["total_bytes"] = total_bytes
+    Path("card.json").write_text(json.dumps(device))
+    return "./card.json"
+
+
+def check_largest_batches(found: list[dict[str, str]]) -> list[int]:
+    """Hold max_bs to the rows' own verdicts: of each configuration it is one number, the last batch that fits."""
+    largest = []
+    for _, group in itertools.groupby(found, lambda row: [row[key] for key in KEYS if key != "bs"]):
+        same = list(group)
+        (said,) = {int(row["max_bs"]) for row in same}
+        fitting = [int(row["bs"]) for row in same if row["fits"] == "true"]
+        assert said == max(fitting, default=0)
+        assert said < int(same[-1]["bs"]), "the rows show the first that does not fit as well"
+        largest.append(said)
+    return largest
+
+
+def test_the_largest_batch_is_the_last_that_fits() -> None:
+    """Whatever the batch of the row is; 0 where not even one fits. Not looked for unless asked for, not there for a
+    row that is refused.
+    """
+    args = ("--model", "./w", "--method", "full", "--seq", "64,101,300")
+    assert run(*args, "--bs", "1", "--gpu", "t4", "-o", "t4.csv") == 0
+    assert "max_bs" not in rows("t4.csv")[0]
+    needed = [int(row["peak_allocated_bytes"]) + int(row["context_bytes"]) for row in rows("t4.csv")]
+    card = card_of(max(needed) + 2**21)
+    assert run(*args, "--bs", "1:60", "--gpu", card, "--max-bs", "-o", "s.csv") == 0
+    largest = check_largest_batches(rows())
+    assert len(largest) == 2 * 2 * 3  # models, methods, lengths
+    assert len(set(largest)) > 4
+    assert run(*args, "--bs", "1:60", "--gpu", card_of(min(needed) - 1), "--max-bs", "-o", "none.csv") == 0
+    assert set(check_largest_batches(rows("none.csv"))) == {0}
+    assert run("--seq", "600", "--gpu", card, "--max-bs", "-o", "long.csv") == 0
+    assert [(row["max_bs"], row["error"] != "") for row in rows("long.csv")] == [("", True)]
+
+
+def test_the_largest_batch_by_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rule, by the verdicts of simulated steps; without --max-bs it is not looked for."""
+    pytest.importorskip("peft")
+    from lorafa_prof.simulate.thresholds import Thresholds
+
+    card = replace(load_device("t4"), total_bytes=300 * 10**6)
+    axes = {option.names[-1]: (option.default,) for option in (*_SIZES, *_OPTIONS)} | {
+        "seq": (512,), "bs": (4, 5, 6),
+    }  # fmt: skip
+    grid = SweepGrid(models=(load_model("./m"),), methods=("lora",), engine="simulate", axes=axes, devices=(card,))
+    (block,) = grid.blocks()
+    text = rows_of("simulate", max_bs=True)(Task(block=block, start=0, stop=3))
+    found = [dict(zip(columns(max_bs=True), row, strict=True)) for row in csv.reader(io.StringIO(text, newline=""))]
+    assert [row["bs"] for row in found] == list("456")
+    assert check_largest_batches(found)[0] in (4, 5)
+    monkeypatch.delattr(Thresholds, "largest_batch")
+    text = rows_of("simulate", max_bs=False)(Task(block=block, start=0, stop=1))
+    (alone,) = csv.reader(io.StringIO(text, newline=""))
+    assert dict(zip(columns(max_bs=False), alone, strict=True)).items() <= found[0].items()
+
+
 def test_every_run_option_has_values(capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever predict takes one of, sweep takes many of; the columns tell them apart."""
     axes = {
@@ -103,6 +170,24 @@ def test_what_means_the_same_is_one_row() -> None:
     assert [(row["method"], row["rank"]) for row in rows("f.csv")] == [
         ("lora", "4"), ("lora", "8"), ("lora", "4"), ("lora", "8"), ("full", "4"),
     ]  # fmt: skip
+
+
+def test_layers_are_an_axis(capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of shares is as many values, a list of numbers one; what names the same layers is one row."""
+    args = ("--seq", "64", "--layers", "50%,100%,all", "--layers", "1", "--layers", "0-0")
+    assert run(*args, "-o", "s.csv") == 0
+    assert [row["layers"] for row in rows()] == ["1 of 2", "all", "0 of 2"]
+    peaks = [row["peak_allocated_bytes"] for row in rows()]
+    for layers, peak in zip(("1", "all", "0-0"), peaks, strict=True):
+        args = ("--model", "./m", "--method", "lora", "--seq", "64", "--layers", layers)
+        assert [row["peak_allocated_bytes"] for row in predicted(capsys, *args)] == [peak]
+    assert run("--seq", "64", "--method", "full", "--layers", "50%,all", "-o", "f.csv") == 0
+    assert [(row["method"], row["layers"]) for row in rows("f.csv")] == [
+        ("lora", "1 of 2"), ("lora", "all"), ("full", "all"),
+    ]  # fmt: skip
+    assert run("--layers", "50%,3", "-o", "x.csv") == 2
+    assert "./m has 2 layers" in capsys.readouterr().err
+    assert not Path("x.csv").exists()
 
 
 def test_a_refusal_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -509,7 +594,6 @@ def test_processes_end_with_their_sweep(number: signal.Signals, all_of_them: boo
 def test_a_process_that_dies_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """The configurations it worked on have the reason, and the others their figures."""
     from lorafa_prof.cli import sweep_workers
-    from lorafa_prof.cli.sweep_rows import Task
 
     give = sweep_workers.Workers._give
 

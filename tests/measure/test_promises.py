@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from lorafa_prof.workload.versions import release
 from tests.analytic.runs import EAGER_ONLY, HAS_LORAFA, run_of
 
 FROZEN_A, FROZEN_B, SHARED = "frozen A", "frozen B", "frozen shared matrices"
+LAYERS = "adapted layers"
 BASE, DTYPE, CHECKPOINTING = "base weights without gradients", "adapter dtype", "checkpointing"
 ATTENTION, QUANTISED, OPTIMIZER = "attention kernel", "quantised weights", "optimizer"
 CACHE, DROPOUT, MODE, AUTOCAST = "use_cache off", "adapter dropout", "training mode", "autocast"
@@ -86,6 +88,7 @@ HONEST: list[Any] = [
     ("gpt2", "vera", {"amp": True, "dtype": "fp32"}),
     ("roberta", "lora", {"optimizer": "sgd"}),
     ("t5", "vera", {}),
+    ("t5", "lora", {"adapted": (1,)}),
     ("mixtral", "lora-fa", {}),
     ("gemma2", "lora", {}),
 ]
@@ -105,7 +108,8 @@ def test_an_honest_run_keeps_every_promise(family: str, method: str, options: di
     adapted = {BASE, DTYPE, DROPOUT} if method != "full" else set()
     frozen = {"lora-fb": {FROZEN_B}, "vera": {SHARED}}.get(method, {FROZEN_A} if "-fa" in method else set())
     always = {CHECKPOINTING, ATTENTION, QUANTISED, OPTIMIZER, CACHE, MODE, AUTOCAST}
-    assert set(found) == always | adapted | frozen
+    some = {LAYERS} if "adapted" in options else set()
+    assert set(found) == always | adapted | frozen | some
 
 
 # -- frozen matrices and base weights --------------------------------------------------------------------------------
@@ -172,6 +176,29 @@ def test_what_is_trained_in_spite_of_a_promise_costs_what_is_observed(
     assert promise.cost_bytes == after.saved - before.saved + kept
     rise = after.peak - before.peak
     assert rise == promise.cost_bytes if after.moment == before.moment else 0 < rise < promise.cost_bytes
+
+
+def test_adapters_in_other_layers_than_asked() -> None:
+    """In all where the last was asked for: what they cost is what a run without them is smaller by, to the byte."""
+    run = run_of("llama", "lora", layers=4, adapted=(3,))
+    everywhere, asked = ready(run.replace(method=replace(run.method, layers=None)), steps=2), ready(run, steps=2)
+    (promise,) = violations(everywhere, run).values()
+    assert (promise.name, promise.detail) == (LAYERS, "asked for: 3 of 4; adapters are in 0-3")
+    more, less = Observed(everywhere), Observed(asked)
+
+    def held(work: Workload) -> int:
+        """Parameters and AdamW's states of them, its counters of steps left out."""
+        states = (t for state in work.optimizer.state.values() for t in state.values() if t.dim())
+        return sum(t.nbytes for t in (*work.model.parameters(), *states))
+
+    assert promise.cost_bytes == held(everywhere) - held(asked) + more.saved - less.saved
+
+
+def test_adapters_that_are_missing() -> None:
+    """Cost nothing, and are said to be."""
+    run = run_of("llama", "lora", layers=4, adapted=(3,))
+    found = violations(ready(run), run.replace(method=replace(run.method, layers=(2, 3))))
+    assert (found[LAYERS].detail, found[LAYERS].cost_bytes) == ("asked for: 2-3 of 4; adapters are in 3", None)
 
 
 @needs_lorafa

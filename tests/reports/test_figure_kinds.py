@@ -279,6 +279,48 @@ class TestRank:
         assert ["batch 1" in axes.get_title(loc="left") for axes in figure.axes] == [True, False]
 
 
+class TestLayers:
+    """Peak against the share of the layers that have adapters."""
+
+    def of_layers(self, mib: int, layers: tuple[int, ...] | None, method: str = "lora") -> Prediction:
+        """A prediction of a model of 8 layers."""
+        run = RUN.replace(
+            model=replace(RUN.model, num_layers=8, layer_types=()), method=MethodSpec(name=method, layers=layers)
+        )
+        return prediction(of_peak(mib * MIB), run=run)
+
+    def test_lines(self) -> None:
+        """The last layers and the first are panels, which all layers end; full fine-tuning is the level of both."""
+        said = [
+            self.of_layers(80, None), self.of_layers(30, (6, 7)), self.of_layers(50, (4, 5, 6, 7)),
+            self.of_layers(70, (0, 1)), self.of_layers(60, (0, 7)), self.of_layers(400, None, "full"),
+        ]  # fmt: skip
+        figure = only(drawn("layers", predictions=said))
+        last, first = figure.axes
+        assert points(last) == {"LoRA": [(25, 30), (50, 50), (100, 80)]}
+        assert points(first) == {"LoRA": [(25, 70), (100, 80)]}
+        assert "last layers" in " ".join(last.get_title(loc="left").split())
+        assert "first layers" in " ".join(first.get_title(loc="left").split())
+        for axes in figure.axes:
+            assert [list(line.get_ydata()) for line in axes.get_lines() if line.get_linewidth() == 0.9] == [[400, 400]]
+            assert axes.get_xlim()[0] == axes.get_ylim()[0] == 0
+        assert legend_of(figure)[-1] == "Full-FT (no adapters)"
+
+    def test_one_choice_is_none(self) -> None:
+        """Nor are layers in between any share."""
+        assert drawn("layers", predictions=[self.of_layers(8, None), self.of_layers(9, None, "vera")]) == []
+        assert drawn("layers", predictions=[self.of_layers(8, (3, 4)), self.of_layers(9, (2, 3))]) == []
+
+    def test_other_layers_are_other_lines_against_the_rank(self) -> None:
+        """The peaks of two ranks are compared where the layers are the same."""
+        said = [
+            prediction(of_peak(rank * n * MIB), run=RUN.replace(method=replace(RUN.method, rank=rank, layers=layers)))
+            for n, layers in ((1, (1,)), (2, None)) for rank in (8, 16)
+        ]  # fmt: skip
+        figure = only(drawn("rank", predictions=said))
+        assert [list(points(axes).values()) for axes in figure.axes] == [[[(8, 8), (16, 16)]], [[(8, 16), (16, 32)]]]
+
+
 class TestCards:
     """A rank's peak against the number of cards."""
 
@@ -424,10 +466,12 @@ def everything(name: str = "small") -> Collection:
     seen = measurement(timeline=LINE, run=run_with(name=name), environment=CARD | {"device": name})
     said = prediction(run=run_with(name=name))
     shared = measurement(run=run_with(name=name, gpus=2, shard="ddp"), world_size=2, error=name)
+    some = said.run.replace(method=replace(said.run.method, layers=(said.run.spec.depth - 1,)))
     return Collection(
         measurements=(seen, shared),
         predictions=(
-            said, of_size(7, rank=16, name=name), fitting(16, 3, name, name=name), fitting(32, 2, name, name=name),
+            said, prediction(run=some), of_size(7, rank=16, name=name), fitting(16, 3, name, name=name),
+            fitting(32, 2, name, name=name),
         ),
         comparisons=(compare(seen, [said]),),
     )  # fmt: skip

@@ -102,6 +102,8 @@ def live_at(trace: Trace, first: int) -> dict[str, int]:
 @pytest.mark.parametrize(("family", "method", "options"), cases())
 def test_every_event_is_the_allocator_s(family: str, method: str, options: dict[str, Any]) -> None:
     """The sequence of events, the bytes at the end of each phase and the peak are those of the real step."""
+    if (family, method) == ("roberta", "adalora") and release("peft") < (0, 14):
+        pytest.skip("earlier PEFT adapts the head that it saves beside the adapters, and misses gradients of it there")
     attention = {"attn": "eager"} if family == "t5" else {}  # see test_position_bias
     run = run_of(family, method, **{**attention, **options})
     with kernels_of_known_size(THREADS):
@@ -118,6 +120,7 @@ QUANTISED = (
     ("llama", "vera", "nf4", {"checkpointing": "full"}), ("gpt2", "lora-fb", "nf4-dq", {"dtype": "fp32"}),
     ("gpt_bigcode", "qlora", "nf4", {}), ("llama-bias", "qlora", "nf4-dq", {"dtype": "fp16"}),
     ("qwen3", "qlora", "nf4", {"dropout": 0.1, "bs": 1}), ("gpt2", "qlora", "nf4-dq", {"checkpointing": "full"}),
+    ("gpt2", "adalora", "nf4", {}),
 )  # fmt: skip
 
 
@@ -149,6 +152,8 @@ def sums_through_fp32(run: RunSpec) -> bool:
     """Whether a step sums a permuted 16-bit tensor over two dimensions that cannot be made one.
 
     The CPU does that in fp32 copies (ATen/native/ReduceOps.cpp, `should_use_acc_buffer`), which have no formula here:
-    the gradients of VeRA's vectors behind T5's dropout. The ends of phases and the peak are compared all the same.
+    the gradients of VeRA's vectors and of DoRA's 16-bit magnitudes behind T5's dropout. The ends of phases and the peak
+    are compared all the same.
     """
-    return run.model.architecture == "t5" and run.method.name == "vera" and run.method.dropout > 0
+    sixteen_bit = run.method.name == "vera" or (run.method.name == "dora" and run.resolved_adapter_dtype != "fp32")
+    return run.model.architecture == "t5" and sixteen_bit and run.method.dropout > 0

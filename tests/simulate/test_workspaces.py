@@ -47,7 +47,7 @@ def test_an_operator_without_a_formula_has_no_workspaces() -> None:
 
 def test_registering_a_name_twice_is_an_error() -> None:
     """Two formulas for one operator would contradict each other."""
-    with pytest.raises(ValueError, match=r"aten\.mm\.default are registered twice"):
+    with pytest.raises(ValueError, match=r"formula of aten\.mm\.default is registered already"):
         register("aten.mm.default")(lambda call: [])
 
 

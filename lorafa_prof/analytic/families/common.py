@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class BuiltLayer:
     index: int
     name: str
     run: Layer
+    kind: str = ""
+    """What it is alike others in, where a model has several kinds."""
 
 
 def not_modelled(spec: ModelSpec, what: str = "") -> UnsupportedError:
@@ -145,24 +148,29 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
 
 
 def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Tensor:
-    """Run the layers in order, marking where each begins so that the plan can repeat the middle one.
+    """Run the layers in order, marking where each begins so that the plan can repeat the middle one of each stack.
 
-    A model whose layers are not all alike runs each stack of alike layers by a call of its own.
+    Layers in a row that are alike are a stack: of one kind, and all with adapters or all without.
     """
-    tape = builder.tape
-    stack = len(tape.stacks)
-    tape.stacks.append(layers[-1].index - layers[0].index + 1)
+    tape, method = builder.tape, builder.run.method
     checkpointed = builder.run.checkpointing == "full"
-    for position, layer in enumerate(layers):
-        tape.boundaries["forward", stack, position] = len(tape.events)
-        if x.requires_grad:
-            x = _boundary(x, stack, position)
-        with tape.scope(layer.name):
-            x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-    tape.boundaries["forward", stack, len(layers)] = len(tape.events)
-    if x.requires_grad:
-        x = _boundary(x, stack, len(layers))
+    # the input of a stack is bound to no name but `x`: it may go when the stack's first layer is done
+    for _, alike in itertools.groupby(layers, lambda layer: (layer.kind, method.adapts(layer.index))):
+        row = list(alike)
+        stack = len(tape.stacks)
+        tape.stacks.append(row[-1].index - row[0].index + 1)
+        for position, layer in enumerate(row):
+            x = _marked(x, stack, position)
+            with tape.scope(layer.name):
+                x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
+        x = _marked(x, stack, len(row))
     return x
+
+
+def _marked(x: Tensor, stack: int, position: int) -> Tensor:
+    """Note where a layer begins, in the forward and, where there is one, in the backward."""
+    x.tape.boundaries["forward", stack, position] = len(x.tape.events)
+    return _boundary(x, stack, position) if x.requires_grad else x
 
 
 def _boundary(x: Tensor, stack: int, position: int) -> Tensor:

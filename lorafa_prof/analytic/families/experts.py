@@ -17,6 +17,7 @@ from lorafa_prof.analytic.families.common import activation
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.layers import experts_everywhere
 from lorafa_prof.specs import ModelSpec, MoeSpec
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "weight"
@@ -253,6 +254,8 @@ def attach_adapters(builder: Builder, experts: list[RoutedExperts]) -> None:
     if builder.make_adapter is None:
         return
     layers, names = _read_targets(builder)
+    if names and builder.run.method.layers is not None:
+        raise experts_everywhere(builder.run.model.name)
     for layer in layers:
         with builder.at(layer.path, layer.count):
             layer.adapter = builder.make_adapter(builder, layer)

@@ -155,12 +155,14 @@ class MixtureOfExperts:
             x = require_input_grad(self.builder, ops.embedding(ids, self.table))
         shared = self._shared(x, position_ids(tape))
         embedded = x
-        for stack in self.stacks:
-            layers = [BuiltLayer(i.index, f"layers.{i.index}", partial(i, shared=shared)) for i in stack]
-            x = run_layers(self.builder, layers, x)
+        x = run_layers(self.builder, [self._bound(layer, shared) for layer in self._layers()], x)
         x = self.norm(x, rms_norm)
         del shared, embedded  # which live as long as the model's forward
         return x
+
+    def _bound(self, layer: DecoderLayer, shared: Shared | LatentShared) -> BuiltLayer:
+        kind = type(layer.mlp).__name__
+        return BuiltLayer(layer.index, f"layers.{layer.index}", partial(layer, shared=shared), kind)
 
     def _shared(self, x: Tensor, positions: Tensor) -> Shared | LatentShared:
         """What every layer gets: positions, their rotary tables, and how to attend."""

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import os
-import platform
-import sys
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,8 +19,9 @@ from lorafa_prof.measure.script.clock import StepClock
 from lorafa_prof.measure.script.judging import promises_of, rates_of
 from lorafa_prof.measure.script.peaks import KeptPeaks
 from lorafa_prof.measure.script.plan import Plan
-from lorafa_prof.measure.script.roots import Candidates, device_of, inner_of, is_compiled, trains
-from lorafa_prof.measure.script.tracing import SCRIPT, TracedStep, vocabulary_of
+from lorafa_prof.measure.script.roots import Candidates, device_of, inner_of, trains
+from lorafa_prof.measure.script.setting import imported_versions, nothing_seen
+from lorafa_prof.measure.script.tracing import SCRIPT, TracedStep, vocabulary_of, why_not_traced
 from lorafa_prof.measure.script.watching import Watch
 from lorafa_prof.measure.timing import spread
 from lorafa_prof.measure.trace import StepTrace
@@ -36,8 +33,6 @@ Report = Callable[[Measurement], None]
 Stage = Literal["warm-up", "timed", "listening", "traced", "done"]
 #: Seconds between two reports while nothing but further steps is new.
 _PAUSE_S = 10.0
-#: What may run in a script; those that it has imported are named in the measurement.
-_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl")
 
 
 class Observer:
@@ -82,11 +77,7 @@ class Observer:
         self._logits_sizes: frozenset[int] = frozenset()
         self._remarks: dict[str, None] = {}
         self._watch = Watch(self)
-        self._seen = Measurement(
-            outcome="ok", versions=_versions(), environment={"options": _options(plan)}, command=tuple(command),
-            rank=_of_environment("RANK", 0), world_size=_of_environment("WORLD_SIZE", 1),
-            assumptions=_ASSUMPTIONS,
-        )  # fmt: skip
+        self._seen = nothing_seen(plan, command)
 
     # -- beginning and end -------------------------------------------------------------------------------------------
 
@@ -120,7 +111,7 @@ class Observer:
         self._say_what_is_missing()
         self._seen = replace(
             self._seen, outcome=outcome, error=error, exit_code=exit_code, unmodelled=tuple(self._remarks),
-            versions=_versions(),
+            versions=imported_versions(),
         )  # fmt: skip
         return self._seen
 
@@ -259,7 +250,7 @@ class Observer:
         environment = {**self._seen.environment, **self._device.environment()}
         if place.type == "cpu":
             environment["onednn_in_trace"] = torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
-        self._tell(environment=environment, parameters=counted_parameters(inner_of(root)), versions=_versions())
+        self._tell(environment=environment, parameters=counted_parameters(inner_of(root)), versions=imported_versions())
 
     def _step_is_over(self) -> None:
         self._taken += 1
@@ -284,6 +275,7 @@ class Observer:
 
     def _next(self) -> None:
         """Go on with another timed step, or with what comes after the last."""
+        assert self._root is not None
         assert self._device is not None
         if len(self._ended) + len(self._times) < self._plan.steps:
             if time.monotonic() - self._told_at > _PAUSE_S:
@@ -293,7 +285,7 @@ class Observer:
             return
         self._read_clocks()
         self._tell(memory=untraced_memory(self._device))
-        reason = self._why_not_traced() if self._plan.trace else ""
+        reason = why_not_traced(self._root, self._device) if self._plan.trace else ""
         if reason is None:
             self._begin_trace()
             return
@@ -307,17 +299,6 @@ class Observer:
             self._times.append(self._ended.pop(0).read())
         steps = tuple(self._times)
         self._tell(steps=steps, spread=spread(steps), throughput=rates_of(steps, self._root))
-
-    def _why_not_traced(self) -> str | None:
-        """Return why the next step cannot be traced; None where it can."""
-        assert self._root is not None
-        if torch._C._autograd._profiler_enabled():
-            return "the script's own profiler is at work"
-        if self._device is not None and self._device.type == "cuda" and _history_is_recorded():
-            return "the script itself records the allocator's history"
-        if any(is_compiled(module) for module in self._root.modules()):
-            return "the model is compiled, and would be compiled anew to tell of its modules"
-        return None
 
     def _begin_trace(self) -> None:
         assert self._root is not None
@@ -368,35 +349,3 @@ class Observer:
         self._seen = replace(self._seen, **changes)
         self._report(self._seen)
         self._told_at = time.monotonic()
-
-
-_ASSUMPTIONS = (
-    "a script of your own; the first training in it is looked at",
-    "a step goes from the end of one optimizer step to the end of the next, with all that the script does in between",
-    "tokens are those of input_ids, padding included",
-)
-
-
-def _history_is_recorded() -> bool:
-    """Return whether the CUDA allocator keeps a history for somebody; builds without CUDA cannot be asked."""
-    ask: Callable[[], bool] = getattr(torch._C, "_cuda_isHistoryEnabled", lambda: False)
-    return ask()
-
-
-def _options(plan: Plan) -> dict[str, Any]:
-    return {"warmup": plan.warmup, "steps": plan.steps, "trace": plan.trace}
-
-
-def _of_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else default
-
-
-def _versions() -> dict[str, str]:
-    """Return the releases of the libraries that the script has imported."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        if name in sys.modules:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[name] = importlib.metadata.version(name)
-    return found

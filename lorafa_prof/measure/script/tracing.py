@@ -18,7 +18,7 @@ from lorafa_prof.measure.marks import ModuleMarks
 from lorafa_prof.measure.names import Name, Names, head_of, names_of_gradients, names_of_model, names_of_states
 from lorafa_prof.measure.script.batches import batch_names, sizes_of_logits
 from lorafa_prof.measure.script.holding import Departures, names_of_held
-from lorafa_prof.measure.script.roots import inner_of
+from lorafa_prof.measure.script.roots import inner_of, is_compiled
 from lorafa_prof.measure.trace import StepTrace, Tracer
 
 _UNHELD = (Category.TEMPORARIES, "", "held by no variable")
@@ -188,3 +188,20 @@ def ddp_buckets(root: Any) -> list[Name]:
         )
         for size in map(int, filter(None, (part.strip() for part in text.split(","))))
     ]  # fmt: skip
+
+
+def why_not_traced(root: torch.nn.Module, device: Device) -> str | None:
+    """Return why the next step of the script cannot be traced; None where it can."""
+    if torch._C._autograd._profiler_enabled():
+        return "the script's own profiler is at work"
+    if device.type == "cuda" and _history_is_recorded():
+        return "the script itself records the allocator's history"
+    if any(is_compiled(module) for module in root.modules()):
+        return "the model is compiled, and would be compiled anew to tell of its modules"
+    return None
+
+
+def _history_is_recorded() -> bool:
+    """Return whether the CUDA allocator keeps a history for somebody; builds without CUDA cannot be asked."""
+    ask: Callable[[], bool] = getattr(torch._C, "_cuda_isHistoryEnabled", lambda: False)
+    return ask()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lorafa_prof.reports.figures.frontier import draw_frontier
 from lorafa_prof.reports.figures.mfu import draw_mfu
 from lorafa_prof.reports.figures.parts import draw_comparisons, draw_parts
-from lorafa_prof.reports.figures.peaks import draw_cards, draw_rank
+from lorafa_prof.reports.figures.peaks import draw_cards, draw_layers, draw_rank
 from lorafa_prof.reports.figures.scatter import draw_scatter
 from lorafa_prof.reports.figures.style import CONTEXT_LOOK, DARK, FORMS, LOOKS, Drawing, Form, rendered
 from lorafa_prof.reports.figures.timeline import draw_timelines
@@ -40,6 +40,10 @@ KINDS: Mapping[str, Kind] = {
     ),
     "timeline": Kind(draw=draw_timelines, needs="measurements with a timeline (measure with --trace)"),
     "rank": Kind(draw=draw_rank, needs="predictions, sweep rows or measurements of one method that differ in the rank"),
+    "layers": Kind(
+        draw=draw_layers,
+        needs="predictions, sweep rows or measurements of one method that differ in the layers with adapters",
+    ),
     "cards": Kind(draw=draw_cards, needs="measurements or predictions of more than one card"),
     "mfu": Kind(
         draw=draw_mfu, needs="measurements with a known MFU (the card's peak FLOP/s is known, or --gpu named one)"

@@ -33,6 +33,8 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
     "seq": lambda value: f"{value:,} tokens" if isinstance(value, int) else f"{value} tokens",
     "rank": lambda value: f"rank {value}",
     "targets": lambda value: f"on {value}",
+    "layers": lambda value: None if value == "all" else f"layers {value}",
+    "where": lambda value: f"{value} layers",
     "dropout": lambda value: f"dropout {value}" if value else None,
     "dtype": str,
     "amp": lambda value: "autocast" if value in (True, "true") else None,
@@ -52,7 +54,7 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
 #: Follow from the method, or are told by a verdict of their own: named only where they tell two of a method apart.
 QUIET = ("adapter_dtype", "optimizer", "quant", "prepare_kbit")
 #: What full fine-tuning has no use for.
-_OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
+_OF_ADAPTERS = ("rank", "targets", "layers", "where", "dropout", "adapter_dtype")
 
 
 Key = frozenset[tuple[str, Setting]]

@@ -1,9 +1,11 @@
-"""Peaks against the adapters' rank, and a rank's peak against the number of cards."""
+"""Peaks against the adapters' rank, the share of the layers that have any, and the number of cards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from lorafa_prof.layers import ALL, share_spelled
 from lorafa_prof.reports.figures.series import (
     MOST_PANELS,
     PANEL_WIDTH,
@@ -29,14 +31,41 @@ def draw_rank(found: Collection) -> list[Drawing]:
     records = found.records()
     if len({record.number("rank") for record in records}) < 2:
         return []
-    adapted = [record for record in records if record.method != "full"]
-    full = {configuration(r.settings): _peak(r) for r in records if r.method == "full" and r.engine != "observed"}
-    panels = [
-        Panel(title=panel_title(seen, "rank"), series=series, level=full.get(configuration(seen[0].settings)))
-        for seen, lines in panels_of(adapted, "rank", _peak)
-        for series in dealt(series_of(lines, "rank", _peak))
+    panels = _beside_full(records, records, "rank")
+    return _drawn(panels, "rank", "peak allocated against the adapters' rank", Axis(label="rank", none="no rank"))
+
+
+def draw_layers(found: Collection) -> list[Drawing]:
+    """Return peak allocated against the share of the layers that have adapters; empty unless results differ in it."""
+    records = found.records()
+    if len({record.settings.get("layers") for record in records if record.method != "full"}) < 2:
+        return []
+    panels = _beside_full(records, _by_share(records), "layers")
+    axis = Axis(label="layers with adapters, %", none="no adapters", logarithmic=False)
+    return _drawn(panels, "layers", "peak allocated against the share of the layers that have adapters", axis)
+
+
+def _by_share(records: Sequence[Record]) -> Iterator[Record]:
+    """Yield the records with a share in percent for their layers; all of them end the line of each place."""
+    shares = [(record, share_spelled(str(record.settings.get("layers", ALL)))) for record in records]
+    places = dict.fromkeys(["last", *(share[1] for _, share in shares if share is not None)])
+    for record, share in shares:
+        if share is not None:
+            percent, own = share
+            for where in places if percent == 100 else (own,):
+                settings = {**record.settings, "layers": percent, "where": where}
+                yield replace(record, settings=settings)
+
+
+def _beside_full(records: Sequence[Record], lines_of: Iterable[Record], x: str) -> list[Panel]:
+    """Return the panels of the adapted records, each with what full fine-tuning takes as its level."""
+    whole = [record for record in records if record.method == "full" and record.engine != "observed"]
+    full = {configuration(record.settings, "where"): _peak(record) for record in whole}
+    return [
+        Panel(title=panel_title(seen, x), series=series, level=full.get(configuration(seen[0].settings, "where")))
+        for seen, lines in panels_of([record for record in lines_of if record.method != "full"], x, _peak)
+        for series in dealt(series_of(lines, x, _peak))
     ]
-    return _drawn(panels, "rank", "peak allocated against the adapters' rank", "rank")
 
 
 def draw_cards(found: Collection) -> list[Drawing]:
@@ -51,7 +80,8 @@ def draw_cards(found: Collection) -> list[Drawing]:
         for series in dealt(series_of(lines, "gpus", _peak))
         if any(x > 1 for each in series for x, _ in each.points)
     ]
-    return _drawn(panels, "cards", "peak allocated of each process against the number of cards", "cards")
+    title = "peak allocated of each process against the number of cards"
+    return _drawn(panels, "cards", title, Axis(label="cards"))
 
 
 def _spread(records: Sequence[Record]) -> Iterator[Record]:
@@ -75,11 +105,21 @@ def _peak(record: Record) -> int | None:
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _drawn(panels: Sequence[Panel], name: str, title: str, x_label: str) -> list[Drawing]:
-    return paged(panels, MOST_PANELS, name, lambda page, file: _page(page, file, title, x_label), "configurations")
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What peaks are drawn against."""
+
+    label: str
+    none: str = ""
+    """What full fine-tuning, which does not depend on it, has none of."""
+    logarithmic: bool = True
 
 
-def _page(panels: Sequence[Panel], name: str, title: str, x_label: str) -> Drawing:
+def _drawn(panels: Sequence[Panel], name: str, title: str, axis: Axis) -> list[Drawing]:
+    return paged(panels, MOST_PANELS, name, lambda page, file: _page(page, file, title, axis), "configurations")
+
+
+def _page(panels: Sequence[Panel], name: str, title: str, axis: Axis) -> Drawing:
     from matplotlib.lines import Line2D
 
     with our_style():
@@ -90,16 +130,19 @@ def _page(panels: Sequence[Panel], name: str, title: str, x_label: str) -> Drawi
             draw_series(place, panel.series, scale)
             if panel.level is not None:
                 place.axhline(panel.level / scale, color=INK, linewidth=0.9)
-            place.set_xscale("log", base=2)
-            ticks_at(place.xaxis, (x for each in panel.series for x, _ in each.points))
+            if axis.logarithmic:
+                place.set_xscale("log", base=2)
+                ticks_at(place.xaxis, (x for each in panel.series for x, _ in each.points))
+            else:
+                place.set_xlim(0, 104)
             place.set_ylim(0, ceiling([*sizes, panel.level]) / scale * 1.08)
-            place.set_xlabel(x_label)
+            place.set_xlabel(axis.label)
             place.set_ylabel(unit)
             place.set_title(wrapped(panel.title, PANEL_WIDTH, 9), fontsize=9)
             place.grid(axis="y")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         has_level = any(panel.level is not None for panel in panels)
-        level = Line2D([], [], color=INK, linewidth=0.9, label=f"{method_name('full')} (no rank)")
+        level = Line2D([], [], color=INK, linewidth=0.9, label=f"{method_name('full')} ({axis.none})")
         add_legend(figure, [panel.series for panel in panels], [level] if has_level else [])
     return Drawing(name=name, figure=figure, caption=f"{title[:1].upper()}{title[1:]}. {' '.join(map(_told, panels))}")
 

@@ -56,19 +56,19 @@ def panels_of(
     """
     panels: dict[object, dict[object, list[Record]]] = {}
     for record in records:
-        if record.number(x) is None or figure(record) is None:
+        if record.position(x) is None or figure(record) is None:
             continue
         panel = panels.setdefault(configuration(record.settings, x), {})
         panel.setdefault((record.engine, key_of(record.settings, (x,))), []).append(record)
     for panel in panels.values():
-        lines = [line for line in panel.values() if len({record.number(x) for record in line}) >= least]
+        lines = [line for line in panel.values() if len({record.position(x) for record in line}) >= least]
         if lines:
             yield [record for line in panel.values() for record in line], lines
 
 
 def configuration(settings: Settings, *without: str) -> Key:
     """Return what is the same for all methods of a panel."""
-    return key_of(settings, ("method", "rank", "targets", "dropout", *QUIET, *without))
+    return key_of(settings, ("method", "rank", "targets", "layers", "dropout", *QUIET, *without))
 
 
 def series_of(
@@ -100,7 +100,7 @@ def dealt(series: Sequence[Series]) -> list[tuple[Series, ...]]:
 def _points(
     line: Sequence[Record], x: str, figure: Callable[[Record], float | None]
 ) -> tuple[tuple[float, float], ...]:
-    pairs = {(record.number(x), figure(record)) for record in line}
+    pairs = {(record.position(x), figure(record)) for record in line}
     return tuple(sorted((at, value) for at, value in pairs if at is not None and value is not None))
 
 

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.registry import Registry
 from lorafa_prof.simulate.kernels.workspaces import KernelCall, Workspace
+from lorafa_prof.simulate.kernels.workspaces.registry import contiguous_copy
 
 Formula = Callable[[KernelCall, int], list[Workspace]]
 
-_FORMULAS: dict[str, Formula] = {}
+_FORMULAS: Registry[Formula] = Registry("the CPU's workspace formula of")
+_formula = _FORMULAS.register
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -30,17 +33,6 @@ HALF = (torch.bfloat16, torch.float16)
 GRAIN_SIZE = 32768
 #: Multiplications up to which oneDNN is not asked (mkldnn/Matmul.cpp, `mkldnn_gemm_min_size`).
 ONEDNN_SMALLEST = 16 * 16 * 16
-
-
-def _formula(*names: str) -> Callable[[Formula], Formula]:
-    def add(formula: Formula) -> Formula:
-        for name in names:
-            if name in _FORMULAS:
-                raise ValueError(f"workspaces of {name} are registered twice")
-            _FORMULAS[name] = formula
-        return formula
-
-    return add
 
 
 def registered_operators() -> frozenset[str]:
@@ -60,13 +52,6 @@ def cpu_workspaces(call: KernelCall, threads: int) -> list[Workspace]:
     """
     formula = _FORMULAS.get(call.name)
     return [] if formula is None else [workspace for workspace in formula(call, threads) if workspace.nbytes]
-
-
-def _contiguous(name: str, tensor: torch.Tensor, *, after_outputs: bool) -> list[Workspace]:
-    """What `tensor.contiguous()` allocates, if anything."""
-    if tensor.is_contiguous():
-        return []
-    return [Workspace(name, tensor.numel() * tensor.itemsize, after_outputs)]
 
 
 # -- pointwise arithmetic (ATen/TensorIterator.cpp, `compute_types`) -------------------------------------------------
@@ -227,7 +212,7 @@ def _flash_attention_backward(call: KernelCall, threads: int) -> list[Workspace]
     q, kv = _splits(query, key)
     accumulated = max(4, query.itemsize)
     return [
-        *_contiguous("gradient, contiguous", grad.transpose(1, 2), after_outputs=True),
+        *contiguous_copy("gradient, contiguous", grad.transpose(1, 2), after_outputs=True),
         Workspace("buf", threads * 2 * q * kv * accumulated, True),
         Workspace("buf_reduced", threads * 2 * q * kv * query.itemsize if query.dtype in HALF else 0, True),
         Workspace("dsum", q * accumulated, True),
@@ -239,7 +224,7 @@ def _flash_attention_backward(call: KernelCall, threads: int) -> list[Workspace]
 
 @_formula("aten.native_layer_norm.default")
 def _layer_norm(call: KernelCall, threads: int) -> list[Workspace]:
-    return _contiguous("input, contiguous", call.args[0], after_outputs=False)
+    return contiguous_copy("input, contiguous", call.args[0], after_outputs=False)
 
 
 @_formula("aten.native_layer_norm_backward.default")
@@ -250,8 +235,8 @@ def _layer_norm_backward(call: KernelCall, threads: int) -> list[Workspace]:
     width = torch.Size(shape).numel()
     buffer = 2 * threads * width * source.itemsize if needed[1] or needed[2] else 0
     return [
-        *_contiguous("input, contiguous", source, after_outputs=False),
-        *_contiguous("gradient, contiguous", grad, after_outputs=True),
+        *contiguous_copy("input, contiguous", source, after_outputs=False),
+        *contiguous_copy("gradient, contiguous", grad, after_outputs=True),
         Workspace("buffer", buffer, True),
     ]
 
@@ -268,8 +253,8 @@ def _embedding(call: KernelCall, threads: int) -> list[Workspace]:
 @_formula("aten.embedding_dense_backward.default")
 def _embedding_backward(call: KernelCall, threads: int) -> list[Workspace]:
     grad, indices = call.args[:2]
-    copied = _contiguous("indices, contiguous", indices, after_outputs=True)
-    return copied + _contiguous("gradient, contiguous", grad, after_outputs=True)
+    copied = contiguous_copy("indices, contiguous", indices, after_outputs=True)
+    return copied + contiguous_copy("gradient, contiguous", grad, after_outputs=True)
 
 
 @_formula("aten.linalg_pinv.atol_rtol_tensor")

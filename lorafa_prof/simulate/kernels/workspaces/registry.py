@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lorafa_prof.registry import Registry
+
 #: What `Workspace.freed_before` says for "the operator's outputs".
 OUTPUTS = "outputs"
 
@@ -82,24 +84,9 @@ class Workspace:
 
 Formula = Callable[[KernelCall], list[Workspace]]
 
-_FORMULAS: dict[str, Formula] = {}
-
-
-def register(*names: str) -> Callable[[Formula], Formula]:
-    """Make the decorated function the formula of the operators called `names` (with their overload).
-
-    Raises:
-        ValueError: a name has a formula already.
-    """
-
-    def add(formula: Formula) -> Formula:
-        for name in names:
-            if name in _FORMULAS:
-                raise ValueError(f"workspaces of {name} are registered twice")
-            _FORMULAS[name] = formula
-        return formula
-
-    return add
+_FORMULAS: Registry[Formula] = Registry("the workspace formula of")
+#: Makes the decorated function the formula of operators, named with their overload.
+register = _FORMULAS.register
 
 
 def registered_operators() -> frozenset[str]:

@@ -1,0 +1,67 @@
+"""The autograd graph that a tape keeps: operations, where their gradients go, and what stands for dropped tensors.
+
+`lorafa_prof.analytic.tape` builds it in the forward and runs it backward.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lorafa_prof.analytic.sizes import Shape
+    from lorafa_prof.analytic.tape import Backward, Parameter, Storage, Tensor
+
+
+@dataclass(slots=True)
+class Edge:
+    """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
+
+    target: Node | Parameter
+    slot: int
+    shape: Shape
+    dtype: str
+
+
+class Node:
+    """One operation of the autograd graph."""
+
+    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
+
+    def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
+        self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
+        self.saved: list[Storage | Placeholder] = []
+        self.grads: list[Tensor | None] | None = None
+        self.outputs = 1
+
+
+class CheckpointFrame:
+    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
+
+    def __init__(self, module: str, autocast: str | None, function: Callable[[], object]) -> None:
+        self.module, self.autocast = module, autocast
+        self.function = function  # holds the region's inputs, until the last placeholder goes
+        self.placeholders: list[weakref.ref[Placeholder]] = []
+        self.recomputed = 0
+
+
+class Placeholder:
+    """Stands for a saved tensor of a checkpointed region until that is recomputed."""
+
+    __slots__ = ("__weakref__", "filled", "frame", "storage")
+
+    def __init__(self, frame: CheckpointFrame) -> None:
+        self.frame = frame
+        self.storage: Storage | None = None
+        self.filled = False
+        frame.placeholders.append(weakref.ref(self))
+
+
+class EarlyStop(Exception):
+    """The last saved tensor of a region is back: torch.utils.checkpoint stops recomputing there."""
+
+    def __init__(self, storage: Storage | None) -> None:
+        super().__init__()
+        self.storage = storage
