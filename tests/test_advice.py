@@ -174,6 +174,6 @@ def test_a_search_that_errs_is_put_right_by_verdicts() -> None:
     run = RunSpec(model=load_model("gpt2"), method=MethodSpec(name="lora"))
     found = with_advice(Silent(), find_threshold(Silent(), run, "bs", CARD), CARD, lambda run: None)
     assert (found.max, found.first_oom) == (4, 5)
-    assert {change.options for change in found.advice} == {"--checkpointing full", "--bs 3"}
+    assert {change.options for change in found.advice} == {"--checkpointing full", "--bs 3 --accumulation 2"}
     assert all(change.saved_bytes is None and change.fits and change.flops_ratio is None for change in found.advice)
     assert Threshold.from_json(found.to_json()) == found

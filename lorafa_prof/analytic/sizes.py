@@ -78,9 +78,9 @@ class _Values(dict[str, Any]):
         import numpy as np
 
         if tokens.dtype == object:
-            return np.array([min(_power_of_two(p), t) for p, t in zip(parts, tokens, strict=True)], dtype=object)
+            return np.frompyfunc(lambda part, most: min(_power_of_two(part), most), 2, 1)(parts, tokens)
         mantissa, exponent = np.frexp(parts)
-        return np.minimum(np.where(mantissa == 0.5, parts, np.ldexp(1.0, exponent)), tokens)
+        return np.minimum(np.where(mantissa == 0.5, parts, np.ldexp(1.0, exponent)), tokens).astype(tokens.dtype)
 
 
 def _power_of_two(number: int) -> int:
@@ -88,7 +88,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (int(number) - 1).bit_length()
 
 
-def symbol_values(bs: Any, seq: Any) -> Mapping[str, Any]:
+def symbol_values(bs: Any, seq: Any) -> dict[str, Any]:
     """Return the value of each symbol for a batch of `bs` sequences of `seq` tokens (integers or integer arrays)."""
     padded = -(-seq // 16) * 16
     aligned = (padded == seq) * 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.figures import RunFigures
 from lorafa_prof.analytic.plan import plan, regime
+from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.simulate.engine import predict as simulate
@@ -123,7 +125,12 @@ def test_grids() -> None:
     sizes = [(2, 5), (3, 22), (4, 40), (9, 61), (64, 100)]
     found = of_many.peak_allocated([bs for bs, _ in sizes], [seq for _, seq in sizes])
     assert list(found) == [of_many.peak(bs, seq).allocated for bs, seq in sizes]
-    assert RunFigures(run) is not None
+    bs, seq = (np.array(column) for column in zip(*sizes, strict=True))
+    figures = RunFigures(run).at(bs, seq)
+    workspaces = cublas_workspaces(None)
+    single = [predict(run.replace(bs=b, seq=s)).memory for b, s in sizes]
+    assert [int(peak) + workspaces for peak in figures.peak_allocated] == [m.peak_allocated_bytes for m in single]
+    assert [int(kept) for kept in figures.saved_activations] == [m.saved_activations_bytes for m in single]
 
 
 @pytest.mark.parametrize(
