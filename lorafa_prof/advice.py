@@ -20,6 +20,10 @@ _FLASH_SINCE = (8, 0)
 #: Methods whose A can be frozen instead, and which that is.
 _FROZEN = {"lora": "lora-fa", "lora-plus": "lora-fa", "pissa": "lora-fa", "dora": "lora-fa", "qlora": "qlora-fa"}
 
+#: Numbers of cards that are tried where one is not enough.
+CARDS = (2, 8)
+_MORE_CARDS = "--gpus"
+
 Flops = Callable[[RunSpec], int | None]
 """Executed FLOPs of a step; None where they are not known."""
 
@@ -58,6 +62,7 @@ def candidates(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
     yield from _of_code(run, device)
     yield from _of_precision(run)
     yield from _of_method(run)
+    yield from _of_cards(run)
 
 
 def _of_code(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
@@ -92,6 +97,9 @@ def _of_precision(run: RunSpec) -> Iterator[Candidate]:
     if run.resolved_optimizer in ("adamw", "adamw-fused"):
         alters = "optimizer states in 8 bits"
         yield _set("8-bit AdamW", "--optimizer adamw-8bit", alters, optimizer="adamw-8bit")
+    if run.resolved_optimizer == "lora-pro-full":
+        alters = "moments of the adjusted gradients, not of the weights' equivalent gradients"
+        yield _set("LoRA-Pro's moments of the adapters' size", "--optimizer lora-pro", alters, optimizer="lora-pro")
     if run.method.name != "full" and run.resolved_quant == "none":
         alters = "base weights in 4 bits"
         note = "dequantising moves memory, which no FLOP shows"
@@ -108,6 +116,21 @@ def _of_method(run: RunSpec) -> Iterator[Candidate]:
             return run.replace(method=replace(run.method, name=other))
 
         yield Candidate(what=f"{other} instead of {name}", options=f"--method {other}", apply=apply, alters=alters)
+
+
+def _of_cards(run: RunSpec) -> Iterator[Candidate]:
+    """Yield what spreads the model over more cards, or over those that there are."""
+    if run.shard == "ddp" and run.gpus > 1:
+        note = "weights are gathered over the cards' links, twice a step"
+        yield _set("FSDP2 instead of DDP", "--shard fsdp", note=note, shard="fsdp")
+    if run.gpus > 1 or run.shard != "none":
+        return
+    for gpus in CARDS:
+        yield _set(
+            f"FSDP2 over {gpus} cards", f"{_MORE_CARDS} {gpus} --shard fsdp", f"{gpus} cards instead of one",
+            "each card has a batch as large; weights are gathered over the cards' links, twice a step",
+            gpus=gpus, shard="fsdp",
+        )  # fmt: skip
 
 
 def _set(what: str, options: str, alters: str | None = None, note: str | None = None, **fields: object) -> Candidate:
@@ -133,7 +156,7 @@ class _Advice:
         tried = [*candidates(self.run, self.device), *self._smaller()]
         judged = [(candidate, change) for candidate in tried if (change := self._judged(candidate)) is not None]
         found = [change for _, change in judged]
-        if judged and not any(change.fits for change in found):
+        if judged and not any(change.fits and not _more_cards(change) for change in found):
             found += self._together(judged)
         return sorted(found, key=_rank)
 
@@ -204,6 +227,8 @@ class _Advice:
         """Return the smallest combination found: what alters nothing comes first, then what saves most; of these what
         it does not need is taken out again.
         """
+        # cards are no option of a program: what needs more of them stands for itself
+        judged = [each for each in judged if not _more_cards(each[1])]
         order = sorted(judged, key=lambda each: (each[1].alters is not None, -(each[1].saved_bytes or 0)))
         taken: list[Candidate] = []
         for candidate, _ in order:
@@ -229,12 +254,21 @@ def _tokens(run: RunSpec) -> int:
     return run.bs * run.seq * run.accumulation
 
 
-def _rank(change: Change) -> tuple[bool, float, bool, int]:
-    """What fits comes first, by the arithmetic that it adds (to a thousandth); of equals, what alters nothing."""
+def _rank(change: Change) -> tuple[bool, int, float, bool, int]:
+    """What fits comes first, by the arithmetic that it adds (to a thousandth); of equals, what alters nothing.
+
+    What needs more cards comes after what one is enough for.
+    """
     if not change.fits:
-        return True, 0.0, False, -(change.saved_bytes or 0)
+        return True, _more_cards(change), 0.0, False, -(change.saved_bytes or 0)
     cost = float("inf") if change.flops_ratio is None else max(1.0, round(change.flops_ratio, 3))
-    return False, cost, change.alters is not None, -(change.saved_bytes or 0)
+    return False, _more_cards(change), cost, change.alters is not None, -(change.saved_bytes or 0)
+
+
+def _more_cards(change: Change) -> int:
+    """Return how many cards a change needs where it needs more than there are; else 0."""
+    option, number, *_ = [*change.options.split(), ""]
+    return int(number) if option == _MORE_CARDS else 0
 
 
 def _accumulated(run: RunSpec, fitting: int) -> Candidate:

@@ -5,7 +5,6 @@ They are caught in one place (`lorafa_prof.cli.main`); everything else that esca
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -81,6 +80,8 @@ def nearest_names(name: str, known: Iterable[str], limit: int = 5) -> list[str]:
     if not key:
         return []
     within = [c for c, p in plain.items() if p.startswith(key)] + [c for c, p in plain.items() if key in p]
+    import difflib  # needed when a name is wrong, and every start would pay for it
+
     by_plain = {p: c for c, p in plain.items()}
     similar = [by_plain[p] for p in difflib.get_close_matches(key, by_plain, n=limit, cutoff=0.5)]
     return list(dict.fromkeys(within + similar))[:limit]

@@ -22,11 +22,12 @@ Attention = Literal["sdpa", "flash", "eager"]
 Checkpointing = Literal["none", "full", "selective"]
 Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
 Optimizer = Literal[
-    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa"
+    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa", "lora-pro",
+    "lora-pro-full",
 ]  # fmt: skip
 KbitPreparation = Literal["none", "peft", "trl"]
 Loss = Literal["hf", "fused"]
-Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp"]
+Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp", "frozen"]
 Task = Literal["causal-lm", "seq-cls", "seq2seq-lm"]
 
 #: Bytes of one element.
@@ -39,6 +40,15 @@ METHODS = (
     "full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "vera", "dora", "pissa",
     "lora-plus", "adalora", "lora-ga", "lora-pro",
 )  # fmt: skip
+
+#: The methods that an optimizer of adapters goes with: LoRA-FA's holds A still, LoRA-Pro's moves both matrices at once.
+OPTIMIZERS_OF_ADAPTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "lorafa": ("lora-fa", "lora-fa-peft", "qlora-fa"),
+        "lora-pro": ("lora-pro", "lora", "lora-qv", "qlora", "pissa"),
+        "lora-pro-full": ("lora-pro", "lora", "lora-qv", "qlora", "pissa"),
+    }
+)
 
 #: No size of a real run comes near this; what lies beyond is a mistake, and would only overflow further on.
 LARGEST_SIZE = 2**40
@@ -338,7 +348,8 @@ class RunSpec:
     attn: Attention = "sdpa"
     checkpointing: Checkpointing = "none"
     optimizer: Optimizer = "auto"
-    """auto = PEFT's LoRA-FA optimizer for lora-fa methods, else AdamW (foreach)."""
+    """auto = PEFT's LoRA-FA optimizer for lora-fa methods, LoRA-Pro's with moments of the adapters' size for lora-pro,
+    else AdamW (foreach)."""
     quant: Quantization = "none"
     prepare_kbit: KbitPreparation = "none"
     """What is done to the rest of a quantised model. peft: `prepare_model_for_kbit_training` casts norms, embeddings
@@ -409,7 +420,25 @@ class RunSpec:
         """The optimizer with auto decided."""
         if self.optimizer != "auto":
             return self.optimizer
-        return "lorafa" if self.method.name in ("lora-fa", "lora-fa-peft", "qlora-fa") else "adamw"
+        if self.method.name == "lora-pro":
+            return "lora-pro"
+        return "lorafa" if self.method.name in OPTIMIZERS_OF_ADAPTERS["lorafa"] else "adamw"
+
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer that the method does not go with.
+
+        Raises:
+            ContradictionError: an optimizer of adapters that this method does not have, or LoRA-Pro without its own.
+        """
+        name, method = self.resolved_optimizer, self.method.name
+        goes_with = OPTIMIZERS_OF_ADAPTERS.get(name)
+        if goes_with is not None and method not in goes_with:
+            what = "freezes A" if name == "lorafa" else "moves A and B of one matrix together"
+            raise ContradictionError(f"the {name} optimizer {what}: it goes with {', '.join(goes_with)}, not {method}")
+        if method == "lora-pro" and not name.startswith("lora-pro"):
+            raise ContradictionError(
+                f"LoRA-Pro is its optimizer, lora-pro or lora-pro-full: with {name} it is LoRA (--method lora)"
+            )
 
     @property
     def resolved_quant(self) -> Quantization:

@@ -62,7 +62,8 @@ def test_the_cheapest_that_fits_comes_first() -> None:
         fitting = [change for change in advice if change.fits]
         assert list(advice[: len(fitting)]) == fitting
         costs = [max(1.0, round(change.flops_ratio or 0, 3)) for change in fitting]
-        assert costs == sorted(costs)
+        cards = [int(c.options.split()[1]) if c.options.startswith("--gpus") else 1 for c in fitting]
+        assert list(zip(cards, costs, strict=True)) == sorted(zip(cards, costs, strict=True))
         assert fitting[0].alters is None
         assert all(change.saved_bytes is not None and change.saved_bytes > 0 for change in advice)
 
@@ -90,11 +91,12 @@ def test_shorter_sequences_are_the_longest_that_fit() -> None:
 
 
 def test_what_the_engine_refuses_is_left_out() -> None:
-    """Closed forms have no selective checkpointing, and no sharding; the fused loss they have."""
+    """Closed forms have no selective checkpointing; PEFT's LoRA-FA optimizer takes no sharded weights."""
     options = " ".join(change.options for change in advised("lora").advice)
     assert "selective" not in options
-    assert "--shard" not in options
     assert "--loss fused" in options
+    assert "--shard fsdp" in options
+    assert "--shard" not in " ".join(change.options for change in advised("lora-fa").advice)
 
 
 def test_changes_of_the_result_are_marked() -> None:
@@ -177,3 +179,16 @@ def test_a_search_that_errs_is_put_right_by_verdicts() -> None:
     assert {change.options for change in found.advice} == {"--checkpointing full", "--bs 3 --accumulation 2"}
     assert all(change.saved_bytes is None and change.fits and change.flops_ratio is None for change in found.advice)
     assert Threshold.from_json(found.to_json()) == found
+
+
+def test_more_cards_are_judged_like_any_other_change() -> None:
+    """FSDP2 over two and eight cards: what it saves is the difference of two predictions; fewer cards come first."""
+    threshold = advised("lora")
+    run, card = threshold.run.replace(bs=threshold.first_oom), load_device("rtx4090")
+    found = [change for change in threshold.advice if change.options.startswith("--gpus")]
+    assert [change.options for change in found] == [f"--gpus {n} --shard fsdp" for n in (2, 8)]
+    alone = predict(run, [card]).fit[0].headroom_bytes
+    for change, gpus in zip(found, (2, 8), strict=True):
+        shared = predict(run.replace(gpus=gpus, shard="fsdp"), [card]).fit[0].headroom_bytes
+        assert change.saved_bytes == shared - alone
+        assert change.fits is (shared >= 0)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
@@ -41,6 +42,22 @@ AdapterForward = Callable[[Tensor, Tensor], Tensor]
 MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward"]
 
 
+class Units(Protocol):
+    """Parts of the model that come and go as wholes: a part is named by the path of its module."""
+
+    def enter(self, path: str) -> None:
+        """Its forward begins."""
+
+    def leave(self, path: str) -> None:
+        """Its forward is over."""
+
+    def output_complete(self, path: str) -> None:
+        """The gradient of its output is complete."""
+
+    def input_complete(self, path: str) -> None:
+        """The gradient of its input is complete."""
+
+
 class Builder:
     """Makes parameters and modules for one run, and keeps the inventory of what it made."""
 
@@ -50,7 +67,10 @@ class Builder:
         self.held: list[Held] = []
         self.linears: list[Linear] = []
         self.assumptions: list[str] = []
+        self.units: Units | None = None
+        """Told where the step is, where the model's layers are gathered from several GPUs."""
         self.full = run.method.name == "full"
+        self.penalty: Callable[[Builder, Tensor], Tensor] | None = None
         self._path: list[str] = []
         self._count = 1
 
@@ -100,6 +120,10 @@ class Builder:
             yield
         finally:
             self._path, self._count = outer
+
+    def finished(self, loss: Tensor) -> Tensor:
+        """Return the loss with what the method adds to it, as the model's forward ends: its outputs are still there."""
+        return loss if self.penalty is None else self.penalty(self, loss)
 
     # -- parameters -----------------------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
+from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import managed_lines
+from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
 
@@ -57,11 +59,13 @@ def predict(
         fit=fits,
         assumptions=(
             *run_assumptions(run, plan.assumptions),
+            *plan.sharing.assumptions,
             *managed_lines(plan.managed_bytes),
             device_assumption(device),
         ),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
+        communication_bytes=communicated(plan),
     )
 
 
@@ -80,13 +84,10 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
-        (run.shard not in ("none", "ddp") or run.gpus > 1, "several GPUs", "--gpus 1"),
     )
-    freezing = ("lora-fa", "lora-fa-peft", "qlora-fa")
-    if run.resolved_optimizer == "lorafa" and run.method.name not in freezing:
-        raise ContradictionError(
-            f"the lorafa optimizer freezes A: it goes with {', '.join(freezing)}, not {run.method.name}"
-        )
+    refuse_unshareable(run)
+    refuse_zero(run)
+    run.check_optimizer()
     if run.method.name == "full" and run.resolved_quant != "none":
         raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:
@@ -155,6 +156,11 @@ def _fit(plans: Plans, run: RunSpec, allocated: int, device: DeviceSpec, largest
     )
 
 
+def communicated(plan: StepPlan) -> dict[str, int] | None:
+    """Return what each GPU sends in a step, by kind; None where there is no other."""
+    return sent_bytes(plan.sharing.collectives(), plan.run.gpus) if is_shared(plan.run) else None
+
+
 # -- arithmetic ------------------------------------------------------------------------------------------------------
 
 
@@ -179,11 +185,13 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
         f"optimizer {run.resolved_optimizer}",
     ]
     if run.method.name != "full":
-        lines.append(f"adapters in {run.resolved_adapter_dtype}")
+        lines.append(f"adapters in {as_deepspeed_casts(run).resolved_adapter_dtype}")
     if run.resolved_quant != "none":
         double = "with" if run.resolved_quant == "nf4-dq" else "without"
         lines.append(f"linear weights in nf4 {double} double quantisation")
         lines.append(_PREPARED[run.prepare_kbit])
+    if is_shared(run):
+        lines.append(f"the first of {run.gpus} GPUs, whose shards are the largest; each has a batch of its own")
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
     return (*lines, *of_model)
@@ -209,6 +217,8 @@ def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
         "step time and MFU",
         *plan.optimizer.notes,
+        *plan.sharing.unmodelled,
+        *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )
 
 

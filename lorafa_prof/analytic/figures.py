@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorafa_prof.analytic.engine import NEEDED_FLOPS, refuse_unmodelled
+from lorafa_prof.analytic.engine import NEEDED_FLOPS, communicated, refuse_unmodelled
 from lorafa_prof.analytic.families.common import reaches_window
 from lorafa_prof.analytic.grid import Candidates, Grid, granules, totals
 from lorafa_prof.analytic.plan import ParameterCount, StepPlan, plan
@@ -84,6 +84,11 @@ class RunFigures:
     def parameters(self, bs: int, seq: int) -> ParameterCount:
         """Return how many parameters there are; the same for all."""
         return self._plan(bs, seq).plan.parameters
+
+    def communicated(self, bs: int, seq: int) -> int | None:
+        """Return the bytes that each of several GPUs sends in a step; the same for all configurations."""
+        sent = communicated(self._plan(bs, seq).plan)
+        return None if sent is None else sum(sent.values())
 
     def allocated(self, bs: Numbers, seq: Numbers) -> Numbers:
         """Return the peak allocated bytes, library workspaces not counted, of configurations of any group."""

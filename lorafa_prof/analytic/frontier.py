@@ -20,6 +20,7 @@ class Plans:
     def __init__(self) -> None:
         self._plans: dict[_Key, StepPlan] = {}
         self._peaks: dict[_Key, Peak] = {}
+        self._allocated: dict[_Key, int] = {}
 
     def of(self, run: RunSpec) -> StepPlan:
         """Return the plan of a run.
@@ -39,6 +40,13 @@ class Plans:
         if key not in self._peaks:
             self._peaks[key] = self.of(run).peak(run.bs, run.seq)
         return self._peaks[key]
+
+    def allocated(self, run: RunSpec) -> int:
+        """Return the bytes of a run's peak, library workspaces not counted."""
+        key = _key(run)
+        if key not in self._allocated:
+            self._allocated[key] = self.of(run).allocated(run.bs, run.seq)
+        return self._allocated[key]
 
 
 _Key = tuple[RunSpec, int]
@@ -109,4 +117,4 @@ def smallest_beyond(plans: Plans, run: RunSpec, axis: Axis, limit: int, most: in
 
 def _within(plans: Plans, run: RunSpec, axis: Axis, limit: int, part: Stretch) -> int:
     """Return how many values of a stretch, from its first on, are within `limit`."""
-    return last_within(lambda n: plans.peak(along(run, axis, part[n - 1])).allocated, limit, most=len(part))
+    return last_within(lambda n: plans.allocated(along(run, axis, part[n - 1])), limit, most=len(part))

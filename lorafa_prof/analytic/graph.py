@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.sizes import Shape
     from lorafa_prof.analytic.tape import Backward, Parameter, Storage, Tensor
 
 
-@dataclass(slots=True)
-class Edge:
+class Edge(NamedTuple):
     """Where a gradient goes, and the shape and dtype it must have there (`validate_outputs` casts and sums)."""
 
     target: Node | Parameter

@@ -5,7 +5,10 @@ The forwards are those of PEFT 0.21; what autograd keeps of them follows from th
 
 from __future__ import annotations
 
-from lorafa_prof.analytic import ops
+import itertools
+from collections.abc import Iterator
+
+from lorafa_prof.analytic import ops, ops_adalora
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
@@ -25,7 +28,9 @@ def adapter_maker(name: str) -> MakeAdapter | None:
         return None
     if name not in _METHODS:
         modelled = ", ".join(modelled_methods())
-        raise UnsupportedError(f"the analytic engine does not model the method {name} (it does: {modelled})")
+        raise UnsupportedError(
+            f"the analytic engine does not model the method {name} (it does: {modelled}); --engine simulate runs others"
+        )
     return _METHODS[name]
 
 
@@ -79,7 +84,7 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora", "pissa", "lora-plus")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
     """LoRA: A and B are trained, so A's input stays for backward."""
     return _low_rank(builder, layer, train_a=True, train_b=True)
@@ -194,6 +199,80 @@ def vera(builder: Builder, layer: Linear) -> AdapterForward:
         return ops.cast(ops.cast(result, out_dtype, "adapted result"), previous_dtype, "adapted result")
 
     return forward
+
+
+@register("adalora")
+def adalora(builder: Builder, layer: Linear) -> AdapterForward:
+    """AdaLoRA: y = W x + scaling / ranknum * B ((E * A) dropout(x)), E (r, 1): what would be singular values.
+
+    All of its initial rank stays in memory: pruning masks values and frees nothing. PEFT means to freeze ranknum, a
+    divisor, but does not when it moves an adapter to its device: so what it divides is saved, and it has a gradient.
+    """
+    if layer.quantized:
+        raise UnsupportedError(
+            "the analytic engine does not model AdaLoRA over 4-bit weights; --engine simulate runs it"
+        )
+    run, rank = builder.run, builder.run.method.rank
+    dtype = run.resolved_adapter_dtype
+    a = builder.parameter("lora_A", (rank, layer.in_features), kind=ADAPTERS, trained=True, dtype=dtype)
+    b = builder.parameter("lora_B", (layer.out_features, rank), kind=ADAPTERS, trained=True, dtype=dtype)
+    e = builder.parameter("lora_E", (rank, 1), kind=ADAPTERS, trained=True, dtype=dtype)
+    ranknum = builder.parameter("ranknum", (1,), kind=ADAPTERS, trained=True, dtype=dtype)
+    p = run.method.dropout
+    builder.penalty = orthogonality
+
+    def forward(x: Tensor, result: Tensor) -> Tensor:
+        divisor = ops.shift(ranknum, "ranknum + 1e-5")
+        x = ops.cast(x, dtype, "adapter input")
+        low = ops.linear(ops.dropout(x, p, "adapter dropout"), ops.mul(a, e, "E * A"), name="E A x")
+        # a transposed B, of which autocast keeps no copy for later uses
+        high = ops.linear(low, ops.view(b, *b.shape), name="B E A x")
+        del low
+        scaled = ops.scale(high, "scaled B E A x")
+        del high
+        scaled = ops_adalora.quotient(scaled, divisor, "scaled B E A x / ranknum")
+        # a product with a bias is made of matrices, and what comes of it a view
+        flattened = layer.bias is not None and len(result.shape) > 2
+        return (ops_adalora.add_to_view if flattened else ops_adalora.add_in_place)(result, scaled)
+
+    return forward
+
+
+def orthogonality(builder: Builder, loss: Tensor) -> Tensor:
+    """AdaLoRA's regulariser: loss + weight * mean of ||A A^T - 1|| and ||B^T B - 1||, Frobenius norms, over all layers.
+
+    It runs in the model's forward, after the loss and while the logits are there. Its backward is the first of all.
+    """
+    tape = loss.tape
+    total = covariance = identity = None
+    for matrix in _orthogonal(builder):
+        covariance = ops_adalora.gram(matrix, rows="lora_A" in matrix.name)
+        identity = tape.new("identity matrix", covariance.shape, covariance.dtype)
+        norm = ops_adalora.norm(ops.shift(covariance, "A A^T - 1"))
+        total = ops.shift(norm, "sum of norms") if total is None else ops_adalora.add_in_place(total, norm)
+        del norm
+    assert total is not None, "a model with adapters has matrices"
+    total = ops.scale(total, "mean of norms")
+    loss = ops_adalora.add_in_place(loss, ops.scale(total, "weighted mean of norms"))
+    del total, covariance, identity
+    return loss
+
+
+def _orthogonal(builder: Builder) -> Iterator[Parameter]:
+    """Yield all A and B as the real model has them: those of layers that are not built as leaves of their own."""
+    for count, layer in itertools.groupby(builder.held, key=lambda held: (held.count, _layer_of(held.parameter.name))):
+        matrices = [h.parameter for h in layer if h.parameter.name.endswith(("lora_A", "lora_B"))]
+        yield from matrices
+        for _ in range(count[0] - 1):
+            for p in matrices:
+                yield Parameter(builder.tape, p.name, p.shape, p.dtype, trained=True, kind=ADAPTERS)
+
+
+def _layer_of(name: str) -> list[str]:
+    """Return the path of the layer that a parameter is in; its whole name where that is in none."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    return parts[: numbers[0] + 1] if numbers else parts
 
 
 def _vera_shared(builder: Builder) -> tuple[Parameter, Parameter]:

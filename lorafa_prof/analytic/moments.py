@@ -7,13 +7,14 @@ length and rank (`ranks`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from lorafa_prof.analytic.grid import shifted_coefficients
-from lorafa_prof.analytic.plan import StepPlan
+from lorafa_prof.analytic.plan import OPTIMIZER_STEP, StepPlan
 from lorafa_prof.analytic.ranks import with_rank
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, rounded
 from lorafa_prof.analytic.timeline import Place
@@ -22,8 +23,10 @@ from lorafa_prof.units import ALLOCATION_GRANULE
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.intp]
 
+#: Rows that most others are held against first.
+HIGHEST = 32
 #: Rows held against all others at once, to bound the memory that this takes.
-CHUNK = 32
+CHUNK = 512
 
 Terms = tuple[tuple[Size, int], ...]
 """(bytes of one tensor, how many): their sum, each size rounded up to the allocator's granule, is bytes."""
@@ -43,7 +46,7 @@ def candidate_moments(plan: StepPlan) -> list[Moment]:
     columns = _Columns(plan)
     rows, names = _rows(plan, columns)
     kept = _undominated(rows, columns)
-    return [Moment(names[i], columns.parts(rows[i])) for i in kept]
+    return [Moment(names[i], parts) for i, parts in zip(kept, columns.parts(rows[kept]), strict=True)]
 
 
 class _Columns:
@@ -68,13 +71,16 @@ class _Columns:
             self.pairs.append(pair)
         return number, times
 
-    def parts(self, row: Floats) -> dict[str, Terms]:
-        """Return a row of counts by category."""
-        found: dict[str, list[tuple[Size, int]]] = {}
-        for number in np.flatnonzero(row):
-            category, size = self.pairs[number]
-            found.setdefault(category, []).append((size, int(row[number])))
-        return {category: tuple(sorted(terms)) for category, terms in found.items()}
+    def parts(self, rows: Floats) -> Iterator[dict[str, Terms]]:
+        """Yield rows of counts by category."""
+        order = sorted(range(len(self.pairs)), key=self.pairs.__getitem__)
+        pairs = [self.pairs[number] for number in order]
+        for counts in rows[:, order].astype(np.int64).tolist():
+            found: dict[str, list[tuple[Size, int]]] = {}
+            for (category, size), count in zip(pairs, counts, strict=True):
+                if count:
+                    found.setdefault(category, []).append((size, count))
+            yield {category: tuple(terms) for category, terms in found.items()}
 
 
 def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
@@ -83,40 +89,33 @@ def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
     held = [(*columns.of(kind.category, kind.size), count) for kind, count in plan.static]
     of_kind = [columns.of(kind.category, kind.size) for kind in timeline.kinds]
     stepping = [(*columns.of(kind.category, kind.size), count) for kind, count in plan.step_temporaries]
-    live = np.zeros(len(columns.pairs))
-    for column, times, count in held:
-        live[column] += times * count
-    changes = np.zeros((len(timeline.events) + 2, len(columns.pairs)))
-    changes[0] = live
-    names = [timeline.places[0].moment]
-    for i, (kind, change, place) in enumerate(timeline.events, start=1):
-        column, times = of_kind[kind]
-        changes[i, column] = times * change
-        names.append(timeline.places[place].moment)
-    for column, times, count in stepping:
-        changes[-1, column] += times * count
-    names.append(Place("optimizer step", "").moment)
+    kinds, change, places = (np.array(each) for each in zip(*timeline.events, strict=True))
+    column, times = (np.array(each) for each in zip(*of_kind, strict=True))
+    end = len(kinds) + 1
+    changes = np.zeros((end + 1, len(columns.pairs)))
+    changes[np.arange(1, end), column[kinds]] = times[kinds] * change
+    for at, tensors in ((0, held), (end, stepping)):
+        for number, each, count in tensors:
+            changes[at, number] += each * count
     rows = np.cumsum(changes, axis=0)
-    last = len(rows) - 1
-    tops = [0, *(i for i in range(1, last) if _is_top(plan, i)), last]
-    _, first = np.unique(rows[tops], axis=0, return_index=True)
-    tops = [tops[i] for i in sorted(first)]
-    return rows[tops], [names[i] for i in tops]
+    first: dict[bytes, int] = {}  # of moments with the same alive in them
+    for i in (0, *_tops(plan, kinds, change), end):
+        first.setdefault(rows[i].tobytes(), i)
+    moments = [place.moment for place in timeline.places]
+    names = [moments[0], *(moments[place] for place in places.tolist()), Place(OPTIMIZER_STEP, "").moment]
+    return rows[[*first.values()]], [names[i] for i in first.values()]
 
 
-def _is_top(plan: StepPlan, position: int) -> bool:
-    """Say whether the moment after the event `position` (from 1) can be higher than its neighbours.
+def _tops(plan: StepPlan, kinds: Numbers, change: Numbers) -> list[int]:
+    """Return the numbers of the events, from 1, after which the memory can be higher than before and afterwards.
 
-    It begins with a birth, and what follows is a death, the optimizer step, or the birth of what can have no size: that
-    leaves the memory where it is, and the first moment of a height is the peak.
+    It is a birth, and what follows is a death, the optimizer step, or the birth of what can have no size: that leaves
+    the memory where it is, and the first moment of a height is the peak.
     """
-    events, kinds = plan.timeline.events, plan.timeline.kinds
-    if events[position - 1][1] < 0:
-        return False
-    if position == len(events):
-        return True
-    kind, change, _ = events[position]
-    return change < 0 or any(symbol in CAN_VANISH for symbol in kinds[kind].size[1])
+    may_vanish = np.array([any(symbol in CAN_VANISH for symbol in kind.size[1]) for kind in plan.timeline.kinds])
+    followed = np.append((change[1:] < 0) | may_vanish[kinds[1:]], True)
+    tops: list[int] = (np.flatnonzero((change > 0) & followed) + 1).tolist()
+    return tops
 
 
 def _undominated(rows: Floats, columns: _Columns) -> list[int]:
@@ -129,7 +128,7 @@ def _undominated(rows: Floats, columns: _Columns) -> list[int]:
     highest_first = np.argsort(-bounds.lower.sum(axis=1), kind="stable")
     kept = np.arange(len(rows))
     # Beating is transitive, so what the highest few beat need not be held against the others.
-    for rivals in (highest_first[:CHUNK], None):
+    for rivals in (highest_first[:HIGHEST], None):
         by = kept if rivals is None else rivals
         beaten = [bounds.beaten(part, by) for part in np.array_split(kept, -(-len(kept) // CHUNK))]
         kept = kept[~np.concatenate(beaten)]
@@ -153,11 +152,16 @@ class _Bounds:
 
     def beaten(self, rows: Numbers, by: Numbers) -> npt.NDArray[np.bool_]:
         """Return which of the rows are beaten by one of `by`."""
-        total, rival = self.total[rows, None], self.total[by]
-        upper, lower = self.upper[rows, None], self.lower[by]
-        more = (total <= rival).all(axis=2)
-        above = (upper <= lower).all(axis=2)
-        higher = (more & (total < rival)[:, :, self.solid].any(axis=2)) | (above & (upper[:, :, 0] < lower[:, 0]))
+        shape = (len(rows), len(by))
+        more, less, above = np.ones(shape, bool), np.zeros(shape, bool), np.ones(shape, bool)
+        # Column by column: of an array of three dimensions the last would be too short for numpy to be quick.
+        for total, rival, solid in zip(self.total[rows].T, self.total[by].T, self.solid, strict=True):
+            more &= total[:, None] <= rival
+            if solid:
+                less |= total[:, None] < rival
+        for upper, lower in zip(self.upper[rows].T, self.lower[by].T, strict=True):
+            above &= upper[:, None] <= lower
+        higher = (more & less) | (above & (self.upper[rows, :1] < self.lower[by, 0]))
         beats = (more | above) & (higher | (by < rows[:, None]))
         found: npt.NDArray[np.bool_] = np.any(beats, axis=1)
         return found

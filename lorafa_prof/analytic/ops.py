@@ -24,7 +24,8 @@ def promoted(*dtypes: str) -> str:
     return "fp32" if {"bf16", "fp16"} <= set(dtypes) else best
 
 
-def _grad(grads: Grads) -> Tensor:
+def grad_of(grads: Grads) -> Tensor:
+    """Return the gradient of an operation's only output."""
     grad = grads[0]
     assert grad is not None, "an operation with one output runs when its gradient is there"
     return grad
@@ -45,7 +46,7 @@ def cast(x: Tensor, dtype: str, name: str = "cast") -> Tensor:
     out = like(x, f"{name} to {dtype}", dtype)
     if x.tape.needs_grad(x):
         source = x.dtype
-        x.tape.record("to", [x], out, [], lambda g: [like(_grad(g), "cast of gradient", source)])
+        x.tape.record("to", [x], out, [], lambda g: [like(grad_of(g), "cast of gradient", source)])
     return out
 
 
@@ -81,7 +82,7 @@ def narrow(x: Tensor, *shape: int | str) -> Tensor:
     out = Tensor(x.tape, x.storage, shape, x.dtype)
     if x.tape.needs_grad(x):
         full = x.shape
-        x.tape.record("slice", [x], out, [], lambda g: [x_zeros(_grad(g), full)])
+        x.tape.record("slice", [x], out, [], lambda g: [x_zeros(grad_of(g), full)])
     return out
 
 
@@ -108,7 +109,7 @@ def cat(parts: Sequence[Tensor], *shape: int | str) -> Tensor:
         shapes = [p.shape for p in parts]
 
         def backward(g: Grads) -> list[Tensor | None]:
-            grad = _grad(g)
+            grad = grad_of(g)
             return [grad.viewed(shape) for shape in shapes]
 
         tape.record("cat", parts, out, [], backward)
@@ -144,7 +145,7 @@ def mul(a: Tensor, b: Tensor, name: str = "product") -> Tensor:
         dtype = promoted(a.dtype, b.dtype)
 
         def backward(g: Grads) -> list[Tensor | None]:
-            grad = _grad(g)
+            grad = grad_of(g)
             return [like(grad, "gradient of factor", dtype) if need else None for need in (need_a, need_b)]
 
         tape.record("mul", [a, b], out, [b if need_a else None, a if need_b else None], backward)
@@ -155,7 +156,7 @@ def divide(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
     """a / b with b no variable: b is saved. Backward: grad / b."""
     out = a.tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
     if a.tape.needs_grad(a):
-        a.tape.record("div", [a], out, [b], lambda g: [like(_grad(g), "gradient of quotient")])
+        a.tape.record("div", [a], out, [b], lambda g: [like(grad_of(g), "gradient of quotient")])
     return out
 
 
@@ -163,7 +164,7 @@ def scale(x: Tensor, name: str = "scaled") -> Tensor:
     """x times (or divided by, or plus) a Python number: nothing is saved on the device."""
     out = like(x, name)
     if x.tape.needs_grad(x):
-        x.tape.record("mul by scalar", [x], out, [], lambda g: [like(_grad(g), "scaled gradient")])
+        x.tape.record("mul by scalar", [x], out, [], lambda g: [like(grad_of(g), "scaled gradient")])
     return out
 
 
@@ -179,7 +180,7 @@ def neg(x: Tensor) -> Tensor:
     """-x: nothing is saved."""
     out = like(x, "negated")
     if x.tape.needs_grad(x):
-        x.tape.record("neg", [x], out, [], lambda g: [like(_grad(g), "negated gradient")])
+        x.tape.record("neg", [x], out, [], lambda g: [like(grad_of(g), "negated gradient")])
     return out
 
 
@@ -189,7 +190,7 @@ def power(x: Tensor, exponent: int = 2) -> Tensor:
     if x.tape.needs_grad(x):
 
         def backward(g: Grads) -> list[Tensor | None]:
-            inner = like(_grad(g), "x**(n-1)")
+            inner = like(grad_of(g), "x**(n-1)")
             scaled = like(inner, "n*x**(n-1)")
             result = like(scaled, "gradient of power")
             del inner, scaled
@@ -205,7 +206,7 @@ def row_mean(x: Tensor) -> Tensor:
     out = x.tape.new("row mean", shape, x.dtype)
     if x.tape.needs_grad(x):
         full, tape = x.shape, x.tape
-        tape.record("mean", [x], out, [], lambda g: [tape.new("gradient of mean", full, _grad(g).dtype)])
+        tape.record("mean", [x], out, [], lambda g: [tape.new("gradient of mean", full, grad_of(g).dtype)])
     return out
 
 
@@ -215,7 +216,7 @@ def rsqrt(x: Tensor) -> Tensor:
     if x.tape.needs_grad(x):
 
         def backward(g: Grads) -> list[Tensor | None]:
-            half = like(_grad(g), "-0.5*grad")
+            half = like(grad_of(g), "-0.5*grad")
             cube = like(half, "result**3")
             result = like(half, "gradient of rsqrt")
             del half, cube
@@ -230,7 +231,7 @@ def unary(x: Tensor, name: str, *, saves: str) -> Tensor:
     out = like(x, name)
     if x.tape.needs_grad(x):
         kept = x if saves == "input" else out
-        x.tape.record(name, [x], out, [kept], lambda g: [like(_grad(g), f"gradient of {name}")])
+        x.tape.record(name, [x], out, [kept], lambda g: [like(grad_of(g), f"gradient of {name}")])
     return out
 
 
@@ -242,7 +243,7 @@ def dropout(x: Tensor, p: float, name: str = "dropout") -> Tensor:
     out = like(x, name)
     mask = like(x, f"{name} mask", "bool")
     if tape.needs_grad(x):
-        tape.record("native_dropout", [x], out, [mask], lambda g: [like(_grad(g), f"gradient of {name}")])
+        tape.record("native_dropout", [x], out, [mask], lambda g: [like(grad_of(g), f"gradient of {name}")])
     return out
 
 

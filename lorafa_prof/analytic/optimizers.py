@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lorafa_prof.analytic import lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
-from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.analytic.tape import Parameter, Tape
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 
@@ -35,9 +36,11 @@ class OptimizerCost:
     notes: tuple[str, ...] = ()
     managed: tuple[StateTensor, ...] | None = None
     """States in CUDA's managed memory, outside the allocator; None: the optimizer is not a paged one."""
+    steps: Tape | None = None
+    """Where what it holds comes and goes while it steps: the record of that, in place of `temporaries`."""
 
 
-Rule = Callable[[Sequence[Held]], OptimizerCost]
+Rule = Callable[[Sequence[Held], RunSpec], OptimizerCost]
 
 
 def _moments(trained: Sequence[Held], names: Sequence[str] = ("exp_avg", "exp_avg_sq")) -> tuple[StateTensor, ...]:
@@ -49,7 +52,7 @@ def _moments(trained: Sequence[Held], names: Sequence[str] = ("exp_avg", "exp_av
     )
 
 
-def adamw(trained: Sequence[Held]) -> OptimizerCost:
+def adamw(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.AdamW, foreach: sqrt(exp_avg_sq) of all parameters of a dtype at once. Step counters are on the host.
 
     Groups of different dtypes follow one another; the first group's list is still bound while the second's is made.
@@ -57,20 +60,20 @@ def adamw(trained: Sequence[Held]) -> OptimizerCost:
     return OptimizerCost(_moments(trained), _moments(trained, ("sqrt of exp_avg_sq",)))
 
 
-def lora_plus(trained: Sequence[Held]) -> OptimizerCost:
+def lora_plus(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """LoRA+ as PEFT makes it: AdamW, foreach, with A and B in groups of their own, which step one after the other."""
     groups = [[h for h in trained if ("lora_B" in h.parameter.name) is b] for b in (False, True)]
     largest = max(groups, key=lambda group: sum(rounded(h.parameter.size[0]) * h.count for h in group))
     return OptimizerCost(_moments(trained), _moments(largest, ("sqrt of exp_avg_sq",)))
 
 
-def adamw_fused(trained: Sequence[Held]) -> OptimizerCost:
+def adamw_fused(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.AdamW, fused: no temporaries, but a step counter a parameter on the device."""
     steps = tuple(StateTensor(h.parameter.name, "step", (), "fp32", h.count) for h in trained)
     return OptimizerCost((*_moments(trained), *steps), ())
 
 
-def sgd(trained: Sequence[Held]) -> OptimizerCost:
+def sgd(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """torch.optim.SGD without momentum or weight decay: no state, no temporaries."""
     del trained
     return OptimizerCost((), ())
@@ -80,7 +83,7 @@ def sgd(trained: Sequence[Held]) -> OptimizerCost:
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
 
-def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
+def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all.
 
     The tables go to the device with the first state in 8 bits.
@@ -103,19 +106,19 @@ def adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
 SMALLEST_PAGED = 100_000
 
 
-def paged_adamw_8bit(trained: Sequence[Held]) -> OptimizerCost:
+def paged_adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """bitsandbytes' PagedAdamW8bit: as AdamW8bit, but the moments of large parameters are in managed memory.
 
     Scales, code tables and small states are in the allocator's memory.
     """
     large = {h.parameter.name for h in trained if h.parameter.numel >= SMALLEST_PAGED}
     of_each: dict[bool, list[StateTensor]] = {True: [], False: []}
-    for state in adamw_8bit(trained).states:
+    for state in adamw_8bit(trained, run).states:
         of_each[state.parameter in large and state.name in ("state1", "state2")].append(state)
-    return OptimizerCost(tuple(of_each[False]), (), (), tuple(of_each[True]))
+    return OptimizerCost(tuple(of_each[False]), (), managed=tuple(of_each[True]))
 
 
-def adafactor(trained: Sequence[Held]) -> OptimizerCost:
+def adafactor(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """transformers' Adafactor as its Trainer makes it (scale_parameter and relative_step off), parameter by parameter.
 
     A matrix has fp32 means of its rows and of its columns, anything else a full fp32 second moment; each parameter has
@@ -163,7 +166,7 @@ def _bytes(tensors: Iterable[StateTensor]) -> int:
     return sum(int(rounded(size_of(tensor.shape, tensor.dtype)[0])) * tensor.count for tensor in tensors)
 
 
-def lorafa(trained: Sequence[Held]) -> OptimizerCost:
+def lorafa(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """PEFT's LoRA-FA optimizer: moments of B, and module after module an r x r inverse and the projected gradient.
 
     Of one module at a time: A A^T and its inverse, and under the step's own bf16 autocast the casts of the inverse and
@@ -191,6 +194,24 @@ def lorafa(trained: Sequence[Held]) -> OptimizerCost:
     return OptimizerCost(_moments(trained), (*square, *halves, *wide), (note,))
 
 
+def lora_pro(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """LoRA-Pro, with moments of the adjusted gradients."""
+    steps = lora_pro_step.step_of_adapters(*lora_pro_step.paired(trained))
+    return OptimizerCost(_moments(trained), (), (lora_pro_step.NOTE,), steps=steps)
+
+
+def lora_pro_full(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """LoRA-Pro, with moments of each weight's equivalent gradient, in the dtype that the weight was loaded in."""
+    pairs, others = lora_pro_step.paired(trained)
+    states = tuple(
+        StateTensor(pair.b, name, pair.wide, run.dtype, pair.count)
+        for pair in pairs
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    steps = lora_pro_step.step_of_weights(pairs, others, run.dtype)
+    return OptimizerCost((*states, *_moments(others)), (), (lora_pro_step.NOTE,), steps=steps)
+
+
 def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor, ...]:
     if not trained:
         return ()
@@ -198,9 +219,21 @@ def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor
     return tuple(StateTensor(parameter.name, name, parameter.shape, parameter.dtype, 1) for name in names)
 
 
+def with_importances(cost: OptimizerCost, trained: Sequence[Held]) -> OptimizerCost:
+    """Add what PEFT's RankAllocator keeps of each number of A, B and E, and makes anew after the optimizer's step.
+
+    Parameter after parameter: at the most three tensors of its size, each beside the one that it takes the place of.
+    """
+    matrices = [h for h in trained if "lora_" in h.parameter.name]
+    kept = _moments(matrices, ("ipt", "exp_avg_ipt", "exp_avg_unc"))
+    made = _largest(matrices, ("smoothed importance", "smoothed uncertainty", "new importance"))
+    temporaries = max(cost.temporaries, made, key=_bytes)
+    return replace(cost, states=(*cost.states, *kept), temporaries=temporaries)
+
+
 _RULES: dict[str, Rule] = {
     "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw-8bit": paged_adamw_8bit,
-    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa,
+    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa, "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
 }  # fmt: skip
 
 
@@ -230,8 +263,9 @@ def _cost_of(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     if run.method.name == "lora-plus":
         if name != "adamw":
             raise UnsupportedError(f"LoRA+ is modelled with --optimizer adamw, not with {name}")
-        return lora_plus(trained)
+        return lora_plus(trained, run)
     if name not in _RULES:
         known = ", ".join(_RULES)
         raise UnsupportedError(f"the analytic engine does not model the optimizer {name} (it does: {known})")
-    return _RULES[name](trained)
+    cost = _RULES[name](trained, run)
+    return with_importances(cost, trained) if run.method.name == "adalora" else cost

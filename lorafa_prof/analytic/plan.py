@@ -6,24 +6,32 @@ temporaries. `memory` evaluates one configuration; `peak_allocated` evaluates ar
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.families.common import window_binds
-from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
+from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
 from lorafa_prof.analytic.tape import GRADIENTS
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
+from lorafa_prof.analytic.zero import as_deepspeed_casts
 from lorafa_prof.specs import RunSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+OPTIMIZER_STEP = "optimizer step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +65,11 @@ class StepPlan:
         self.run = run
         self.assumptions = trace.builder.assumptions
         self._held = trace.builder.held
-        self.timeline: Timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
+        self._traced_timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
         self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
         """All floating-point operations: (pass, kind, how many)."""
-        self._trace = trace
+        self.sharing = trace.sharing
+        """How the step is shared with other GPUs."""
 
     # -- parameters -----------------------------------------------------------------------------------------------
 
@@ -78,15 +87,19 @@ class StepPlan:
 
     @cached_property
     def gradient_bytes(self) -> int:
-        """Gradients of all trained parameters, rounded tensor by tensor."""
-        trained = [h for h in self._held if h.parameter.requires_grad]
-        return sum(rounded(h.parameter.size[0]) * h.count for h in trained)
+        """Gradients that there are when the optimizer steps, rounded tensor by tensor."""
+        return self.sharing.gradient_bytes()
 
     @cached_property
     def optimizer(self) -> OptimizerCost:
         """States and temporaries of the optimizer."""
-        trained = [h for h in self._held if h.parameter.requires_grad]
-        return optimizer_cost(self.run, trained)
+        return self.sharing.optimizer()
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Births and deaths of the step, those within the optimizer's among them where it has a record of them."""
+        steps = self.optimizer.steps
+        return self._traced_timeline if steps is None else self._traced_timeline.followed_by(steps, OPTIMIZER_STEP)
 
     # -- static memory --------------------------------------------------------------------------------------------
 
@@ -94,8 +107,10 @@ class StepPlan:
     def static(self) -> list[tuple[Kind, int]]:
         """Tensors that are there through the whole step: (kind, how many)."""
         counts: Counter[Kind] = Counter()
-        for held in self._held:
+        for held in self.sharing.held():
             counts[_parameter_kind(held)] += held.count
+        for buffer, category in self.sharing.always():
+            counts[_state_kind(buffer, category)] += buffer.count
         for state in self.optimizer.states:
             counts[_state_kind(state, "optimizer")] += state.count
         if self.run.accumulation > 1:  # those of the micro-batches before
@@ -144,10 +159,25 @@ class StepPlan:
             name = "loss" if place.module == "loss" else place.phase
             phases[name] = max(high, phases.get(name, 0))
         stepping = live + sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
-        phases["optimizer step"] = stepping
+        phases[OPTIMIZER_STEP] = max(stepping, phases.get(OPTIMIZER_STEP, 0))
         if stepping > top:
             top, position = stepping, len(self.timeline.events)
         return Peak(top, self.place_at(position), position, phases)
+
+    def allocated(self, bs: int, seq: int) -> int:
+        """Return the bytes of `peak` alone, in a fraction of the time: what a search for a threshold asks for."""
+        values = symbol_values(bs, seq)
+        sizes = [rounded(k.size[0] * product_of(k.size[1], values)) for k in self.timeline.kinds]
+        kinds, changes, _ = self._columns
+        live = list(accumulate(map(mul, map(sizes.__getitem__, kinds), changes), initial=self.static_bytes))
+        stepping = sum(rounded(kind.size[0]) * count for kind, count in self.step_temporaries)
+        highest: int = max(*live, live[-1] + stepping)
+        return highest
+
+    @cached_property
+    def _columns(self) -> list[tuple[int, ...]]:
+        """The events as columns: kinds, changes, places."""
+        return list(zip(*self.timeline.events, strict=True))
 
     def alive(self, position: int) -> list[tuple[Kind, int]]:
         """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""
@@ -159,7 +189,7 @@ class StepPlan:
     def place_at(self, position: int) -> Place:
         """Return where in the step a position of the timeline is, -1 for before it, its length for the optimizer."""
         if position >= len(self.timeline.events):
-            return Place("optimizer step", "")
+            return Place(OPTIMIZER_STEP, "")
         return self.timeline.places[self.timeline.events[position][2] if position >= 0 else 0]
 
     def saved(self) -> list[tuple[Kind, int]]:
@@ -183,9 +213,17 @@ class StepPlan:
         """Return floating-point operations of one step by (pass, kind): "forward", "backward" or "recompute"."""
         values = symbol_values(bs, seq)
         total: dict[tuple[str, str], int] = {}
-        for where, kind, (coefficient, symbols) in self.flops_by_size:
+        for (where, kind, symbols), coefficient in self._flops_by_symbols.items():
             total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
         return total
+
+    @cached_property
+    def _flops_by_symbols(self) -> Mapping[tuple[str, str, str], int]:
+        """Coefficients of all floating-point operations by (pass, kind, symbols)."""
+        summed: dict[tuple[str, str, str], int] = {}
+        for where, kind, (coefficient, symbols) in self.flops_by_size:
+            summed[where, kind, symbols] = summed.get((where, kind, symbols), 0) + coefficient
+        return summed
 
     # -- arrays ---------------------------------------------------------------------------------------------------
 
@@ -250,4 +288,20 @@ def plan(run: RunSpec) -> StepPlan:
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
-    return StepPlan(run, trace_step(run))
+    with _collector_paused():
+        return StepPlan(run, trace_step(as_deepspeed_casts(run)))
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector from looking through tens of thousands of new objects, a sixth of a plan's time.
+
+    A trace has no cycles: all of it goes when its last reference does.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -20,6 +20,7 @@ from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, P
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
+WORKSPACES = "workspaces"
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
 INPUT = "input"
 
@@ -27,11 +28,10 @@ INPUT = "input"
 class Item:
     """What the record keeps of one storage: where it was born, what it is, how large."""
 
-    __slots__ = ("category", "dtype", "module", "name", "saved", "shape", "size")
+    __slots__ = ("category", "dtype", "module", "name", "saved", "shape")
 
     def __init__(self, module: str, name: str, shape: Shape, dtype: str, category: str) -> None:
         self.module, self.name, self.shape, self.dtype = module, name, shape, dtype
-        self.size: Size = size_of(shape, dtype)
         self.category = category
         self.saved = False
 
@@ -126,8 +126,11 @@ class Tape:
         self.accumulates = False  # gradients of earlier micro-batches are there, and what comes is added to them
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
+        #: told of each trained parameter when its gradient is complete
+        self.on_gradient: Callable[[Parameter], None] | None = None
         self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
         self._seq = 0
+        self._checkpoints = False  # whether anything was run without keeping what it saves
         self._frame: CheckpointFrame | None = None
         self._recomputing: CheckpointFrame | None = None
 
@@ -145,9 +148,10 @@ class Tape:
 
     def enter(self, module: str, phase: str | None = None) -> None:
         """Say which module (and phase) the events from here on belong to."""
-        self.module = module
-        self.phase = phase or self.phase
-        self.marks.append((len(self.events), self.phase, module))
+        phase = phase or self.phase
+        if module != self.module or phase != self.phase:
+            self.module, self.phase = module, phase
+            self.marks.append((len(self.events), phase, module))
 
     # -- births ---------------------------------------------------------------------------------------------------
 
@@ -173,7 +177,11 @@ class Tape:
 
     def needs_grad(self, *inputs: Tensor | None) -> bool:
         """Say whether an operation on these inputs is recorded for backward."""
-        return self.grad_enabled and any(x is not None and x.requires_grad for x in inputs)
+        if self.grad_enabled:
+            for x in inputs:
+                if x is not None and x.requires_grad:
+                    return True
+        return False
 
     def record(
         self,
@@ -265,6 +273,7 @@ class Tape:
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
+        self._checkpoints = True
         frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
         outer, self._frame = self._frame, frame
         for x in inputs:
@@ -301,12 +310,14 @@ class Tape:
 
     def _run(self, node: Node, heap: list[tuple[int, Node]]) -> None:
         self.enter(node.module)
-        self._recompute_for(node)
+        if self._checkpoints:
+            self._recompute_for(node)
         grads, node.grads = node.grads, None
         assert grads is not None, "a node runs when gradients have arrived"
         outs = list(node.backward(grads))
         # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
-        node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
+        if self._checkpoints:
+            node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
         for i, edge in enumerate(node.edges):
             outs[i] = self._conform(outs[i], edge) if edge is not None else None
         for held in grads:
@@ -330,9 +341,11 @@ class Tape:
 
     def _conform(self, grad: Tensor | None, edge: Edge) -> Tensor | None:
         """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""
-        if grad is not None and elements(grad.shape) != elements(edge.shape):
+        if grad is None:
+            return None
+        if grad.shape != edge.shape and elements(grad.shape) != elements(edge.shape):
             grad = self.new("sum to size", edge.shape, grad.dtype)
-        if grad is not None and grad.dtype != edge.dtype:
+        if grad.dtype != edge.dtype:
             grad = self.new("cast of gradient", grad.shape, edge.dtype)
         return grad
 
@@ -375,6 +388,8 @@ class Tape:
                 leaf.grad = None
             else:
                 item.category = GRADIENTS
+                if self.on_gradient is not None:
+                    self.on_gradient(leaf)
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ class ClosedForms:
     def headroom(self, run: RunSpec, device: DeviceSpec) -> int:
         """See `lorafa_prof.thresholds.Engine.headroom`."""
         refuse_unmodelled(run)
-        return device.total_bytes - outside_plan(device) - self._plans.peak(run).allocated
+        return device.total_bytes - outside_plan(device) - self._plans.allocated(run)
 
     def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
         """See `lorafa_prof.thresholds.Engine.largest`; exact, also where memory falls along the axis."""
@@ -54,7 +54,8 @@ class ClosedForms:
         try:
             if run.checkpointing == "selective":
                 return self._without_recomputation(run.replace(checkpointing="full"))
-            return predict(run, plans=self._plans).throughput.executed_flops
+            refuse_unmodelled(run)
+            return sum(self._plans.of(run).flops(run.bs, run.seq).values()) * run.accumulation
         except LorafaProfError:
             return None
 

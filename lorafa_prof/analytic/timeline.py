@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 from lorafa_prof.analytic.builder import TRACED_LAYERS
 from lorafa_prof.analytic.sizes import Shape, Size, size_of
@@ -22,8 +24,13 @@ from lorafa_prof.analytic.tape import GRADIENTS, Tape
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+@cache
+def _generic(name: str) -> str:
+    """Return a module's name with a star for the layer's number."""
+    return _LAYER_NUMBER.sub("*", name)
+
+
+class Kind(NamedTuple):
     """Storages that are the same tensor of different layers."""
 
     module: str
@@ -36,8 +43,7 @@ class Kind:
     """Autograd keeps it for backward."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where in the step an event happened."""
 
     phase: str
@@ -61,56 +67,62 @@ class Timeline:
     end_of_forward: int
     """Position in `events` where the forward and the loss are done."""
 
-    def live_at(self, position: int) -> Counter[int]:
+    def live_at(self, position: int) -> dict[int, int]:
         """Return how many storages of each kind are alive after the event at `position` (-1: before the first)."""
-        live: Counter[int] = Counter()
+        live: dict[int, int] = {}
         for kind, change, _ in self.events[: position + 1]:
-            live[kind] += change
+            live[kind] = live.get(kind, 0) + change
         return live
+
+    def followed_by(self, tape: Tape, phase: str) -> Timeline:
+        """Return the timeline with what a tape has recorded after it, all of it in one phase."""
+        later = _Kinds(tape)
+        born = [(event, 1) if event >= 0 else (~event, -1) for event in tape.events]
+        events = [(len(self.kinds) + later.of_item[item], change, len(self.places)) for item, change in born]
+        return Timeline(
+            [*self.kinds, *later.kinds], [*self.events, *events], [*self.places, Place(phase, "")], self.end_of_forward
+        )
 
 
 class _Kinds:
     """Numbers the kinds as they turn up."""
 
     def __init__(self, tape: Tape) -> None:
+        self.of_item: list[int] = []
+        """The kind of each storage of the tape."""
         self.kinds: list[Kind] = []
-        self._number: dict[tuple[object, ...], int] = {}
-        self._of_item: list[int] = []
-        generic: dict[str, str] = {}
+        number: dict[tuple[object, ...], int] = {}
         for item in tape.items:
-            module = generic.get(item.module)
-            if module is None:
-                module = generic[item.module] = _LAYER_NUMBER.sub("*", item.module)
-            name = _LAYER_NUMBER.sub("*", item.name) if item.category == GRADIENTS else item.name
-            key = (module, name, *item.key[2:], item.saved)
-            number = self._number.get(key)
-            if number is None:
-                number = self._number[key] = len(self.kinds)
-                self.kinds.append(Kind(module, name, *item.key[2:], item.size, item.saved))
-            self._of_item.append(number)
-
-    def change(self, event: int) -> tuple[int, int]:
-        """Return (kind, +1 or -1) of a tape event."""
-        return (self._of_item[event], 1) if event >= 0 else (self._of_item[~event], -1)
+            name = _generic(item.name) if item.category == GRADIENTS else item.name
+            shape, dtype, category = described = item.key[2:]
+            module = _generic(item.module)
+            kind = number.setdefault((module, name, described, item.saved), len(self.kinds))
+            if kind == len(self.kinds):
+                self.kinds.append(Kind(module, name, shape, dtype, category, size_of(shape, dtype), item.saved))
+            self.of_item.append(kind)
 
 
 def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
     """Return the timeline of all layers from the tape of the traced ones, up to event `stop`."""
     kinds = _Kinds(tape)
-    places = _Places(tape)
-    copied = [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]
+    places, moves = _places(tape, stop)
+    blocks: dict[int, list[tuple[int, int]]] = {}
+    deaths = dict.fromkeys(range(len(tape.items)), -1)
+    for copies in [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]:
+        copies.insert(blocks, kinds)
+        for storage in copies.die_with_original:
+            deaths[storage] -= copies.times
     events: list[tuple[int, int, int]] = []
-    end = 0
+    end = place = 0
     for position, event in enumerate(tape.events[:stop]):
-        for copies in copied:
-            events.extend((kind, change, places.at(position)) for kind, change in copies.blocks(position, kinds))
+        place = moves.get(position, place)
+        if position in blocks:
+            events.extend((kind, change, place) for kind, change in blocks[position])
         if position == end_of_forward:
             end = len(events)
-        kind, change = kinds.change(event)
-        if event < 0:
-            change -= sum(copies.times for copies in copied if ~event in copies.die_with_original)
-        events.append((kind, change, places.at(position)))
-    return Timeline(kinds.kinds, events, places.places, end or len(events))
+        change, storage = (1, event) if event >= 0 else (deaths[~event], ~event)
+        events.append((kinds.of_item[storage], change, place))
+    return Timeline(kinds.kinds, events, places, end or len(events))
 
 
 @dataclass(frozen=True)
@@ -125,17 +137,15 @@ class _Copies:
     die_in_block: list[int]
     die_with_original: set[int]
 
-    def blocks(self, position: int, kinds: _Kinds) -> Iterator[tuple[int, int]]:
-        """Yield the (kind, change) that happen at once before the event at `position`: first what goes."""
-        if position == self.forward_block:
-            yield from self._changes(self.born_in_forward, kinds, self.times)
-        if position == self.backward_block:
-            yield from self._changes(self.die_in_block, kinds, -self.times)
-            yield from self._changes(self.born_in_backward, kinds, self.times)
-
-    def _changes(self, storages: list[int], kinds: _Kinds, times: int) -> Iterator[tuple[int, int]]:
-        counts = Counter(kinds.change(storage)[0] for storage in storages)
-        return ((kind, count * times) for kind, count in counts.items())
+    def insert(self, blocks: dict[int, list[tuple[int, int]]], kinds: _Kinds) -> None:
+        """Add the (kind, change) that happen at once before the event at a position: first what goes."""
+        for position, storages, times in (
+            (self.forward_block, self.born_in_forward, self.times),
+            (self.backward_block, self.die_in_block, -self.times),
+            (self.backward_block, self.born_in_backward, self.times),
+        ):
+            counts = Counter(kinds.of_item[storage] for storage in storages)
+            blocks.setdefault(position, []).extend((kind, count * times) for kind, count in counts.items())
 
 
 def _shortened(tape: Tape) -> list[tuple[int, int]]:
@@ -178,25 +188,15 @@ def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
     return ranges
 
 
-class _Places:
-    """The distinct places of a tape, and which one is current at a position asked for in rising order."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.places: list[Place] = [Place("forward", "")]
-        self._number: dict[tuple[str, str], int] = {("forward", ""): 0}
-        self._marks = tape.marks
-        self._next = 0
-        self._now = 0
-
-    def at(self, position: int) -> int:
-        """Return the number of the place of the event at `position`."""
-        while self._next < len(self._marks) and self._marks[self._next][0] <= position:
-            _, phase, module = self._marks[self._next]
-            self._next += 1
-            self._now = self._number.setdefault((phase, module), len(self.places))
-            if self._now == len(self.places):
-                self.places.append(Place(phase, module))
-        return self._now
+def _places(tape: Tape, stop: int) -> tuple[list[Place], dict[int, int]]:
+    """Return the distinct places of a tape up to event `stop`, and by position where it becomes which of them."""
+    number = {Place("forward", ""): 0}
+    moves = {
+        position: number.setdefault(Place(phase, module), len(number))
+        for position, phase, module in tape.marks
+        if position < stop
+    }
+    return list(number), moves
 
 
 def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
@@ -209,5 +209,4 @@ def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
 
 def state_kind(module: str, name: str, shape: Shape, dtype: str, category: str) -> Kind:
     """Return the kind of a tensor that is not on the tape: a weight, a state, an optimizer's temporary."""
-    generic = _LAYER_NUMBER.sub("*", module)
-    return Kind(generic, name, shape, dtype, category, size_of(shape, dtype))
+    return Kind(_generic(module), name, shape, dtype, category, size_of(shape, dtype))

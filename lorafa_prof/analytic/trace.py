@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.ddp import Ddp
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, Item, Tape, Tensor
+from lorafa_prof.analytic.sharded import Frozen, Fsdp
+from lorafa_prof.analytic.sharing import Alone
+from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
+from lorafa_prof.analytic.zero import Zero
 from lorafa_prof.specs import ModelSpec, RunSpec
+
+_WAYS: dict[str, type[Alone]] = {
+    "none": Alone, "ddp": Ddp, "fsdp": Fsdp, "frozen": Frozen, "zero1": Zero, "zero2": Zero, "zero3": Zero,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class StepTrace:
     """Position in the tape's events when the forward and the loss were done."""
     end: int
     """Position at the end of the backward: the batch, the loss and the gradients are alive."""
+    sharing: Alone
+    """How the step is shared with other GPUs."""
 
     def saved(self) -> list[Item]:
         """Return the storages that autograd keeps at the end of the forward."""
@@ -51,15 +61,20 @@ def trace_step(run: RunSpec) -> StepTrace:
     tape.accumulates = run.accumulation > 1
     if run.amp:
         tape.autocast = "bf16"
+    sharing = _WAYS[run.shard](builder, run)
+    sharing.begin()
     loss = model.loss()
+    sharing.end_forward()
     tape.autocast = None
     tape.cast_cache.clear()
     end_of_forward = len(tape.events)
     _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
+    sharing.begin_backward()
     tape.backward(ops.scale(loss, "share of the loss") if tape.accumulates else loss)
+    sharing.end_backward()
     _mark_logits(tape, run.spec)
-    return StepTrace(builder, tape, end_of_forward, len(tape.events))
+    return StepTrace(builder, tape, end_of_forward, len(tape.events), sharing)
 
 
 def _alive(events: Sequence[int]) -> list[int]:
@@ -74,11 +89,12 @@ def _keep_what_is_alive(tape: Tape, loss: Tensor) -> None:
     """Count what is alive when the forward is over as kept by autograd, for then only the graph of the loss holds it.
 
     That is more than operations save: a leaf is held by the node that accumulates its gradient, and a checkpointed
-    region holds all that it was given, positions and masks too, to run once more.
+    region holds all that it was given, positions and masks too, to run once more. Gathered weights are not autograd's.
     """
     assert loss.storage is not None, "the loss has a storage"
     for index in _alive(tape.events):
-        tape.items[index].saved |= index != loss.storage.index
+        item = tape.items[index]
+        item.saved |= index != loss.storage.index and item.category != WORKSPACES
 
 
 def _mark_logits(tape: Tape, spec: ModelSpec) -> None:

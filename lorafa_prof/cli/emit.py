@@ -7,13 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 import click
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.reports.output import require_writable, write_atomically
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
@@ -45,6 +43,8 @@ def check_output(ctx: click.Context, param: click.Parameter, value: str | None) 
     # "-" is stdout, as everywhere; a file that cannot be written is told before the work begins, not after it.
     if value is None or value == "-" or ctx.resilient_parsing:
         return None
+    from lorafa_prof.reports.output import require_writable
+
     require_writable(value)
     return value
 
@@ -68,7 +68,7 @@ def emit(
         format: one of `FORMATS`, or None to let the file's suffix decide.
         output: a file, or None for stdout.
     """
-    chosen = format or SUFFIX_FORMATS.get(Path(output or "").suffix.lower(), "table")
+    chosen = format or (_format_of(output) if output else "table")
     if chosen == "json":
         text = render_json(document())
     elif chosen == "csv":
@@ -80,14 +80,23 @@ def emit(
 
         text = "\n".join(render_markdown(table) for table in tables())
     else:
-        from lorafa_prof.reports.table import render_text
+        from lorafa_prof.reports.text import render_text
 
         width, color = (PLAIN_WIDTH, False) if output else terminal_look()
         text = "\n".join(render_text(table, width, color) for table in tables())
     if output:
+        from lorafa_prof.reports.output import write_atomically
+
         write_atomically(output, text)
     else:
         write_stdout(text)
+
+
+def _format_of(output: str) -> str:
+    """Return the form that a file's suffix asks for."""
+    from pathlib import Path
+
+    return SUFFIX_FORMATS.get(Path(output).suffix.lower(), "table")
 
 
 def render_json(document: object) -> str:

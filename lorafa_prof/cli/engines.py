@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
 
@@ -14,6 +13,14 @@ if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
     from lorafa_prof.thresholds import Engine, Guess
+
+
+class PredictOnCard(Protocol):
+    """A function that predicts one run on one card (None: on none), and the largest batch where it is asked for."""
+
+    def __call__(self, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+        """Return the prediction."""
+        ...
 
 
 #: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
@@ -137,13 +144,11 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
 
 
-def simulating_on_cards(*, largest_batch: bool) -> Callable[[RunSpec, DeviceSpec | None], Prediction]:
+def simulating_on_cards() -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
-    Cards with the same kernels, asked for one after the other, share a recording.
-
-    Args:
-        largest_batch: also look for the largest batch that fits on the card, which takes more recordings.
+    Asked for the largest batch as well, it takes more recordings. Cards with the same kernels, asked for one after the
+    other, share a recording.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -152,7 +157,7 @@ def simulating_on_cards(*, largest_batch: bool) -> Callable[[RunSpec, DeviceSpec
         from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
     known: dict[tuple[object, ...], Simulation] = {}
 
-    def predict(run: RunSpec, device: DeviceSpec | None) -> Prediction:
+    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
         key = (run, device_traits(device))
         if key not in known:
             known.clear()
@@ -186,5 +191,7 @@ def _importing_the_real_step() -> Iterator[None]:
 
 
 def _quieten() -> None:
+    import logging  # the libraries have loaded it by now; closed forms do without
+
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -38,7 +38,7 @@ METHOD_LINES: dict[str, tuple[str, str]] = {
     "lora-plus": ("A and B", "LoRA with a larger learning rate for B"),
     "adalora": ("A, B and singular values", "ranks shared out between the layers during training"),
     "lora-ga": ("A and B", "LoRA that starts from the full gradient's singular vectors"),
-    "lora-pro": ("A and B", "LoRA whose gradients are adjusted to approximate the full gradient"),
+    "lora-pro": ("A and B", "LoRA whose gradients are adjusted so that a step comes nearest to full fine-tuning's"),
 }
 
 

@@ -25,7 +25,7 @@ from lorafa_prof.cli.options import (
 )
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.results.threshold import Axis
+from lorafa_prof.results import Axis
 from lorafa_prof.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:

@@ -77,11 +77,11 @@ def command(
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
-    from lorafa_prof.catalog import load_device
+    from lorafa_prof import catalog
     from lorafa_prof.cli.engines import model_for, simulating
 
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
-    devices = [load_device(name) for name in name_list(gpus_asked)]
+    devices = [catalog.load_device(name) for name in name_list(gpus_asked)]
 
     def run_of(name: str) -> RunSpec:
         return run_spec(model, name, **options)

@@ -37,7 +37,7 @@ COMMANDS = {
     "plot": "Draw figures of saved results: parts, errors, frontiers, timelines, ranks, cards, MFU.",
     "report": "Write one self-contained HTML page of saved results.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",
-    "paper": "Compute the LoRA-FA paper's own tables from their formulas.",
+    "paper": "Compute the LoRA-FA paper's tables; hold its figures and claims against both engines.",
     "list": "List the models, GPUs and methods that are known.",
 }
 

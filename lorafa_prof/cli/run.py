@@ -145,7 +145,7 @@ class _Session:
         elif self._output is not None:
             emit_measurements([seen], self._format, self._output)
         elif self._is_first:
-            from lorafa_prof.reports.table import render_text
+            from lorafa_prof.reports.text import render_text
 
             click.echo(render_text(measurement_table([seen]), PLAIN_WIDTH, False), err=True)
         for line in seen.unmodelled if self._is_first else ():

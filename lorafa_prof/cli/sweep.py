@@ -23,7 +23,7 @@ from lorafa_prof.cli.progress import Bar
 from lorafa_prof.cli.sweep_export import definition_in, differing, export, require_parquet
 from lorafa_prof.cli.sweep_file import WAYS_OUT, SweepFile, refused_in
 from lorafa_prof.cli.sweep_grid import SweepGrid, columns
-from lorafa_prof.cli.sweep_rows import END, Task
+from lorafa_prof.cli.sweep_rows import Task
 from lorafa_prof.cli.sweep_workers import Workers, here, rows_of
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
@@ -86,6 +86,9 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     from lorafa_prof.catalog import load_device
 
+    if engine == "analytic":
+        # Before numpy is loaded: its products here are too small for a second thread to do more than wait for them.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     grid = SweepGrid(
         models=_distinct(model_for(engine, name, trust=trust_remote_code) for name in name_list(models, "--model")),
         methods=tuple(asked_methods(methods)), engine=engine, axes=axes,
@@ -251,8 +254,8 @@ class _Sweep:
                 if done and done < total:
                     _refuse_changed(next(lines, None), file.last(), name)
                 for text in lines:
-                    file.write(text.encode())
-                    done += text.count(END)
+                    file.write(text)
+                    done += text.count(b"\n")
                     bar.show(done)
         if done < total:
             bar.say(f"{name} has {done:,} of {total:,} rows; the same command goes on")
@@ -261,7 +264,7 @@ class _Sweep:
         bar.say(f"{result or name}: {total:,} rows{refused}")
 
     @contextlib.contextmanager
-    def _lines(self, done: int, stopped: Callable[[], bool]) -> Iterator[Iterator[str]]:
+    def _lines(self, done: int, stopped: Callable[[], bool]) -> Iterator[Iterator[bytes]]:
         """Give the lines of what `tasks` says is left after `done` rows."""
         left = tasks(self.grid, done, CHUNK[self.grid.engine])
         if self.grid.engine == "analytic" and (self.jobs or 1) == 1:
@@ -287,13 +290,13 @@ def tasks(grid: SweepGrid, done: int, chunk: int) -> Iterator[Task]:
             yield Task(block=block, start=start, stop=min(start + chunk, block.configurations))
 
 
-def _refuse_changed(again: str | None, there: bytes, name: str) -> None:
+def _refuse_changed(again: bytes | None, there: bytes, name: str) -> None:
     """Refuse to add rows to those of another installation.
 
     Raises:
         BadInputError: the last row is not what it would be now.
     """
-    if again is not None and again.encode() != there:
+    if again is not None and again != there:
         raise BadInputError(
             f"the last row of {name!r} is not what this installation makes of it: the libraries, lorafa-prof or the "
             f"model's file are others than they were. Name another file with -o, or give up its rows with --restart"

@@ -6,12 +6,13 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from lorafa_prof.cli.engines import simulating_on_cards
-from lorafa_prof.cli.sweep_rows import AnalyticRows, Rows, SimulatedRows, Task, failed_rows
+from lorafa_prof.cli.sweep_rows import Rows, SimulatedRows, Task, failed_rows
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -31,11 +32,13 @@ def rows_of(engine: str, *, max_bs: bool) -> Rows:
         MissingComponentError: the engine is not installed; the text holds the command.
     """
     if engine == "analytic":
+        from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
+
         return AnalyticRows(max_bs=max_bs)
-    return SimulatedRows(simulating_on_cards(largest_batch=max_bs), max_bs=max_bs)
+    return SimulatedRows(partial(simulating_on_cards(), largest_batch=max_bs), max_bs=max_bs)
 
 
-def here(tasks: Iterable[Task], rows: Rows, stopped: Callable[[], bool]) -> Iterator[str]:
+def here(tasks: Iterable[Task], rows: Rows, stopped: Callable[[], bool]) -> Iterator[bytes]:
     """Yield the lines of each task in order, computed in this process, until the end is requested."""
     for task in tasks:
         if stopped():
@@ -70,10 +73,10 @@ class Workers:
         for worker in workers:
             worker.end()
 
-    def lines(self, tasks: Iterable[Task], stopped: Callable[[], bool]) -> Iterator[str]:
+    def lines(self, tasks: Iterable[Task], stopped: Callable[[], bool]) -> Iterator[bytes]:
         """Yield the lines of each task in order, until the end is requested."""
         waiting, left = iter(tasks), True
-        done: dict[int, str] = {}
+        done: dict[int, bytes] = {}
         begun = given = 0
         while left or self._busy or done:
             while left and len(self._busy) < self._jobs and begun - given < self._jobs * AHEAD:
@@ -102,10 +105,10 @@ class Workers:
         with contextlib.suppress(OSError):
             worker.line.send(task)
 
-    def _take(self, connection: Connection) -> tuple[int, str]:
+    def _take(self, connection: Connection) -> tuple[int, bytes]:
         worker, number, task = self._busy.pop(connection)
         try:
-            answer: str = connection.recv()
+            answer: bytes = connection.recv()
         except (EOFError, OSError):
             worker.end()
             text = f"the process that worked on this {_end_of(worker.process)}"

@@ -173,11 +173,17 @@ class Attribution:
     def saved_activation_bytes(self) -> int:
         """Return what autograd keeps at the end of the forward, unrounded; not the batch, nor the loss.
 
-        The loss is what the loss makes and the caller holds, when the backward is over.
+        The loss is what the loss makes and the caller holds, when the backward is over. Weights that are still gathered
+        are no activations.
         """
         begin, end = self._ends["forward"], self._ends["backward"]
-        kept = [b for b in self._blocks[0] if b.mark.phase == "forward" and b.alive_after(begin)]
+        made = (b for b in self._blocks[0] if b.mark.phase == "forward" and b.alive_after(begin))
+        kept = [b for b in made if not self._communicates(b)]
         return sum(b.requested for b in kept if not (b.mark.module == LOSS and b.alive_after(end)))
+
+    def _communicates(self, block: Block) -> bool:
+        seen = self._seen.get(block.address, ())
+        return any(name.category is Category.WORKSPACES and block.alive_after(event) for event, name in seen)
 
     def gradient_bytes(self) -> int:
         """Return what the gradients take when the backward is over, rounded."""

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -20,6 +20,7 @@ from torch.profiler import record_function
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.names import Name, Names, address_of
 from lorafa_prof.measure.trace import BaseBlock, Tell
+from lorafa_prof.workload.communication import Buffers, watching_fsdp
 
 
 @dataclass(frozen=True)
@@ -59,79 +60,13 @@ class Lookout:
 
 @contextlib.contextmanager
 def watching(work_is_sharded: bool, lookout: Lookout) -> Iterator[None]:
-    """While entered, FSDP2's buffers are seen, where they are kept as in the releases that are known."""
-    if not work_is_sharded:
-        yield
-        return
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-
-    with contextlib.ExitStack() as patches:
-        for method, before, after in (
-            ("unshard", None, _all_gather_buffer),
-            ("wait_for_unshard", None, _gathered_weights),
-            ("post_backward", _whole_gradients, _reduce_scatter_buffer),
-        ):
-            seen = _watched(getattr(FSDPParamGroup, method), lookout, before, after)
-            patches.enter_context(mock.patch.object(FSDPParamGroup, method, seen))
+    """While entered, FSDP2's buffers are seen."""
+    with watching_fsdp(lambda buffers: lookout.see(_names(buffers))) if work_is_sharded else contextlib.nullcontext():
         yield
 
 
-Look = Callable[[Any], Names]
-"""Finds buffers of a group of parameters."""
-
-
-def _watched(method: Callable[..., Any], lookout: Lookout, before: Look | None, after: Look) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def watched(group: Any, *args: Any, **kwargs: Any) -> Any:
-        if before is not None:
-            lookout.see(before(group))
-        result = method(group, *args, **kwargs)
-        lookout.see(after(group))
-        return result
-
-    return watched
-
-
-def _all_gather_buffer(group: Any) -> Names:
-    output = getattr(getattr(group, "_all_gather_result", None), "all_gather_output", None)
-    return _buffer(group, "all-gather buffer", output)
-
-
-def _reduce_scatter_buffer(group: Any) -> Names:
-    common = group.comm_ctx
-    states = getattr(common, "reduce_scatter_states", None) or [getattr(common, "reduce_scatter_state", None)]
-    return _buffer(group, "reduce-scatter buffer", getattr(states[-1], "reduce_scatter_input", None))
-
-
-def _buffer(group: Any, what: str, tensor: torch.Tensor | None) -> Names:
-    if tensor is None:
-        return {}
-    name = Name.of(f"{getattr(group, '_module_fqn', None) or ''}.{what}", tensor, Category.WORKSPACES)
-    return {address_of(tensor): name}
-
-
-def _gathered_weights(group: Any) -> Names:
-    found = ((param, output) for param in group.fsdp_params for output in param.all_gather_outputs)
-    return {
-        address_of(output): _named(param, output, Category.WORKSPACES, "gathered {}")
-        for param, output in found
-        if output.untyped_storage().nbytes()
-    }
-
-
-def _whole_gradients(group: Any) -> Names:
-    """Name the gradients that are not yet reduced: as large as the parameter, in the blocks of one group at a time."""
-    names = {}
-    for param in group.fsdp_params:
-        gradient = getattr(getattr(param, "_unsharded_param", None), "grad", None)
-        if gradient is not None:
-            names[address_of(gradient)] = _named(param, gradient, Category.GRADIENTS, "whole gradient of {}")
-    return names
-
-
-def _named(param: Any, tensor: torch.Tensor, category: Category, how: str) -> Name:
-    name = Name.of(getattr(param, "_param_fqn", None) or "", tensor, category)
-    return replace(name, tensor=how.format(name.tensor))
+def _names(buffers: Buffers) -> Names:
+    return {address_of(b.tensor): Name.of(f"{b.path}.{b.what}", b.tensor, b.category) for b in buffers}
 
 
 def buckets_of(wrapper: Any) -> list[Name]:

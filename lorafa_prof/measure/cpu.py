@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.measure.cpu_trace import CpuTracer
-from lorafa_prof.measure.trace import Reading, StepTrace, Tell, traced
+from lorafa_prof.measure.trace import Prepare, Reading, StepTrace, Tell, traced
 from lorafa_prof.workload.conditions import without_onednn
 
 
@@ -52,14 +52,18 @@ class CpuDevice:
         """Run PyTorch's own kernels: the scratch memory of oneDNN differs from processor to processor."""
         return without_onednn()
 
-    def trace(self, step: Callable[[Tell], None], storages: Mapping[int, int]) -> StepTrace:
+    def trace(
+        self, step: Callable[[Tell], None], storages: Mapping[int, int], prepare: Prepare | None = None
+    ) -> StepTrace:
         """Run a step that tells of phases and modules, and return what the allocator did.
 
         Args:
             step: runs one step; it is given the function to tell.
             storages: bytes of what is there before it, by address.
+            prepare: runs first, where the step ends what is not made in it: of that the profiler hears only what was
+                made under it.
         """
-        return traced(CpuTracer(storages), step)
+        return traced(CpuTracer(storages), step, prepare)
 
     def begin_trace(self, storages: Mapping[int, int]) -> CpuTracer:
         """Begin to record all that the allocator does; `trace` leaves out what would not be on a device."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, DeviceError
-from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Reading, StepTrace, Tell, traced
+from lorafa_prof.measure.trace import BaseBlock, Event, Levels, Mark, Prepare, Reading, StepTrace, Tell, traced
 
 #: Events that the allocator keeps: a step of a 70B model with checkpointing has less than a tenth of these.
 MOST_EVENTS = 4_000_000
@@ -77,16 +77,20 @@ class CudaDevice:
         """Tracing changes no kernel here."""
         yield
 
-    def trace(self, step: Callable[[Tell], None], storages: Mapping[int, int]) -> StepTrace:
+    def trace(
+        self, step: Callable[[Tell], None], storages: Mapping[int, int], prepare: Prepare | None = None
+    ) -> StepTrace:
         """Run a step that tells of phases and modules, and return what the allocator did.
 
         Args:
             step: runs one step; it is given the function to tell.
             storages: of no use here: the allocator knows what is there.
+            prepare: of no use here: the allocator tells every end.
 
         Raises:
             DeviceError: the allocator's history does not hold all events of the step.
         """
+        del prepare
         return traced(self.begin_trace(storages), step)
 
     def begin_trace(self, storages: Mapping[int, int]) -> CudaTracer:

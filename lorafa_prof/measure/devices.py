@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.measure.trace import Reading, StepTrace, Tell, Tracer
+from lorafa_prof.measure.trace import Prepare, Reading, StepTrace, Tell, Tracer
 
 
 class Clock(Protocol):
@@ -50,7 +50,9 @@ class Device(Protocol):
         """Return what stands around a traced step."""
         ...
 
-    def trace(self, step: Callable[[Tell], None], storages: Mapping[int, int]) -> StepTrace:
+    def trace(
+        self, step: Callable[[Tell], None], storages: Mapping[int, int], prepare: Prepare | None = None
+    ) -> StepTrace:
         """Run a step that tells of phases and modules, and return what the allocator did."""
         ...
 

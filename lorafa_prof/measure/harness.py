@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.measure.attribution import Attribution
 from lorafa_prof.measure.communication import (
@@ -43,8 +42,10 @@ from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.naming import counted_parameters
+from lorafa_prof.workload.lora_ga import has_pre_pass
+from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
 from lorafa_prof.workload.versions import installed_versions
@@ -90,11 +91,6 @@ def measure(
         torch.OutOfMemoryError: the device's memory is full.
     """
     device = open_device(options.device, options.cap_bytes)
-    if device.type == "cpu" and run.method.name == "adalora":
-        raise UnsupportedError(
-            "AdaLoRA is measured on CUDA, not on the CPU: it replaces its importances in every step, and PyTorch's "
-            "profiler does not tell the end of what began before it"
-        )
     seen = Measurement(
         outcome="ok",
         run=run,
@@ -110,6 +106,8 @@ def measure(
     build = Workload.build if group is None else functools.partial(Workload.build, group=group)
     work = build(run, device.torch_name)
     seen = replace(seen, parameters=counted_parameters(work.model))
+    if has_pre_pass(run):
+        seen = replace(seen, assumptions=(*seen.assumptions, _before_training(device)))
     report(seen)
     for _ in range(max(1, options.warmup)):
         training_step(work)
@@ -130,6 +128,13 @@ def measure(
     seen = _judged(_looked_at(seen, work, options, trace), device)
     report(seen)
     return seen
+
+
+def _before_training(device: Device) -> str:
+    """Say what the pass before training has needed, if the allocator keeps an account; all else is of training."""
+    reading = device.levels()
+    told = "" if reading is None else f", in which up to {format_bytes(reading.peak.allocated)} were allocated"
+    return f"memory and times are those of training; LoRA-GA's gradient pass ran before it{told}"
 
 
 def _timed(work: Workload, device: Device, number: int) -> Iterator[list[StepTime]]:
@@ -162,10 +167,20 @@ def _step_time(clock: Clock, run: RunSpec) -> StepTime:
 
 def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]:
     """Take one step under the device's tracer; return what the allocator did, and what its blocks are for."""
-    before = _names_before(work, device)
     buckets = buckets_of(work.wrapper)
-    if device.type == "cpu":
-        before |= without_address(buckets)
+    before: Names = {}
+
+    def look() -> dict[int, int]:
+        before.clear()
+        before.update(_names_before(work, device))
+        if device.type == "cpu":
+            before.update(without_address(buckets))
+        return {address: name.nbytes for address, name in before.items()}
+
+    def prepare() -> dict[int, int]:
+        training_step(work)
+        return look()
+
     gradients: Names = {}
     states: Names = {}
     sightings: list[Sighting] = []
@@ -184,9 +199,11 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
             training_step(work, enter)
         sightings.extend(lookout.sightings)
 
+    # what a method makes anew in each step has to be made under the tracer for its end to be heard
+    replaces = any(True for _ in named_states(work.model))
     with device.tracing_kernels(), _settled(work, device):
-        trace = device.trace(step, {address: name.nbytes for address, name in before.items()})
-    before |= found_by_size(buckets, before, trace.base)
+        trace = device.trace(step, look(), prepare if replaces else None)
+    before.update(found_by_size(buckets, before, trace.base))
     head, sizes = _logits(work)
     return trace, Attribution(trace, before, gradients, states, sizes, head, device.granule, sightings)
 

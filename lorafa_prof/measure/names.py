@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.ledger import Category
-from lorafa_prof.workload.naming import is_adapter, named_states, short_name, tensors_in
+from lorafa_prof.workload.naming import common_path, is_adapter, named_states, shard_of, short_name, tensors_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,6 @@ class Name:
 
 
 Names = dict[int, Name]
-
-
-def shard_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a sharded tensor (a DTensor) that this process has; of any other the tensor itself."""
-    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
-    return part
 
 
 def address_of(tensor: torch.Tensor) -> int:
@@ -95,10 +88,8 @@ def names_of_gradients(model: Any) -> Names:
 
 def _together(one: Name, other: Name) -> Name:
     """Return the name of a storage that holds both."""
-    parts = zip(one.module.split("."), other.module.split("."), strict=False)
-    shared = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], parts)]
     shape = (one.nbytes // torch.empty((), dtype=getattr(torch, one.dtype)).itemsize,)
-    return replace(one, module=".".join(shared), tensor="gradients", shape=shape)
+    return replace(one, module=common_path(one.module, other.module), tensor="gradients", shape=shape)
 
 
 def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: str) -> Names:

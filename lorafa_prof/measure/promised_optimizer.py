@@ -14,8 +14,10 @@ from lorafa_prof.workload.naming import tensors_in
 #: What the classes of the optimizers that a run can ask for are called.
 CLASSES = {
     "adamw": "AdamW", "adamw-fused": "AdamW", "sgd": "SGD", "adamw-8bit": "AdamW8bit", "lorafa": "LoraFAOptimizer",
-    "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor",
+    "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor", "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
 }  # fmt: skip
+#: Of what LoRA-Pro's optimizer keeps moments.
+_MOMENTS = {"lora-pro": "adapters", "lora-pro-full": "weights"}
 _8BIT = ("adamw-8bit", "paged-adamw-8bit")
 #: bitsandbytes scales its 8-bit states by blocks of so many.
 _8BIT_BLOCK = 256
@@ -31,6 +33,8 @@ def optimizer(subject: Subject) -> Promise | None:
     wrong = [name] if name != CLASSES[asked] else []
     if asked in ("adamw", "adamw-fused") and fused != (asked == "adamw-fused"):
         wrong.append("fused" if fused else "not fused")
+    if asked in _MOMENTS and found.defaults.get("moments", _MOMENTS[asked]) != _MOMENTS[asked]:
+        wrong.append(f"moments of {found.defaults['moments']}, not of {_MOMENTS[asked]}")
     wrong += sorted({
         f"states of {short(state.dtype)}, not {short(_dtype(asked, found, parameter))}"
         for parameter, state in states

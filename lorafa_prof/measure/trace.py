@@ -99,9 +99,15 @@ class Tracer(Protocol):
         ...
 
 
-def traced(tracer: Tracer, step: Callable[[Tell], None]) -> StepTrace:
+Prepare = Callable[[], Mapping[int, int]]
+"""Does what comes before the record but under the tracer, and returns what is there then: address -> bytes."""
+
+
+def traced(tracer: Tracer, step: Callable[[Tell], None], prepare: Prepare | None = None) -> StepTrace:
     """Run a step that tells of phases and modules under a tracer, and return its record."""
     try:
+        if prepare is not None:
+            tracer.restart(prepare())
         step(tracer.tell)
     except BaseException:
         tracer.abandon()

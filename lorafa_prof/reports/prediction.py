@@ -53,6 +53,10 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     if any(p.throughput.model_flops is not None for p in predictions):
         rows.append(_row("model GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.model_flops)))
         rows.append(_row("executed GFLOP/token", predictions, lambda p: _per_token(p, p.throughput.executed_flops)))
+    sent = dict.fromkeys(kind for p in predictions for kind in p.communication_bytes or ())
+    if sent:
+        sections.append(len(rows))
+        rows.extend(_row(f"sent: {kind.replace('_', '-')}", predictions, _sent(kind)) for kind in sent)
     for number in range(len(predictions[0].fit)):
         sections.append(len(rows))
         rows.extend(_fit_rows(predictions, number))
@@ -86,6 +90,8 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
         parts.append("clipped gradients")
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
+    if run.gpus > 1 or run.shard != "none":
+        parts.append(f"each of {run.gpus} GPUs, {run.shard}")
     return ", ".join(parts)
 
 
@@ -155,10 +161,10 @@ def _item_row(item: MemoryItem) -> Row:
 #: Columns of a flat table of predictions, in their order.
 RECORD_COLUMNS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing",
-    "optimizer", "quant", "layers", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
+    "optimizer", "quant", "layers", "gpus", "shard", *PART_FIELDS, "peak_allocated_bytes", "peak_requested_bytes",
     "peak_reserved_bytes", "fragmentation_bytes", "peak_device_bytes", "peak_moment", "saved_activations_bytes",
-    "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "device", "capacity_bytes", "fits",
-    "context_bytes", "headroom_bytes", "max_bs",
+    "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "communication_bytes",
+    "device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs",
 )  # fmt: skip
 
 
@@ -178,6 +184,7 @@ def record(p: Prediction, fit: Fit | None) -> dict[str, Scalar]:
         **run_record(p.run), "engine": p.engine, **figures,
         "model_flops": p.throughput.model_flops, "executed_flops": p.throughput.executed_flops,
         "parameters_total": p.parameters["total"], "parameters_trainable": p.parameters["trainable"],
+        "communication_bytes": None if p.communication_bytes is None else sum(p.communication_bytes.values()),
         **device_record(fit),
     }  # fmt: skip
 
@@ -188,7 +195,7 @@ def run_record(run: RunSpec) -> dict[str, Scalar]:
         "model": run.model.name, "method": run.method.name, "bs": run.bs, "seq": run.seq, "rank": run.method.rank,
         "dtype": run.dtype, "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn,
         "checkpointing": run.checkpointing, "optimizer": run.resolved_optimizer, "quant": run.resolved_quant,
-        "layers": run.adapted_layers,
+        "layers": run.adapted_layers, "gpus": run.gpus, "shard": run.shard,
     }  # fmt: skip
 
 
@@ -211,6 +218,10 @@ def _row(name: str, predictions: Sequence[Prediction], cell: Callable[[Predictio
 
 def _part(field: str) -> Callable[[Prediction], Cell | Scalar]:
     return lambda p: _size(getattr(p.memory, field))
+
+
+def _sent(kind: str) -> Callable[[Prediction], Cell | Scalar]:
+    return lambda p: _size((p.communication_bytes or {}).get(kind))
 
 
 def _size(nbytes: int | None, *, strong: bool = False, digits: int = 2) -> Cell:

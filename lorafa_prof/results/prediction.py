@@ -57,6 +57,9 @@ class Prediction:
     unmodelled: tuple[str, ...] = ()
     ledger: Ledger | None = None
     """What is alive at the peak."""
+    communication_bytes: Mapping[str, int] | None = None
+    """What each GPU sends in a step, and receives as well, by kind ("all_gather", "reduce_scatter", "all_reduce",
+    "broadcast"); None: a run on one GPU."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -71,6 +74,7 @@ class Prediction:
             "fit": [plain(fit) for fit in self.fit],
             "assumptions": list(self.assumptions),
             "unmodelled": list(self.unmodelled),
+            "communication_bytes": None if self.communication_bytes is None else dict(self.communication_bytes),
         }
         if self.ledger is not None:
             data["ledger"] = ledger_to_json(self.ledger)
@@ -99,6 +103,7 @@ class Prediction:
                 "assumptions": tuple(data["assumptions"]),
                 "unmodelled": tuple(data["unmodelled"]),
                 "ledger": None if ledger is None else ledger_from_json(ledger),
+                "communication_bytes": data.get("communication_bytes"),
             }
             return build(cls, fields)
 

@@ -158,8 +158,8 @@ def _record(known: Mapping[str, str | None], where: str) -> Record:
 
 #: Columns that are neither settings nor memory.
 _RESULTS = {
-    "engine", "peak_moment", "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "verdict",
-    "error", "note", "version", "versions",
+    "engine", "peak_moment", "model_flops", "executed_flops", "parameters_total", "parameters_trainable",
+    "communication_bytes", "verdict", "error", "note", "version", "versions",
 }  # fmt: skip
 
 

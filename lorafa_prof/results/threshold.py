@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from lorafa_prof.results.axes import Axis, along
 from lorafa_prof.results.figures import PART_FIELDS, SCHEMA, Memory
 from lorafa_prof.results.plain import build, plain, reading, require_schema, run_from_json, run_to_json
 from lorafa_prof.specs import RunSpec
-
-Axis = Literal["bs", "seq", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,23 +149,6 @@ def _edge(data: Mapping[str, Any] | None) -> Edge | None:
         return None
     memory = data["memory"]
     return build(Edge, dict(data) | {"memory": None if memory is None else build(Memory, memory)})
-
-
-def along(run: RunSpec, axis: Axis, value: int) -> RunSpec:
-    """Return the run with another batch, sequence length or rank.
-
-    Raises:
-        BadInputError: a value that no run can have.
-    """
-    if axis == "rank":
-        return run.replace(method=replace(run.method, rank=value))
-    return run.replace(**{axis: value})
-
-
-def value_along(run: RunSpec, axis: Axis) -> int:
-    """Return the run's own batch, sequence length or rank."""
-    value: int = run.method.rank if axis == "rank" else getattr(run, axis)
-    return value
 
 
 def thresholds_to_json(thresholds: Sequence[Threshold]) -> dict[str, Any]:

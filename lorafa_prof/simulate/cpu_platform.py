@@ -84,8 +84,15 @@ class Cpu:
         return known
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operator; the CPU keeps layer norm's statistics in the dtype of the weights, CUDA and meta in fp32."""
+        """Run an operator.
+
+        The CPU keeps layer norm's statistics in the dtype of the weights, CUDA and meta in fp32; LAPACK writes singular
+        vectors by columns, cuSOLVER and meta those on the right by rows.
+        """
         out = func(*args, **kwargs)
+        if func is aten._linalg_svd.default:
+            u, s, vh = out
+            return u, s, vh.as_strided(vh.shape, (1, vh.shape[0]))
         if func is not aten.native_layer_norm.default:
             return out
         result, mean, rstd = out

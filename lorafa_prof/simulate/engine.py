@@ -10,6 +10,7 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import managed_lines
+from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
@@ -22,7 +23,8 @@ from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
-from lorafa_prof.units import allocated
+from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -101,8 +103,9 @@ class Simulation:
         starts = [position for position, phase in trace.marks if phase == "forward"]
         starts = starts[:: micro_batches(self.recording.run)]
         return replay(
-            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts
-        )
+            trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts,
+            streams=trace.streams,
+        )  # fmt: skip
 
     @cached_property
     def replayed(self) -> Replay:
@@ -155,15 +158,21 @@ class Simulation:
             assumptions=self._assumptions(devices),
             unmodelled=self._unmodelled(devices),
             ledger=self.ledger,
+            communication_bytes=communicated(self.recording),
         )
 
     def _moments(self) -> dict[str, int]:
         """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
         highest: dict[str, int] = {}
-        for entry in timeline(self.trace, self.settings, since=self.trace.position("forward", 0)):
+        for entry in timeline(self.trace, self.settings, since=self._first_pass):
             name = phase_name(entry.phase, entry.module)
             highest[name] = max(highest.get(name, 0), entry.allocated_bytes)
         return highest
+
+    @property
+    def _first_pass(self) -> int:
+        """The event with which all that is not loaded begins."""
+        return next(position for position, phase in self.trace.marks if phase != "load")
 
     def _on(self, device: DeviceSpec) -> Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
@@ -198,27 +207,46 @@ class Simulation:
             "every sequence is full, nothing is padded; labels are a tensor of their own",
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
-            f"kernels of {where}; all on one stream",
+            f"kernels of {where}; {_streams(run)}",
             f"allocator settings {self.settings.describe()}",
         ]
         if run.accumulation > 2:
             lines.append("of a step's micro-batches two: from the second on they are alike")
-        lines += [*described(run), *managed_lines(self.recording.managed)]
+        lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":
             lines.append(f"adapters in {run.resolved_adapter_dtype}")
         if run.resolved_quant != "none":
             lines.append(f"linear weights in {run.resolved_quant}; k-bit preparation: {run.prepare_kbit}")
+        if has_pre_pass(run):
+            lines.append(self._pass_and_training())
         if run.resolved_quant == "int8":
             lines.append("no column of a layer's input has outliers")
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
 
+    def _pass_and_training(self) -> str:
+        """Say which peak is whose: the verdict goes by the larger one."""
+        live = highest = 0
+        peaks: list[int] = []
+        begins = self.trace.position("forward", 0)
+        for number, event in enumerate(self.trace.events):
+            if number == begins:
+                peaks.append(highest)
+                highest = live
+            size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
+            live += size if event >= 0 else -size
+            highest = max(highest, live)
+        before, training = (format_bytes(peak) for peak in (*peaks, highest))
+        return f"LoRA-GA's gradient pass before training allocates up to {before}, training up to {training}"
+
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
         lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
+        if is_shared(self.recording.run):
+            lines.append(_OF_NCCL)
         unknown = [device.name for device in devices if device.context_bytes is None]
         if not devices:
             lines.append("CUDA context and libraries outside the allocator (name a card with --gpu)")
@@ -234,6 +262,34 @@ def _inside_kernels(recording: Recording) -> list[str]:
         together.setdefault(sentence.rstrip("."), []).append(operator.removesuffix(".default"))
     return [f"inside {', '.join(operators)}: {sentence}" for sentence, operators in together.items()]
 
+
+def _streams(run: RunSpec) -> str:
+    if run.shard != "fsdp":
+        return "all on one stream"
+    return "gathered weights and reduced gradients on FSDP2's own streams, the rest on one"
+
+
+def shared_assumptions(run: RunSpec) -> tuple[str, ...]:
+    """Say which of several ranks is meant, and what it runs."""
+    if not is_shared(run):
+        return ()
+    return (
+        f"rank 0 of {run.gpus}, whose shards are the largest; the defaults of torch's {_SHARED_BY[run.shard]}, each "
+        "transformer block a unit of its own" if run.shard == "fsdp" else
+        f"rank 0 of {run.gpus}; the defaults of torch's {_SHARED_BY[run.shard]}",
+    )  # fmt: skip
+
+
+_SHARED_BY = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard"}
+
+
+def communicated(recording: Recording) -> dict[str, int] | None:
+    """Return what the rank sends in a step, by kind; None where it is alone."""
+    run = recording.run
+    return sent_bytes(recording.collectives, run.gpus) if is_shared(run) else None
+
+
+_OF_NCCL = "buffers of NCCL's communicators, which are outside PyTorch's allocator"
 
 _UNMEASURED = (
     "differences of a real card: buffers inside kernels follow PyTorch's source, no recorded card confirms them yet"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.simulate.recording import RECOMPUTE
 from lorafa_prof.simulate.trace import Block, Trace
+from lorafa_prof.workload.lora_ga import BACKWARDS, INITIALISATION
 from lorafa_prof.workload.naming import LOSS
 
 #: What people call the phases that have another name in the trace.
@@ -67,7 +68,8 @@ def _kind(block: Block) -> Kind:
     """Return what blocks of alike layers have in common; * stands for the layer's number."""
     path = block.owner if block.name else block.module
     module = ".".join("*" if part.isdigit() else part for part in path.split("."))
-    made = f"{block.op}, {block.phase}" if block.phase in ("backward", RECOMPUTE, "optimizer") else block.op
+    told = (*BACKWARDS, RECOMPUTE, "optimizer", INITIALISATION)
+    made = f"{block.op}, {block.phase}" if block.phase in told else block.op
     name = block.name or made
     return module, name, block.category, block.shape, block.dtype, block.nbytes
 

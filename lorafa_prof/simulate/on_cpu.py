@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Memory, Prediction, Throughput
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.engine import communicated, shared_assumptions
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.workload import Workload
 from lorafa_prof.workload.conditions import without_onednn
+from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.versions import installed_versions
+
+
+def build_for_cpu(run: RunSpec, device: str) -> Workload:
+    """Build the workload as it is on the CPU, on another `device` ("meta").
+
+    PEFT makes adapters on the host, in fp32, and gives them the device and the dtype of their layer's weights, which
+    makes AdaLoRA's ranknum a trained parameter. Where nothing changes by that it stays frozen, as PEFT means it to be.
+    """
+    work = Workload.build(run, device)
+    if run.method.name != "adalora" or run.dtype != "fp32" or run.resolved_quant != "none":
+        return work
+    for name, parameter in work.model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+    return replace(work, optimizer=make_optimizer(work.model, run))
 
 
 def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
@@ -31,23 +50,17 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
 
     Raises:
         UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
-            bitsandbytes allocates for them on the CPU is not modelled; paged optimizer states;
-            AdaLoRA over fp32 weights.
+            bitsandbytes allocates for them on the CPU is not modelled; paged optimizer states.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
-    if run.method.name == "adalora" and run.dtype == "fp32":
-        raise UnsupportedError(
-            "a step of AdaLoRA over fp32 weights is not simulated for the CPU, only for CUDA: moving the adapters to a "
-            "device makes PEFT train what it means to freeze, and there is nothing to move"
-        )
     if run.resolved_optimizer == "paged-adamw-8bit":
         raise UnsupportedError("paged optimizer states are in CUDA's managed memory, which the CPU does not have")
     platform = Cpu(threads)
     with without_onednn():
-        recording = record(run, platform)
+        recording = record(run, platform, build_for_cpu)
         trace = recording.trace(2, platform)
     levels = _levels(trace)
     ledger = _ledger(trace, levels)
@@ -64,10 +77,12 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
             *described(run),
+            *shared_assumptions(run),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
         unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),
         ledger=ledger,
+        communication_bytes=communicated(recording),
     )
 
 

@@ -23,6 +23,7 @@ from lorafa_prof.simulate.kernels.workspaces import (
     registered_operators,
     uses_cublaslt,
 )
+from lorafa_prof.workload.lora_ga import BACKWARDS
 
 aten = torch.ops.aten
 
@@ -124,7 +125,7 @@ class CudaLibraries:
             if self._lt_source is LtWorkspace.EACH_CALL:
                 return ()
             workspace = self._lt
-        use = (workspace.name, "autograd" if phase == "backward" else "main")
+        use = (workspace.name, "autograd" if phase in BACKWARDS else "main")
         if use in self._used:
             return ()
         self._used.add(use)

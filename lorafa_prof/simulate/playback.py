@@ -24,7 +24,7 @@ def play(trace: Trace, allocator: CachingAllocator, addresses: dict[int, int]) -
     for event in trace.events:
         if event >= 0:
             if sizes[event]:
-                addresses[event] = allocator.malloc(sizes[event])
+                addresses[event] = allocator.malloc(sizes[event], trace.blocks[event].stream)
         elif sizes[~event]:
             allocator.free(addresses.pop(~event))
         yield event

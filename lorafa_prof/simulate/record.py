@@ -3,30 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
+from lorafa_prof.simulate.ranks import Buckets, first_of, rebuild_buckets
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import Recording, Segment, micro_batches, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.communication import Buffers, watching_fsdp
+from lorafa_prof.workload.lora_ga import (
+    INITIALISATION,
+    PRE_PASS,
+    PRE_PASS_BACKWARD,
+    base_of,
+    estimate,
+    gradients_of,
+    has_pre_pass,
+    initialise,
+)
+from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.modules import ModulePaths
-from lorafa_prof.workload.naming import LOSS, counted_parameters, is_adapter, named_states, short_name
-from lorafa_prof.workload.optimizers import managed_bytes
+from lorafa_prof.workload.naming import (
+    LOSS,
+    common_path,
+    counted_parameters,
+    is_adapter,
+    named_states,
+    shard_of,
+    short_name,
+)
+from lorafa_prof.workload.optimizers import make_optimizer, managed_bytes
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
+from lorafa_prof.workload.step import loss_of, refuse_unbuilt
+
+#: The phase in which DDP makes its buckets anew, and what these are called.
+_REBUILD, _BUCKET = "rebuild", "DDP bucket"
 
 
-def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Workload] = Workload.build) -> Recording:
+def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Workload.build) -> Recording:
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
@@ -37,24 +65,37 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
     Args:
         run: the configuration.
         platform: the device that is simulated.
-        build: makes the workload for a device ("meta"); another than `Workload.build` can add to it what a run does
-            not say: that the batch is padded, another framework's preparation of the model.
+        build: makes the workload for a device ("meta") and, of several ranks, a group; another than `Workload.build`
+            can add to it what a run does not say: that the batch is padded, another framework's preparation of the
+            model.
 
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
+    if has_pre_pass(run):
+        return _record_after_pre_pass(run, platform)
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
-    with platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub():
-        with contextlib.nullcontext() if known is None else Watching(known):
-            work = build(run, "meta")
+    with (
+        platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub(),
+        first_of(run) as (group, device),
+    ):  # fmt: skip
+        buckets = Buckets()
+        with contextlib.nullcontext() if known is None else Watching(known), buckets:
+            work = build(run, "meta") if group is None else build(run, "meta", group)
         if known is not None:
             _state_batch(known, work)
         with (
-            ModulePaths(work.model) as failure.paths,
-            Recorder(failure.paths, platform, padded=work.padded, known=known, failure=failure) as recorder,
+            ModulePaths(work.entry) as failure.paths,
+            Recorder(
+                failure.paths, platform, padded=work.padded, known=known, failure=failure, device=device
+            ) as recorder,
+            _watching(recorder, work),
         ):
-            _adopt(recorder, work)
+            _adopt(recorder, work.model, work.batch, buckets if _in_ddp(work) else None)
             first, again = _steps(recorder, work)
+            if isinstance(work.wrapper, DistributedDataParallel):
+                first = (*first, *_rebuilding(recorder, work.wrapper))
+                _, again = _steps(recorder, work)
             recording = _recording(recorder, work, first, again)
             if not recording.again:
                 _, again = _steps(recorder, work)
@@ -67,6 +108,57 @@ def record(run: RunSpec, platform: Platform, build: Callable[[RunSpec, str], Wor
 def _foreach_on_meta() -> contextlib.AbstractContextManager[Any]:
     """Let gradients on meta be clipped by foreach kernels, as on the devices that it stands for."""
     return mock.patch("torch.nn.utils.clip_grad._device_has_foreach_support", return_value=True)
+
+
+#: Operators that make the parameters of a new module.
+_MADE_BY_MODULES = frozenset({torch.ops.aten.empty.memory_format})
+
+
+def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
+    """Record what comes before the first step as well: gradients of the weights to be adapted, and adapters from them.
+
+    Its segments stand before those of the first step; no later one repeats them.
+    """
+    failure = Failure(run)
+    refuse_unbuilt(run)
+    if not isinstance(run.model, ModelSpec):
+        raise UnsupportedError(f"{run.model.name}: LoRA-GA is simulated for models of the catalog alone")
+    with platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub():
+        base, data = base_of(run, "meta"), batch(run, "meta")
+        with (
+            ModulePaths(base) as failure.paths,
+            Recorder(failure.paths, platform, failure=failure) as recorder,
+        ):
+            _adopt(recorder, base, data)
+            config = estimate(base, run, lambda: _pre_pass(recorder, base, run, data))
+            recorder.settle(gradients_of(base), Category.GRADIENTS)
+            if not platform.holds(torch.empty(1)):
+                recorder.makes_on_host = _MADE_BY_MODULES  # PEFT's layers before they get what was computed for them
+            model = initialise(base, run, config)
+            recorder.makes_on_host = frozenset()
+            failure.paths.rename(model)
+            for category, named in _held_by_modules(model).items():
+                for name, tensor in named:
+                    module, _, leaf = name.rpartition(".")
+                    recorder.settle([tensor], category)
+                    recorder.name(tensor, module, leaf)
+            work = Workload(run, "meta", model, make_optimizer(model, run), data)
+            before = tuple(recorder.segments[1:])
+            first, again = _steps(recorder, work)
+            return _recording(recorder, work, (*before, *first), again)
+
+
+def _pre_pass(recorder: Recorder, model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor]) -> None:
+    recorder.enter_phase(PRE_PASS)
+    loss = loss_of(model, run, data, "meta")
+    recorder.settle([loss], Category.LOGITS)
+    recorder.name(loss, LOSS, LOSS)
+    recorder.settle_alive([PRE_PASS], Category.ACTIVATIONS)
+    recorder.enter_phase(PRE_PASS_BACKWARD)
+    loss.backward()
+    _settle_gradients(recorder, model)
+    del loss
+    recorder.enter_phase(INITIALISATION)
 
 
 def _state_batch(known: KnownValues, work: Workload) -> None:
@@ -89,9 +181,41 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
             again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
-            managed=managed_bytes(work.optimizer),
+            collectives=_collectives(recorder, again), managed=managed_bytes(work.optimizer),
         )
     )  # fmt: skip
+
+
+def _collectives(recorder: Recorder, again: tuple[Segment, ...]) -> tuple[tuple[str, int], ...]:
+    """Return the collectives of the repeated step."""
+    numbers = {number for number, segment in enumerate(recorder.segments) if any(segment is s for s in again)}
+    return tuple((kind, nbytes) for number, kind, nbytes in recorder.collectives if number in numbers)
+
+
+@contextlib.contextmanager
+def _watching(recorder: Recorder, work: Workload) -> Iterator[None]:
+    """While entered, FSDP2's buffers get their categories and names when they are made."""
+    if work.run.shard != "fsdp":
+        yield
+        return
+
+    def see(buffers: Buffers) -> None:
+        for buffer in buffers:
+            recorder.settle([buffer.tensor], buffer.category)
+            recorder.name(buffer.tensor, short_name(buffer.path), buffer.what)
+
+    with watching_fsdp(see):
+        yield
+
+
+def _rebuilding(recorder: Recorder, wrapper: DistributedDataParallel) -> tuple[Segment]:
+    """Let DDP rebuild its buckets, as its second forward begins with; return the segment of that."""
+    recorder.enter_phase(_REBUILD)
+    rebuild_buckets(wrapper)
+    recorder.settle_alive([_REBUILD], Category.WORKSPACES, _BUCKET)
+    rebuilt = recorder.segments[-1]
+    recorder.enter_phase("end")
+    return (rebuilt,)
 
 
 def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
@@ -108,7 +232,7 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
         recorder.settle_alive(["forward"], Category.ACTIVATIONS)
         recorder.enter_phase("backward")
         work.backward(loss)
-        _settle_gradients(recorder, work)
+        _settle_gradients(recorder, work.model)
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.clip()
@@ -122,11 +246,25 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     return (*passes, making, clearing), (*passes, stepping, clearing)
 
 
-def _adopt(recorder: Recorder, work: Workload) -> None:
+def _in_ddp(work: Workload) -> bool:
+    return isinstance(work.wrapper, DistributedDataParallel)
+
+
+def _adopt(
+    recorder: Recorder, model: torch.nn.Module, data: dict[str, torch.Tensor], buckets: Buckets | None = None
+) -> None:
     """Count what is there before the first step, module by module as it is loaded, adapters after the base."""
-    for category, named in _held_by_modules(work.model).items():
+    held = _held_by_modules(model)
+    for category, named in held.items():
         recorder.adopt(named, category)
-    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in work.batch.items()], Category.ACTIVATIONS)
+    if buckets is not None:
+        known = [tensor for named in held.values() for _, tensor in named]
+        with _disable_current_modes():
+            found = buckets.beside([*known, *data.values()])
+        recorder.adopt([(_BUCKET, tensor) for tensor in found], Category.WORKSPACES)
+        for tensor in found:
+            recorder.name(tensor, "", _BUCKET)
+    recorder.adopt([(f"batch.{name}", tensor) for name, tensor in data.items()], Category.ACTIVATIONS)
 
 
 def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, torch.Tensor]]]:
@@ -136,7 +274,7 @@ def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, t
         own = [*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)]
         for name, tensor in [*own, *quantization_state(path, module)]:
             category = Category.ADAPTERS if is_adapter(name) else Category.WEIGHTS
-            held[category].append((short_name(name), tensor))
+            held[category].append((short_name(name), shard_of(tensor)))
     return held
 
 
@@ -146,12 +284,19 @@ def _settle_replaced(recorder: Recorder, work: Workload) -> None:
         recorder.settle((tensor for _, tensor in named), category)
 
 
-def _settle_gradients(recorder: Recorder, work: Workload) -> None:
-    for path, parameter in work.model.named_parameters():
+def _settle_gradients(recorder: Recorder, model: torch.nn.Module) -> None:
+    """Count the gradients; FSDP2 keeps those of a block in one storage."""
+    names: dict[int, tuple[torch.Tensor, str, str]] = {}
+    for path, parameter in model.named_parameters():
         if parameter.grad is not None:
             module, _, leaf = short_name(path).rpartition(".")
-            recorder.settle([parameter.grad], Category.GRADIENTS)
-            recorder.name(parameter.grad, module, f"gradient of {leaf}")
+            gradient = shard_of(parameter.grad)
+            before = names.get(key := gradient.untyped_storage()._cdata)
+            together = None if before is None else (common_path(before[1], module), "gradients")
+            names[key] = (gradient, *(together or (module, f"gradient of {leaf}")))
+    for gradient, module, name in names.values():
+        recorder.settle([gradient], Category.GRADIENTS)
+        recorder.name(gradient, module, name)
 
 
 def _settle_states(recorder: Recorder, work: Workload) -> None:
@@ -165,8 +310,8 @@ def _settle_states(recorder: Recorder, work: Workload) -> None:
         module = short_name(path).rpartition(".")[0]
         for name, value in state.items():
             if isinstance(value, torch.Tensor):
-                recorder.settle([value], Category.OPTIMIZER)
-                recorder.name(value, module, name)
+                recorder.settle([shard_of(value)], Category.OPTIMIZER)
+                recorder.name(shard_of(value), module, name)
     for path, name, tensor in named_states(work.model):
         module, _, leaf = short_name(path).rpartition(".")
         recorder.settle([tensor], Category.OPTIMIZER)

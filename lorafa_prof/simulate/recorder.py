@@ -9,10 +9,12 @@ tensors on meta as they do on a GPU.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -28,9 +30,11 @@ from lorafa_prof.simulate.questions import (
     refuse_positions_beyond,
     traits,
 )
+from lorafa_prof.simulate.ranks import COLLECTIVES, Device
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Segment
 from lorafa_prof.simulate.refusals import Failure, value_wanted
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.workload.lora_ga import BACKWARDS
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
 
@@ -56,15 +60,25 @@ class _Life(weakref.ref[Any]):
 class RawBlock:
     """A block as the recorder notes it; its category is settled when the step is over."""
 
-    __slots__ = ("category", "dtype", "module", "name", "nbytes", "op", "owner", "phase", "shape")
+    __slots__ = ("category", "dtype", "module", "name", "nbytes", "op", "owner", "phase", "shape", "stream")
 
     def __init__(
-        self, what: tuple[int, tuple[int, ...], str, str], where: tuple[str, str], category: Category | None
-    ) -> None:
+        self, what: tuple[int, tuple[int, ...], str, str], where: tuple[str, str], category: Category | None,
+        stream: int,
+    ) -> None:  # fmt: skip
         self.nbytes, self.shape, self.dtype, self.op = what
         self.module, self.phase = where
         self.category = category
+        self.stream = stream
         self.name = self.owner = ""
+
+    def block(self) -> Block:
+        """Return it as it is kept; what has no category is a temporary."""
+        category = self.category or Category.TEMPORARIES
+        return Block(
+            self.nbytes, self.shape, self.dtype, self.op, self.module, self.phase, category, self.name, self.owner,
+            self.stream,
+        )  # fmt: skip
 
 
 class Recorder(InPlaceAccumulation):
@@ -77,6 +91,7 @@ class Recorder(InPlaceAccumulation):
         known: which values are known although there are no data; None for a model of the catalog, whose questions are
             known instead.
         failure: told where the step is when an operator fails.
+        device: tells on which stream storages are allocated.
     """
 
     def __init__(
@@ -87,8 +102,10 @@ class Recorder(InPlaceAccumulation):
         padded: bool = False,
         known: KnownValues | None = None,
         failure: Failure | None = None,
+        device: Device | None = None,
     ) -> None:
         super().__init__()
+        self.device = Device() if device is None else device
         self.padded = padded
         self.known = known
         self.failure = failure
@@ -100,10 +117,17 @@ class Recorder(InPlaceAccumulation):
         """Every operator that ran, in order."""
         self.specs: dict[CallSpec, int] = {}
         """Calls of kernels that may allocate inside, numbered; alike ones are one."""
+        self.collectives: list[tuple[int, str, int]] = []
+        """(number of the segment, kind, bytes of all that it is about) of what ranks have told each other."""
         self._events = self.segments[0].events
         self._raw: list[RawBlock] = []
         self._lives: dict[int, _Life] = {}
+        self._emptied: dict[int, _Life] = {}
+        """Storages that were made empty, and may be filled again."""
         self._unsettled_recompute = False
+        self.makes_on_host: frozenset[Any] = frozenset()
+        """Operators whose new storages are on the host now, though on meta here."""
+        self._on_host: dict[int, _Life] = {}
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -127,12 +151,13 @@ class Recorder(InPlaceAccumulation):
             if life is not None:
                 self._raw[life.block].category = category
 
-    def settle_alive(self, phases: Iterable[str], category: Category) -> None:
-        """Give all that was born in these phases, is alive now and has no category yet, this one."""
+    def settle_alive(self, phases: Iterable[str], category: Category, name: str = "") -> None:
+        """Give all that was born in these phases, is alive now and has no category yet, this one, and a name."""
         for life in self._lives.values():
             raw = self._raw[life.block]
             if raw.category is None and raw.phase in phases:
                 raw.category = category
+                raw.name = name or raw.name
 
     def name(self, tensor: torch.Tensor, owner: str, name: str) -> None:
         """Say what a storage is that is alive now, and to which module it belongs: to none, where several share it."""
@@ -148,12 +173,7 @@ class Recorder(InPlaceAccumulation):
 
     def blocks(self) -> list[Block]:
         """Return all blocks; what has no category yet lived and died within a phase."""
-        return [
-            Block(
-                r.nbytes, r.shape, r.dtype, r.op, r.module, r.phase, r.category or Category.TEMPORARIES, r.name, r.owner
-            )
-            for r in self._raw
-        ]
+        return [raw.block() for raw in self._raw]
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -162,16 +182,23 @@ class Recorder(InPlaceAccumulation):
         # depends on it would be seen to keep storages.
         self._collects = gc.isenabled()
         gc.disable()
+        self._resizing = mock.patch.object(torch.UntypedStorage, "resize_", self._watched_resize())
+        self._resizing.start()
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+        self._resizing.stop()
         if self._collects:
             gc.enable()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # it does the same with this rank's part, which is what is seen here
         kwargs = kwargs or {}
+        if func.namespace == "c10d":
+            self._note_collective(func, args)
         if traits(func).asks_value:
             return self._answer(func, args, kwargs)
         func = self.as_autograd_would(func, args)
@@ -186,7 +213,7 @@ class Recorder(InPlaceAccumulation):
             raise
         if self.known is not None:
             self.known.saw(func, args, kwargs, out)
-        fresh = self._fresh(out)
+        fresh = self._on_device(func, self._fresh(out))
         self.operators.append(func)
         if not watched and not fresh:
             return out
@@ -194,7 +221,8 @@ class Recorder(InPlaceAccumulation):
         if watched:
             spec = CallSpec.of(func, args, kwargs, out)
             born = tuple(self._see(tensor, op, (module, phase), None) for tensor in fresh)
-            self._events.append(Call(self.specs.setdefault(spec, len(self.specs)), born, op, module, phase))
+            number, stream = self.specs.setdefault(spec, len(self.specs)), self.device.stream_number
+            self._events.append(Call(number, born, op, module, phase, stream))
         else:
             self._events.extend(self._see(tensor, op, (module, phase), None) for tensor in fresh)
         return out
@@ -230,7 +258,7 @@ class Recorder(InPlaceAccumulation):
         That is done at the first birth after it: checkpointing ends a recomputation by an exception, which holds the
         variables of all that it leaves until it is caught.
         """
-        if self.phase != "backward":
+        if self.phase not in BACKWARDS:
             return self.phase
         if self.paths.recomputing:
             self._unsettled_recompute = True
@@ -248,7 +276,18 @@ class Recorder(InPlaceAccumulation):
 
     def _is_fresh(self, tensor: torch.Tensor) -> bool:
         storage = tensor.untyped_storage()
-        return storage._cdata not in self._lives and self.platform.holds(tensor) and storage.nbytes() > 0
+        known = storage._cdata in self._lives or storage._cdata in self._on_host
+        return not known and self.platform.holds(tensor) and storage.nbytes() > 0
+
+    def _on_device(self, func: Any, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the tensors, unless the operator makes its own on the host now: then note that they are there."""
+        if func not in self.makes_on_host:
+            return tensors
+        for tensor in tensors:
+            life = _Life(tensor.untyped_storage(), self._die)
+            life.key = tensor.untyped_storage()._cdata
+            self._on_host[life.key] = life
+        return []
 
     def _see(self, tensor: torch.Tensor, op: str, where: tuple[str, str], category: Category | None) -> int:
         """Note a storage that is new, and the module and phase of its birth; return the number of its block."""
@@ -258,16 +297,62 @@ class Recorder(InPlaceAccumulation):
             return self._lives[key].block
         number = len(self._raw)
         what = (storage.nbytes(), tuple(tensor.shape), dtype_name(tensor.dtype), op)
-        self._raw.append(RawBlock(what, where, category))
-        life = _Life(storage, self._die)
-        life.block, life.key = number, key
-        self._lives[key] = life
+        self._raw.append(RawBlock(what, where, category, self.device.stream_number))
+        self._live(storage, number)
         return number
+
+    def _live(self, storage: Any, block: int) -> None:
+        life = _Life(storage, self._die)
+        life.block, life.key = block, storage._cdata
+        self._lives[life.key] = life
 
     def _die(self, life: _Life) -> None:
         if self._lives.get(life.key) is life:
             del self._lives[life.key]
             self._events.append(~life.block)
+        elif self._on_host.get(life.key) is life:
+            del self._on_host[life.key]
+        elif self._emptied.get(life.key) is life:
+            del self._emptied[life.key]
+
+    def _watched_resize(self) -> Callable[[Any, int], Any]:
+        """Return `UntypedStorage.resize_`, watched: FSDP2 empties storages, and fills them again, to free and allocate
+        what tensors are views of. No operator tells of that.
+        """
+        resize = torch.UntypedStorage.resize_
+
+        @functools.wraps(resize)
+        def watched(storage: Any, nbytes: int) -> Any:
+            key, before = storage._cdata, storage.nbytes()
+            life = self._lives.get(key) or self._emptied.get(key)
+            if life is None or nbytes == before:
+                return resize(storage, nbytes)
+            if key in self._lives:
+                del self._lives[key]
+                self._events.append(~life.block)
+                self._emptied[key] = life
+            result = resize(storage, nbytes)
+            if nbytes:
+                del self._emptied[key]
+                self._fill_again(storage, self._raw[life.block])
+            return result
+
+        return watched
+
+    def _fill_again(self, storage: Any, before: RawBlock) -> None:
+        number = len(self._raw)
+        what = (storage.nbytes(), before.shape, before.dtype, before.op)
+        raw = RawBlock(what, (self.paths.current, self._phase_of_births()), before.category, self.device.stream_number)
+        raw.name, raw.owner = before.name, before.owner
+        self._raw.append(raw)
+        self._live(storage, number)
+        self._events.append(number)
+
+    def _note_collective(self, func: Any, args: Any) -> None:
+        kind, position = COLLECTIVES.get(str(func), ("", 0))
+        if kind:
+            nbytes = sum(tensor.numel() * tensor.itemsize for tensor in tensors_in(args[position]))
+            self.collectives.append((len(self.segments) - 1, kind, nbytes))
 
 
 def operator_name(func: Any) -> str:

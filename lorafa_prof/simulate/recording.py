@@ -25,6 +25,8 @@ class Call:
     module: str
     phase: str
     """Of its blocks: that of its segment, or RECOMPUTE."""
+    stream: int = 0
+    """CUDA stream on which it runs."""
 
 
 #: The phase of what checkpointing computes once more, within the segment of the backward.
@@ -82,6 +84,8 @@ class Recording:
     """Bytes in CUDA's managed memory, outside the allocator; None: nothing is kept there."""
     replaced: Mapping[int, int] = field(default_factory=dict)
     """Blocks that a repeated step keeps, and the blocks from before whose place each takes."""
+    collectives: tuple[tuple[str, int], ...] = ()
+    """(kind, bytes of all that it is about) of what this rank and the others tell each other in a repeated step."""
 
     @property
     def steps(self) -> int:
@@ -185,7 +189,7 @@ class _Writer:
         self._blocks.append(
             Block(
                 nbytes=buffer.nbytes, shape=(buffer.nbytes,), dtype="uint8", op=f"{call.op}: {buffer.name}",
-                module=call.module, phase=call.phase, category=Category.WORKSPACES,
+                module=call.module, phase=call.phase, category=Category.WORKSPACES, stream=call.stream,
             )
         )  # fmt: skip
         self._events.append(number)

@@ -71,7 +71,10 @@ class Thresholds:
 
     def _replay(self, recording: Recording, capacity: int | None, outside: int) -> Replay:
         trace = recording.trace(self._steps, self._platform)
-        return replay(trace.events, trace.sizes, settings=self._settings, capacity=capacity, outside=outside)
+        return replay(
+            trace.events, trace.sizes, settings=self._settings, capacity=capacity, outside=outside,
+            streams=trace.streams,
+        )  # fmt: skip
 
     def _is_as_recorded(self, bs: int) -> bool:
         if self._shapes is None:

@@ -28,6 +28,8 @@ class Block:
     """What it is, where more is known than its operator: "exp_avg", "gradient of weight"."""
     owner: str = ""
     """Path of the module to which one with a name belongs, whichever module made it."""
+    stream: int = 0
+    """CUDA stream on which it is allocated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Trace:
     def sizes(self) -> list[int]:
         """Bytes of each block, unrounded."""
         return [block.nbytes for block in self.blocks]
+
+    @property
+    def streams(self) -> list[int]:
+        """CUDA stream of each block."""
+        return [block.stream for block in self.blocks]
 
     def position(self, phase: str, occurrence: int = -1) -> int:
         """Return the position where a phase begins; of several the last, or the `occurrence`-th."""

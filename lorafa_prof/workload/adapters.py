@@ -41,8 +41,13 @@ QV_TARGETS = (
 FROZEN = {"lora-fa": "lora_A", "lora-fa-peft": "lora_A", "qlora-fa": "lora_A", "lora-fb": "lora_B"}
 
 
-def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
+def add_adapters(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig | None = None) -> torch.nn.Module:
     """Return the model wrapped with the adapters of the run's method.
+
+    Args:
+        model: the base.
+        run: the configuration.
+        config: PEFT's, where it has been made already.
 
     Raises:
         UnsupportedError: a method that this version builds no adapters for, targets that PEFT finds nowhere, or
@@ -57,8 +62,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec) -> torch.nn.Module:
         )
     if run.resolved_quant != "none":
         _refuse_unmatched_releases(run)
-    with _quiet():
-        wrapped = _wrapped(model, run, autocast_adapter_dtype=not keep_16_bit)
+    with quiet():
+        wrapped = _wrapped(model, run, config, autocast_adapter_dtype=not keep_16_bit)
     for name, parameter in wrapped.named_parameters():
         if FROZEN.get(run.method.name, "\0") in name:
             parameter.requires_grad_(False)
@@ -89,12 +94,13 @@ def _refuse_unmatched_releases(run: RunSpec) -> None:
         )
 
 
-def _wrapped(model: torch.nn.Module, run: RunSpec, **options: Any) -> torch.nn.Module:
+def _wrapped(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig | None, **options: Any) -> torch.nn.Module:
     # PEFT makes adapters on the default device and moves them to their layer's: on meta no random numbers are drawn.
     on_meta = torch.device("meta") if next(model.parameters()).is_meta else nullcontext()
     try:
         with on_meta:
-            wrapped: torch.nn.Module = peft.get_peft_model(model, peft_config(model, run), **options)
+            config = peft_config(model, run) if config is None else config
+            wrapped: torch.nn.Module = peft.get_peft_model(model, config, **options)
     except (ValueError, TypeError) as error:  # VeRA refuses a module that is no linear layer by a TypeError
         raise UnsupportedError(f"PEFT cannot adapt {run.model.name}: {error}") from error
     return wrapped
@@ -211,8 +217,12 @@ def _moving_trains() -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT says by warnings that it set fan_in_fan_out for GPT-2's Conv1D, which is what is wanted."""
+def quiet() -> Iterator[None]:
+    """Let PEFT do what is wanted without a warning.
+
+    It warns that it set fan_in_fan_out for GPT-2's Conv1D; and its hooks that count LoRA-GA's gradients have PyTorch
+    warn of the first layers, whose input needs no gradient.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -49,9 +49,9 @@ def _lora(method: MethodSpec, common: dict[str, Any], **more: Any) -> peft.LoraC
     )  # fmt: skip
 
 
-@register("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "lora-plus")
+@register("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "lora-plus", "lora-pro")
 def lora(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
-    """PEFT's LoRA, whatever is trained of it and at which rates."""
+    """PEFT's LoRA, whatever is trained of it, at which rates and by which optimizer."""
     return _lora(method, common)
 
 
@@ -63,6 +63,12 @@ def pissa(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
     random: the adapters are left as LoRA's are made.
     """
     return _lora(method, common)
+
+
+@register("lora-ga")
+def lora_ga(method: MethodSpec, common: dict[str, Any]) -> peft.PeftConfig:
+    """LoRA that starts from the singular vectors of gradients: see `lorafa_prof.workload.lora_ga`."""
+    return _lora(method, common, init_lora_weights="lora_ga", lora_ga_config=peft.LoraGAConfig())
 
 
 @register("dora")

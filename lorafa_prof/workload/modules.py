@@ -68,6 +68,10 @@ class ModulePaths:
             return False
         return bool(self.stack) or torch.is_grad_enabled()
 
+    def rename(self, model: torch.nn.Module) -> None:
+        """Take names from a model that has been wrapped since."""
+        self.names.update((id(module), short_name(name)) for name, module in model.named_modules())
+
     def changed(self, *, stopped: bool = False) -> None:
         """Hear that a module was entered or left; `stopped`: by an exception, so that it has no output."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,18 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
+
+
+def shard_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a sharded tensor (a DTensor) that this process has; of any other the tensor itself."""
+    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
+
+
+def common_path(one: str, other: str) -> str:
+    """Return the path of the innermost module that contains both."""
+    parts = zip(one.split("."), other.split("."), strict=False)
+    return ".".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], parts))
 
 
 #: Modules that are the model itself, within a wrapper.

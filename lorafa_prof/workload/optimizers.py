@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import transformers
 
-from lorafa_prof.errors import ContradictionError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.lora_pro import LoraPro, adapter_pairs
 from lorafa_prof.workload.methods import follow_steps
+from lorafa_prof.workload.models import DTYPES
 
 _RATE = 1e-4
-_FREEZING = ("lora-fa", "lora-fa-peft", "qlora-fa")
 
 Make = Callable[[Any, RunSpec], torch.optim.Optimizer]
 
@@ -73,10 +74,6 @@ def _bitsandbytes() -> Any:
 
 
 def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
-    if run.method.name not in _FREEZING:
-        raise ContradictionError(
-            f"the lorafa optimizer freezes A: it goes with {', '.join(_FREEZING)}, not {run.method.name}"
-        )
     try:
         from peft.optimizers import create_lorafa_optimizer
     except ImportError:
@@ -87,9 +84,20 @@ def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
     return create_lorafa_optimizer(model, r=rank, lora_alpha=2 * rank, lr=_RATE)
 
 
+def _lora_pro(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    pairs = list(adapter_pairs(model))
+    paired = {id(half) for pair in pairs for half in (pair.a, pair.b)}
+    others = [parameter for parameter in _trained(model) if id(parameter) not in paired]
+    if run.resolved_optimizer == "lora-pro":
+        return LoraPro(pairs, others, lr=_RATE)
+    # moments of weights have their dtype, as those of full fine-tuning do
+    return LoraPro(pairs, others, lr=_RATE, moments="weights", moments_dtype=DTYPES[run.dtype])
+
+
 _MAKERS: dict[str, Make] = {
     "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit,
     "paged-adamw-8bit": _paged_adamw_8bit, "sgd": _sgd, "adafactor": _adafactor, "lorafa": _lorafa,
+    "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
 }  # fmt: skip
 
 
@@ -121,9 +129,10 @@ def make_optimizer(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimize
 
     Raises:
         UnsupportedError: one that this version does not build.
-        BadInputError: one that does not go with the method.
+        ContradictionError: one that does not go with the method.
         MissingComponentError: its library is not installed.
     """
+    run.check_optimizer()
     name = run.resolved_optimizer
     if name not in _MAKERS:
         raise UnsupportedError(f"no real step is built with the optimizer {name}; it is with {', '.join(_MAKERS)}")

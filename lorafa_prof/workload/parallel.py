@@ -9,18 +9,11 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.sharding import refuse_unshareable
 from lorafa_prof.specs import RunSpec
 
 #: What `--shard` is built with.
 BUILT = ("ddp", "fsdp")
-
-#: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
-_NOT_SHARDED = {
-    "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
-    "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
-    "paged-adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
-    "adafactor": "transformers' Adafactor makes whole states of its own for them",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +31,11 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
         UnsupportedError: a way of sharding, or an option with it, that is not built.
         BadInputError: the run does not name as many GPUs as there are processes, or not how they share the work.
     """
-    if run.shard.startswith("zero"):
+    if run.shard.startswith("zero") or run.shard == "frozen":
+        whose = "DeepSpeed's, and" if run.shard != "frozen" else "the LoRA-FA paper's, and"
         raise UnsupportedError(
-            f"--shard {run.shard} is DeepSpeed's, and not built; --shard fsdp shards parameters, gradients and states"
+            f"--shard {run.shard} is {whose} not built (`predict --engine analytic` has closed forms for it); --shard "
+            "fsdp shards parameters, gradients and states"
         )
     if run.gpus != group.world_size:
         raise BadInputError(
@@ -48,33 +43,13 @@ def refuse_in_group(run: RunSpec, group: Group) -> None:
             "of processes (torchrun's --nproc-per-node, times --nnodes)"
         )
     if run.shard not in BUILT:
-        raise BadInputError(f"how are {group.world_size} processes to share the work? --shard {' or '.join(BUILT)}")
-    if run.accumulation > 1 or run.clip:
-        raise UnsupportedError("--accumulation and --clip are not built for several processes; leave them out")
-    if run.shard == "fsdp":
-        _refuse_unsharded(run)
-
-
-def _refuse_unsharded(run: RunSpec) -> None:
-    if run.resolved_quant != "none":
-        raise UnsupportedError(
-            f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "
-            "built; --shard ddp, or --quant none"
-        )
-    if run.loss == "fused":
-        raise UnsupportedError(
-            "the fused loss reads the head's whole weight, which FSDP2 shards; --loss hf, or --shard ddp"
-        )
-    reason = _NOT_SHARDED.get(run.resolved_optimizer)
-    if reason is not None:
-        raise UnsupportedError(
-            f"FSDP2 keeps parameters as sharded tensors, and {reason}; --optimizer adamw, or --shard ddp"
-        )
+        raise BadInputError(f"how are {group.world_size} GPUs to share the work? --shard {' or '.join(BUILT)}")
+    refuse_unshareable(run)
 
 
 def first_device(run: RunSpec, device: str) -> str:
     """Return where the whole model is made: FSDP2 moves it from the host to the device block by block."""
-    return "cpu" if run.shard == "fsdp" else device
+    return "cpu" if run.shard == "fsdp" and device != "meta" else device
 
 
 def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Module:
@@ -89,7 +64,7 @@ def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Mo
         UnsupportedError: no transformer blocks are found in the model, or this torch has no FSDP2.
     """
     if run.shard == "ddp":
-        ids = None if device == "cpu" else [torch.device(device)]
+        ids = None if device in ("cpu", "meta") else [torch.device(device)]
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
     _fully_shard(model, device)
     return model

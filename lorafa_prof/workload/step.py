@@ -14,6 +14,7 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.checkpointing import enable_checkpointing
 from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
+from lorafa_prof.workload.lora_ga import base_of, estimate, has_pre_pass, initialise
 from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
@@ -52,6 +53,8 @@ class Workload:
             MissingComponentError: a library is not installed.
         """
         if group is None:
+            if has_pre_pass(run):
+                return cls._after_pre_pass(run, device)
             model = build_model(run, device)
             return cls(run, device, model, make_optimizer(model, run), batch(run, device))
         model = build_model(run, first_device(run, device), group)
@@ -60,6 +63,15 @@ class Workload:
         optimizer = make_optimizer(model, run)
         return cls(run, device, model, optimizer, batch(run, device, part=group.rank), wrapper=wrapper)
 
+    @classmethod
+    def _after_pre_pass(cls, run: RunSpec, device: str) -> Workload:
+        refuse_unbuilt(run)
+        torch.manual_seed(0)
+        model, data = base_of(run, device), batch(run, device)
+        config = estimate(model, run, lambda: loss_of(model, run, data, device).backward())
+        model = initialise(model, run, config)
+        return cls(run, device, model, make_optimizer(model, run), data)
+
     @property
     def entry(self) -> torch.nn.Module:
         """What the forward begins with: the wrapper where there is one."""
@@ -67,8 +79,7 @@ class Workload:
 
     def loss(self) -> torch.Tensor:
         """Run one forward and return only the loss: logits and hidden states are let go, as in a training loop."""
-        with autocast(self.run, self.device):
-            return self._loss_of(self.entry(**self.batch))
+        return loss_of(self.entry, self.run, self.batch, self.device)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
@@ -80,10 +91,17 @@ class Workload:
         if self.run.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
 
-    def _loss_of(self, output: Any) -> torch.Tensor:
-        loss = getattr(output, "loss", None)
+
+def loss_of(model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor], device: str) -> torch.Tensor:
+    """Run one forward of a model and return only the loss: logits and hidden states are let go.
+
+    Raises:
+        UnsupportedError: the model returns none.
+    """
+    with autocast(run, device):
+        loss = getattr(model(**data), "loss", None)
         if not isinstance(loss, torch.Tensor):
-            raise UnsupportedError(f"{self.run.model.name}: the model's forward returns no loss, so it takes no step")
+            raise UnsupportedError(f"{run.model.name}: the model's forward returns no loss, so it takes no step")
         return loss
 
 
@@ -132,6 +150,8 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
     if run.method.name == "full" and run.resolved_quant != "none":
         raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     if group is not None:
+        if has_pre_pass(run):
+            raise UnsupportedError("LoRA-GA is not built for several processes: its gradients are estimated in one")
         refuse_in_group(run, group)
 
 

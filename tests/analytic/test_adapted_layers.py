@@ -118,10 +118,13 @@ def test_the_lowest_layer_decides() -> None:
 
 
 def test_with_checkpointing_gradients_go_to_the_embedding() -> None:
-    """Every layer is run once more in the backward, though only the last ones have adapters."""
+    """Every layer is run once more in the backward, though only the last one has adapters.
+
+    Of a layer without, the recomputation stops before down_proj (a fifth of it), whose product keeps nothing new.
+    """
     flops = plan(llama((31,), checkpointing="full")).flops(1, 1024)
     without = plan(llama((31,))).flops(1, 1024)
-    assert flops["recompute", "linear"] > 0.9 * flops["forward", "linear"] * 31 / 32
+    assert flops["recompute", "linear"] == pytest.approx(0.77 * flops["forward", "linear"], rel=0.03)
     assert flops["backward", "linear"] > 8 * without["backward", "linear"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import ADAPTERS, Builder
 from lorafa_prof.analytic.methods import adapter_maker, modelled_methods, register
+from lorafa_prof.analytic.sizes import size_of
 from lorafa_prof.analytic.tape import Tape
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import UnsupportedError
@@ -37,7 +38,8 @@ class Golden:
 #: Full: 2 m. LoRA: A's input and B's, 2 m + 2 r (4 m + 4 r in fp32). LoRA-FA: B's input alone, 2 r. LoRA-FB: A's input
 #: alone, 2 m. VeRA: what lambda_d and lambda_b multiply, 2 r + 2 k. DoRA: LoRA's, and what
 #: its scale multiplies: W x in the base's dtype and B A x, 2 k each (2 k + 4 k); once for all tokens the norms, the
-#: scale and the scale less one, k each. The q-methods keep what theirs keeps unquantised.
+#: scale and the scale less one, k each. AdaLoRA: LoRA's, what its divisor divides, k wide, and once for all tokens
+#: E * A and the divisor. The q-methods keep what theirs keeps unquantised.
 LORA = Golden(trained=8 * (96 + 160), frozen=0, saved_bf16=2 * 96 + 2 * 8, saved_fp32=4 * 96 + 4 * 8)
 LORA_FA = Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=4 * 8)
 GOLDEN = {
@@ -46,6 +48,7 @@ GOLDEN = {
     "lora-qv": LORA,
     "pissa": LORA,
     "lora-plus": LORA,
+    "lora-pro": LORA,
     "dora": Golden(
         trained=8 * (96 + 160) + 160,
         frozen=0,
@@ -58,6 +61,13 @@ GOLDEN = {
     "lora-fa-peft": LORA_FA,
     "qlora-fa": LORA_FA,
     "lora-fb": Golden(trained=8 * 96, frozen=8 * 160, saved_bf16=2 * 96, saved_fp32=4 * 96),
+    "adalora": Golden(
+        trained=8 * (96 + 160) + 8 + 1,
+        frozen=0,
+        saved_bf16=2 * (96 + 8 + 160),
+        saved_fp32=4 * (96 + 8 + 160),
+        once_bf16=2 * (8 * 96 + 1),
+    ),
     "vera": Golden(trained=160 + 8, frozen=0, saved_bf16=2 * (8 + 160), saved_fp32=4 * (8 + 160)),
 }
 
@@ -91,7 +101,7 @@ def test_one_layer(method: str, adapter_dtype: str) -> None:
     trained = sum(h.parameter.numel for h in builder.held if h.parameter.requires_grad)
     assert trained == golden.trained
     assert sum(p.numel for p in adapters if not p.requires_grad) == golden.frozen
-    sizes = [item.size for item in tape.items if item.saved]
+    sizes = [size_of(item.shape, item.dtype) for item in tape.items if item.saved]
     assert {symbols for _, symbols in sizes} == ({"bs", ""} if golden.once_bf16 else {"bs"})
     expected = golden.saved_bf16 if adapter_dtype == "bf16" else golden.saved_fp32
     assert sum(coefficient for coefficient, symbols in sizes if symbols) == expected
@@ -107,5 +117,5 @@ def test_a_name_is_registered_once() -> None:
 
 def test_a_method_that_is_not_modelled_is_refused_by_name() -> None:
     """With the names of those that are."""
-    with pytest.raises(UnsupportedError, match=r"does not model the method adalora \(it does: full, lora"):
-        adapter_maker("adalora")
+    with pytest.raises(UnsupportedError, match=r"does not model the method lora-ga \(it does: full, lora"):
+        adapter_maker("lora-ga")

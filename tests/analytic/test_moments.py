@@ -14,7 +14,7 @@ from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.catalog import load_model
 from lorafa_prof.specs import MethodSpec, RunSpec
 
-METHODS = ("full", "lora", "lora-fa", "qlora", "vera", "lora-fb")
+METHODS = ("full", "lora", "lora-fa", "qlora", "vera", "lora-fb", "lora-pro")
 
 
 def run_of(method: str, rank: int, *, bs: int = 2, **options: str | bool) -> RunSpec:

@@ -21,8 +21,9 @@ from tests.support.configs import tiny_configs
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
 LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-plus", "pissa", "qlora", "qlora-fa")
 QUANTIZED = ("qlora", "qlora-fa")
-#: PEFT refuses DoRA for the fused parameters of experts, and has no decomposition for PiSSA there.
-NOT_OF_EXPERTS = ("dora", "pissa")
+#: PEFT refuses DoRA for the fused parameters of experts, has no decomposition for PiSSA there, and AdaLoRA leaves
+#: experts as they are.
+NOT_OF_EXPERTS = ("dora", "pissa", "adalora")
 #: transformers keeps some of T5's layers in fp32 whatever else is quantised; the engine refuses that.
 NOT_QUANTIZED = ("t5",)
 
@@ -83,10 +84,10 @@ class TestCatalog:
         assert found == {method: real.of(method) for method in methods}
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("method", ["lora-qv", "vera", "dora"])
+    @pytest.mark.parametrize("method", ["lora-qv", "vera", "dora", "adalora"])
     @pytest.mark.parametrize("name", model_names())
     def test_other_adapters(self, name: str, method: str) -> None:
-        """LoRA on query and value alone; VeRA, whose shared matrices are buffers and no parameters."""
+        """LoRA on query and value alone; VeRA, whose shared matrices are buffers and no parameters; the rest."""
         run = run_with(load_model(name), method)
         if method in NOT_OF_EXPERTS and run.spec.moe is not None:
             pytest.skip("PEFT refuses")
@@ -94,7 +95,7 @@ class TestCatalog:
 
     def test_every_method_is_here(self) -> None:
         """A method that is registered with the engine appears in one of the tests of this class."""
-        assert {*modelled_methods()} == {"full", *LOW_RANK, "lora-qv", "vera", "dora"}
+        assert {*modelled_methods()} == {"full", *LOW_RANK, "lora-qv", "vera", "dora", "adalora"}
 
 
 class TestFamilies:

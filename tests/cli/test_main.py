@@ -80,14 +80,17 @@ class TestImports:
         assert cli.main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: lorafa-prof {name} ")
 
-    def test_rich_is_loaded_for_text_only(self) -> None:
-        """CSV, JSON and Markdown do without it."""
+    def test_rich_is_loaded_for_colour_only(self) -> None:
+        """CSV, JSON, Markdown and text without colour do without it."""
         probe = (
             "import sys\nfrom lorafa_prof.cli import main\n"
-            "codes = [main(['paper', '--table', 'c3', '--format', f]) for f in ('csv', 'json', 'markdown')]\n"
+            "codes = [main(['paper', '--table', 'c3', '--format', f]) for f in ('csv', 'json', 'markdown', 'table')]\n"
             "sys.exit(any(codes) or 'rich' in sys.modules)"
         )
-        done = subprocess.run([sys.executable, "-c", probe], check=False, capture_output=True, cwd=ROOT)
+        environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
+        done = subprocess.run(
+            [sys.executable, "-c", probe], check=False, capture_output=True, cwd=ROOT, env=environment
+        )
         assert done.returncode == 0, done.stderr
 
 

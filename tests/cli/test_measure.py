@@ -24,7 +24,7 @@ from lorafa_prof.cli import main
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results import Measurement
-from tests.measure.runs import FAULTS
+from tests.measure.runs import FAULTS, pretend, saved
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -37,11 +37,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, and measuring processes that only pretend."""
-    monkeypatch.setattr("lorafa_prof.measure.isolate.CHILD", FAULTS)
-    monkeypatch.setattr("lorafa_prof.measure.process.GRACE_S", 0.3)
-    monkeypatch.setenv("FAULTS_LOG", str(tmp_path / "log"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return pretend(tmp_path, monkeypatch)
 
 
 def model(folder: Path, deeds: str) -> str:
@@ -58,15 +54,6 @@ def begun(folder: Path) -> list[str]:
     """The runs whose measurement really began: method, batch, tokens, rank."""
     log = folder / "log"
     return [line.rpartition(" pid=")[0] for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def saved(path: Path) -> list[dict[str, Any]]:
-    document = json.loads(path.read_text())
-    assert set(document) == {"measurements"}
-    for entry in document["measurements"]:
-        assert Measurement.from_json(entry).to_json() == entry
-    entries: list[dict[str, Any]] = document["measurements"]
-    return entries
 
 
 def outcomes(path: Path) -> list[str]:

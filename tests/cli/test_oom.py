@@ -16,7 +16,7 @@ import pytest
 from lorafa_prof.catalog import device_names
 from lorafa_prof.cli import main
 from lorafa_prof.results import Threshold, results_in
-from tests.measure.runs import FAULTS
+from tests.measure.runs import pretend
 from tests.support.configs import tiny_configs
 
 LLAMA = ("oom", "--model", "llama2-7b", "--seq", "1024")
@@ -244,11 +244,7 @@ def test_a_simulated_search(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, and measuring processes that only pretend: each step peaks at 8 MiB."""
-    monkeypatch.setattr("lorafa_prof.measure.isolate.CHILD", FAULTS)
-    monkeypatch.setattr("lorafa_prof.measure.process.GRACE_S", 0.3)
-    monkeypatch.setenv("FAULTS_LOG", str(tmp_path / "log"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return pretend(tmp_path, monkeypatch)
 
 
 def measuring(folder: Path, deeds: str, *args: str) -> list[str]:

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from lorafa_prof import claims
 from lorafa_prof.analytic.paper import TABLES
-from lorafa_prof.cli import main
+from lorafa_prof.claims import figure_4
+from lorafa_prof.cli import main, paper_page
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.results import Prediction
+from lorafa_prof.specs import DeviceSpec, RunSpec
 
 
 def paper(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -132,3 +137,64 @@ def test_the_file_is_the_whole_result(capsys: pytest.CaptureFixture[str], tmp_pa
     assert paper(capsys, "-o", str(target)) == ""
     assert target.read_text("utf-8") == paper(capsys, "--format", "markdown")
     assert [path.name for path in tmp_path.iterdir()] == ["paper.md"]
+
+
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page with one group, whose answers cost little."""
+    monkeypatch.setattr(claims, "GROUPS", (figure_4.layers,))
+
+
+@pytest.mark.usefixtures("short_page")
+@pytest.mark.parametrize("folder", ["page/", "there"])
+def test_a_folder_gets_the_page(folder: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Into a folder, made or there, go the page and the figures that it shows; the tables are its end."""
+    (tmp_path / "there").mkdir()
+    target = f"{tmp_path}/{folder}"
+    assert main(["paper", "--engine", "analytic", "-o", target]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    page = (Path(target) / "paper.md").read_text("utf-8")
+    (picture,) = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert (Path(target) / picture).read_bytes().startswith(b"<?xml")
+    assert err.splitlines() == [str(Path(target) / "paper.md"), str(Path(target) / picture)]
+    assert page.endswith(paper(capsys, "--format", "markdown"))
+    assert str(tmp_path) not in page
+
+
+@pytest.mark.usefixtures("short_page")
+def test_what_an_engine_refuses_is_not_modelled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Neither a guess nor a failure: the page says so, with the engine's own words."""
+
+    def refusing(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+        raise UnsupportedError("no such step is built")
+
+    monkeypatch.setattr(paper_page, "simulating_on_cards", lambda: refusing)
+    assert main(["paper", "-o", f"{tmp_path}/"]) == 0
+    capsys.readouterr()
+    page = (tmp_path / "paper.md").read_text("utf-8")
+    assert re.search(r"\| LoRA-FA, 1 of 32 blocks \| .* GiB .* \| not modelled \| - \|", page)
+    assert re.search(r"- simulate, lora-fa, 1 of 32 blocks; .*: no such step is built\n", page)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--engine", "analytic"], "--engine goes with -o DIR"),
+        (["--format", "json", "-o", "."], "--format goes with a FILE"),
+        (["-o", "missing/page/"], "does not exist"),
+    ],
+)
+def test_wrong_input_for_the_page(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exit 2 before any engine is asked."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["paper", *args]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -11,12 +11,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lorafa_prof.cli import main
-from lorafa_prof.results import PART_FIELDS, Measurement
+from lorafa_prof.results import PART_FIELDS
+from tests.measure.runs import saved
 from tests.scripts.tiny import TOKENS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,15 +38,6 @@ def python(*args: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[
 
 def run(*args: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     return python("-m", "lorafa_prof", "run", *args, cwd=cwd, code=code)
-
-
-def saved(path: Path) -> list[dict[str, Any]]:
-    document = json.loads(path.read_text())
-    assert set(document) == {"measurements"}
-    for entry in document["measurements"]:
-        assert Measurement.from_json(entry).to_json() == entry
-    entries: list[dict[str, Any]] = document["measurements"]
-    return entries
 
 
 def script(folder: Path, text: str, name: str = "train.py") -> str:

@@ -188,7 +188,7 @@ def test_recomputation_is_a_phase(capsys: pytest.CaptureFixture[str], llama: str
         (("--method", "lora", "--snapshot", "-"), "-o FILE"),
         (("--method", "lora", "--snapshot", "-", "-o", "-"), "-o FILE"),
         (("--expandable-segments", "--alloc-conf", "expandable_segments: False"), "contradict"),
-        (("--method", "lora-ga"), "lora-ga"),
+        (("--method", "lora-ga", "--quant", "nf4"), "nf4 weights have none"),
         (("--method", "lora", "--optimizer", "lorafa"), "lora-fa"),
         (("--method", "full", "--quant", "nf4"), "full fine-tuning"),
         (("--method", "lora", "--prepare-kbit", "peft"), "quantised"),
@@ -196,7 +196,8 @@ def test_recomputation_is_a_phase(capsys: pytest.CaptureFixture[str], llama: str
         (("--method", "lora", "--targets", "q_proj,nowhere"), "unknown target module 'nowhere'"),
         (("--method", "lora", "--targets", "all-linear,q_proj"), "stands alone"),
         (("--method", "vera", "--targets", "q_proj,embed_tokens"), "Embedding"),
-        (("--method", "lora", "--gpus", "2", "--shard", "fsdp"), "several GPUs"),
+        (("--method", "lora", "--gpus", "2"), "--shard ddp or fsdp"),
+        (("--method", "lora", "--gpus", "2", "--shard", "zero2"), "--engine analytic"),
     ],
 )
 def test_refusals(capsys: pytest.CaptureFixture[str], llama: str, args: tuple[str, ...], said: str) -> None:

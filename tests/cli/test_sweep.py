@@ -128,12 +128,12 @@ def test_the_largest_batch_by_simulation(monkeypatch: pytest.MonkeyPatch) -> Non
     }  # fmt: skip
     grid = SweepGrid(models=(load_model("./m"),), methods=("lora",), engine="simulate", axes=axes, devices=(card,))
     (block,) = grid.blocks()
-    text = rows_of("simulate", max_bs=True)(Task(block=block, start=0, stop=3))
+    text = rows_of("simulate", max_bs=True)(Task(block=block, start=0, stop=3)).decode()
     found = [dict(zip(columns(max_bs=True), row, strict=True)) for row in csv.reader(io.StringIO(text, newline=""))]
     assert [row["bs"] for row in found] == list("456")
     assert check_largest_batches(found)[0] in (4, 5)
     monkeypatch.delattr(Thresholds, "largest_batch")
-    text = rows_of("simulate", max_bs=False)(Task(block=block, start=0, stop=1))
+    text = rows_of("simulate", max_bs=False)(Task(block=block, start=0, stop=1)).decode()
     (alone,) = csv.reader(io.StringIO(text, newline=""))
     assert dict(zip(columns(max_bs=False), alone, strict=True)).items() <= found[0].items()
 
@@ -506,11 +506,11 @@ def test_a_document_is_taken_up_where_it_was_interrupted(monkeypatch: pytest.Mon
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
     """Send this process what Ctrl-C sends while the rows of a task are computed."""
-    from lorafa_prof.cli.sweep_rows import AnalyticRows
+    from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
 
     compute, seen = AnalyticRows.__call__, []
 
-    def counting(self: Any, task: Any) -> str:
+    def counting(self: Any, task: Any) -> bytes:
         seen.append(task)
         if len(seen) == tasks:
             os.kill(os.getpid(), signal.SIGINT)

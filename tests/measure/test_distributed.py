@@ -22,11 +22,12 @@ from lorafa_prof.measure.communication import found_by_size
 from lorafa_prof.measure.names import Name
 from lorafa_prof.measure.trace import BaseBlock
 from lorafa_prof.results import Measurement
+from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.parallel import Group, refuse_in_group
 from lorafa_prof.workload.step import build_model
-from tests.measure.ranks import DEEDS, RUNS, STEPS, run_of, whole
+from tests.measure.ranks import DEEDS, FOUR, RUNS, STEPS, run_of, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds; without other load it takes ten.
@@ -88,6 +89,20 @@ def test_parameters_are_those_of_the_whole_model(seen: dict[str, list[Measuremen
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
     }
     assert [m.parameters for m in seen[name]] == [counted, counted]
+
+
+@pytest.mark.parametrize(("deed", "name"), [*(("measure", name) for name in RUNS), *(("four", name) for name in FOUR)])
+def test_the_simulated_rank_has_the_same_bytes(ended: dict[str, Any], deed: str, name: str) -> None:
+    """The first of two and of four real ranks, under torch's profiler: each part, each phase and the peak, to the byte.
+
+    Later ranks have the same, or less where the rows of a table cannot be shared evenly.
+    """
+    run = RUNS[name] if deed == "measure" else FOUR[name]
+    real = [Measurement.from_json(m).memory for m in ended[deed][name]["measurements"]]
+    simulated = predict_on_cpu(run, threads=1).memory
+    assert simulated == real[0]
+    assert len(real) == run.gpus
+    assert all(m is not None and m.peak_allocated_bytes <= simulated.peak_allocated_bytes for m in real)
 
 
 def whole_and_half(name: str) -> tuple[int, int]:

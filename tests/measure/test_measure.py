@@ -27,7 +27,7 @@ from lorafa_prof.results import PART_FIELDS, Measurement, StepTime
 from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload, training_step
-from lorafa_prof.workload.naming import tensors_in
+from lorafa_prof.workload.naming import named_states, tensors_in
 from lorafa_prof.workload.quantized import quantization_tensors
 from lorafa_prof.workload.versions import release
 from tests.analytic.runs import run_of
@@ -38,7 +38,7 @@ PEAK_FLOPS = 1e12
 FAMILIES = ("llama", "gpt2", "roberta", "t5")
 METHODS = (
     "full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "lora-plus", "pissa", "dora", "vera", "qlora",
-    "qlora-fa",
+    "qlora-fa", "adalora",
 )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def bytes_before_a_step(run: RunSpec) -> int:
     states = [dict(state) for state in work.optimizer.state.values()]
     found = [
         *work.model.parameters(), *work.model.buffers(), *quantization_tensors(work.model), *tensors_in(states),
-        *work.batch.values(),
+        *work.batch.values(), *(tensor for _, _, tensor in named_states(work.model)),
     ]  # fmt: skip
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
 
@@ -264,10 +264,13 @@ class TestStages:
         assert (done.memory, done.ledger, done.phases, done.timeline) == (None, None, (), ())
         assert done.throughput.tokens_per_s is not None
 
-    def test_what_the_profiler_cannot_tell_is_refused(self) -> None:
-        """AdaLoRA's importances of the step before go unheard on the CPU."""
-        with pytest.raises(UnsupportedError, match="AdaLoRA is measured on CUDA, not on the CPU"):
-            measure(run_of("llama", "adalora"), Options(device="cpu", steps=1, warmup=1))
+    def test_a_pass_before_training_is_told(self) -> None:
+        """LoRA-GA's takes place; what is measured is LoRA's step, to the byte."""
+        options = Options(device="cpu", steps=1, warmup=1)
+        done, plain = (measure(run_of("llama", method), options) for method in ("lora-ga", "lora"))
+        assert any("gradient pass ran before" in line for line in done.assumptions)
+        assert done.memory is not None
+        assert done.memory == plain.memory
 
     @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "", "mps"])
     def test_an_unknown_device_is_named(self, name: str) -> None:

@@ -91,6 +91,9 @@ HONEST: list[Any] = [
     ("t5", "lora", {"adapted": (1,)}),
     ("mixtral", "lora-fa", {}),
     ("gemma2", "lora", {}),
+    ("llama", "lora-pro", {}),
+    ("llama", "lora-ga", {}),
+    ("gpt2", "lora-pro", {"optimizer": "lora-pro-full"}),
 ]
 
 
@@ -482,10 +485,14 @@ def test_states_that_are_not_8_bit_cost_their_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("built", "asked"), [("adamw", "sgd"), ("adamw-fused", "adamw"), ("adamw", "adamw-fused"), ("sgd", "adamw")]
-)
+    ("built", "asked"),
+    [
+        ("adamw", "sgd"), ("adamw-fused", "adamw"), ("adamw", "adamw-fused"), ("sgd", "adamw"),
+        ("lora-pro", "lora-pro-full"), ("lora-pro-full", "lora-pro"), ("adamw", "lora-pro"),
+    ],
+)  # fmt: skip
 def test_another_optimizer_is_told(built: str, asked: str) -> None:
-    """By its class, and by the implementation that steps."""
+    """By its class, by the implementation that steps, and by what it keeps moments of."""
     run = run_of("llama", "lora", optimizer=built)
     assert set(violations(ready(run), run.replace(optimizer=asked))) == {OPTIMIZER}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorafa_prof.compare import compare
 from lorafa_prof.ledger import Category
 from lorafa_prof.reports.comparison import comparison_table, name_of, records_table
-from lorafa_prof.reports.table import render_text
+from lorafa_prof.reports.text import render_text
 from lorafa_prof.results import Comparison
 from tests.support.hand_made import MIB, ledger, measurement, memory, prediction, without_memory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lorafa_prof.reports.measurement import measurement_table, outcome_line, records_table
-from lorafa_prof.reports.table import render_csv, render_text
+from lorafa_prof.reports.table import render_csv
+from lorafa_prof.reports.text import render_text
 from lorafa_prof.results import PART_FIELDS, Measurement, Memory, PhaseMemory, Promise, Spread, StepTime, Throughput
 from lorafa_prof.units import GIB, MIB
 from tests.measure.runs import faulty_run

@@ -6,7 +6,7 @@ import pytest
 
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.reports.prediction import explain_table
-from lorafa_prof.reports.table import render_text
+from lorafa_prof.reports.text import render_text
 from lorafa_prof.results import Memory, Prediction, Throughput
 from tests.analytic.runs import run_of
 

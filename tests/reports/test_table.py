@@ -22,9 +22,9 @@ from lorafa_prof.reports.table import (
     figures,
     render_csv,
     render_markdown,
-    render_text,
     words,
 )
+from lorafa_prof.reports.text import render_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -251,9 +251,51 @@ class TestCsv:
         return list(csv.reader(io.StringIO(render_csv(table), newline=""), strict=True))
 
 
+#: Letters of one column and of two, of none and of more than one byte, signs of our tables, blanks of several kinds.
+LETTERS = st.text("ab c de  1.,-é×·₁⌉\t\x1b\u200b", max_size=40) | st.text(max_size=12)
+
+
+class TestTheTwoWaysToDraw:
+    """Text without colour is drawn here where it can be, and must be what rich would have drawn."""
+
+    @given(st.data(), st.integers(20, 100))
+    def test_they_draw_the_same(self, data: st.DataObject, width: int) -> None:
+        """Any table: rich's drawing of it in colour, without the escape sequences, is ours."""
+        count = data.draw(st.integers(0, 4))
+        names = data.draw(st.lists(LETTERS, min_size=count, max_size=count))
+        sides = data.draw(st.lists(st.sampled_from(["left", "right"]), min_size=count, max_size=count))
+        cells = st.integers() | st.none() | st.builds(Cell, text=LETTERS) | LETTERS
+        table = Table(
+            title=data.draw(LETTERS),
+            columns=tuple(Column(name=n, justify=j) for n, j in zip(names, sides, strict=True)),
+            rows=tuple(data.draw(st.lists(st.tuples(*[cells] * count), max_size=4))),
+            sections=tuple(data.draw(st.lists(st.integers(0, 5), max_size=2))),
+            notes=tuple(data.draw(st.lists(LETTERS, max_size=2))),
+            keys=data.draw(st.integers(0, 2)),
+        )
+        bare = re.sub(r"\x1b\[[0-9;]*m", "", render_text(table, width, color=True))
+        assert render_text(table, width).splitlines() == [line.rstrip() for line in bare.splitlines()]
+
+    @pytest.mark.parametrize("text", ["plain", "8192·b·s·⌈s⌉₁₂₈ × 2 → ≥ ─", "Zoë"])
+    def test_what_we_draw_is_one_column_wide_to_rich(self, text: str) -> None:
+        """Rich's tables of character widths say the same of what is taken for one column wide here."""
+        from rich.cells import cell_len
+
+        assert cell_len(text) == len(text)
+
+    @pytest.mark.parametrize("name", ["模型", "e\u0301", "👩‍👩‍👧"])
+    def test_other_widths_are_left_to_rich(self, name: str) -> None:
+        """Wide, combining and joined characters keep the columns where they belong."""
+        from rich.cells import cell_len
+
+        table = Table(title="t", columns=(*words("a"), *figures("b")), rows=((name, 1), ("x", 12345)))
+        rows = render_text(table).splitlines()[3:]
+        assert len({cell_len(row) for row in rows}) == 1
+
+
 def test_importing_the_module_imports_no_rich() -> None:
-    """Only a text table pays for rich."""
-    probe = "import sys, lorafa_prof.reports.table as t; t.render_csv(t.Table(title='', columns=(), rows=())); "
+    """Only a text table pays for rich, and only in colour."""
+    probe = "import sys, lorafa_prof.reports.text as t; t.render_text(t.Table(title='', columns=(), rows=())); "
     code = subprocess.run([sys.executable, "-c", probe + "sys.exit('rich' in sys.modules)"], check=False, cwd=ROOT)
     assert code.returncode == 0
 

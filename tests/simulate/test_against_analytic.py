@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.analytic import predict
+from lorafa_prof.analytic.plan import plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.engine import predict as simulate
@@ -87,6 +88,41 @@ def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     """With a vocabulary so large that the loss is the peak."""
     run = run_of(family, method, layers=5, changes={"vocab_size": 6000}, optimizer="adamw", **options)
     assert simulated(run)[0] == closed_form(run)
+
+
+ADALORA: dict[str, dict[str, Any]] = {
+    **OPTIONS,
+    "bf16 adapters, dropout": {"adapter_dtype": "bf16", "dropout": 0.1},
+    "autocast over bf16, checkpointing": {"amp": True, "checkpointing": "full"},
+    "fp16, one sequence": {"dtype": "fp16", "bs": 1},
+    "sgd": {"optimizer": "sgd"},
+    "adamw-fused": {"optimizer": "adamw-fused"},
+}
+
+
+def adalora_cases() -> list[Any]:
+    """Layers with and without biases, whose products are views or not; one option each is quick."""
+    made = []
+    for i, family in enumerate(("llama", "gpt2", "llama-bias", "qwen3", "gemma2", "phi3", "t5", "roberta")):
+        for k, (name, options) in enumerate(ADALORA.items()):
+            marks = () if i == k and i < 4 else pytest.mark.slow
+            made.append(pytest.param(family, options, id=f"{family}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "options"), adalora_cases())
+def test_adalora(family: str, options: dict[str, Any]) -> None:
+    """Its regulariser runs over all layers after the loss; its importances are made anew after the optimizer's step."""
+    run = run_of(family, "adalora", layers=6, changes={"vocab_size": 6000}, **{"optimizer": "adamw", **options})
+    assert simulated(run)[0] == closed_form(run)
+
+
+def test_adalora_where_the_importances_are_the_peak() -> None:
+    """SGD has no temporaries of its own; a rank as high as the layers are wide makes the adapters the most there is."""
+    run = run_of("llama", "adalora", layers=1, rank=64, bs=1, seq=2, targets=("q_proj",), optimizer="sgd")
+    found, where = simulated(run)
+    assert found == closed_form(run)
+    assert where.startswith("optimizer")
 
 
 def quantised_cases() -> list[Any]:
@@ -239,4 +275,43 @@ def test_the_heads_weight_under_autocast(family: str) -> None:
         assert [item.category for item in prediction.ledger.items if (item.shape, item.dtype) == copy] == [
             Category.ACTIVATIONS
         ]
+    assert simulated(run)[0] == closed_form(run)
+
+
+# -- the optimizer's step --------------------------------------------------------------------------------------------
+
+
+def highest_while_stepping(run: RunSpec) -> int:
+    """Most that is alive in the second step's optimizer, counted as in `simulated`."""
+    platform = Cuda(A100, "2.13.0")
+    trace = record(run, platform).trace(2, platform)
+    sizes = [0 if b.category is Category.WORKSPACES else allocated(b.nbytes) for b in trace.blocks]
+    begins, ends = trace.position("optimizer"), trace.position("zero_grad")
+    live = highest = 0
+    for position, event in enumerate(trace.events[:ends]):
+        live += sizes[event] if event >= 0 else -sizes[~event]
+        highest = max(highest, live) if position >= begins else 0
+    return highest
+
+
+def stepping_cases() -> list[Any]:
+    """LoRA-Pro's two kinds of moments; ranks at which one or another of its matrices is the largest."""
+    options: dict[str, dict[str, Any]] = {
+        "rank 4": {}, "rank 1": {"rank": 1}, "rank 32": {"rank": 32}, "bf16 adapters": {"adapter_dtype": "bf16"},
+        "autocast, rank 17": {"dtype": "fp32", "amp": True, "rank": 17},
+    }  # fmt: skip
+    made = []
+    for i, family in enumerate(("llama", "gpt2", "roberta")):
+        for j, optimizer in enumerate(("lora-pro", "lora-pro-full")):
+            for k, (name, chosen) in enumerate(options.items()):
+                marks = () if (i + j + k) % 5 == 0 else pytest.mark.slow
+                made.append(pytest.param(family, optimizer, chosen, id=f"{family}-{optimizer}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "optimizer", "options"), stepping_cases())
+def test_the_step_of_lora_pro(family: str, optimizer: Any, options: dict[str, Any]) -> None:
+    """What its optimizer holds at most, and the peak: of two tokens the optimizer's step often is the peak."""
+    run = run_of(family, "lora-pro", layers=5, bs=1, seq=2, attn="eager", optimizer=optimizer, **options)
+    assert highest_while_stepping(run) == plan(run).peak(run.bs, run.seq).phases["optimizer step"]
     assert simulated(run)[0] == closed_form(run)

@@ -101,6 +101,8 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "RMS norm": lambda: F.rms_norm(LEAF, (200,), F32[0]).sum().backward(),
     "dropout": lambda: F.dropout(LEAF, 0.5).sum().backward(),
     "picked": lambda: (F32[LONGS[0, :3]], torch.cat([F32, F32]), F32.index_select(0, LONGS[0]), F32.gather(0, LONGS)),
+    "eigenvalues": lambda: [torch.linalg.eigh(F32[:n, :n] + F32[:n, :n].t()) for n in (1, 2, 4, 64)],
+    "singular values": lambda: [torch.linalg.svd(F32[:n], full_matrices=False) for n in (1, 4, 64)],
     "pseudo-inverse": lambda: [torch.linalg.pinv(F32[:n, :n]) for n in (2, 4, 64)],
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.simulate.cpu_platform import Cpu
+from lorafa_prof.simulate.on_cpu import build_for_cpu
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
@@ -30,7 +31,7 @@ NUMBER = 16
 #: `repeat` makes vectors of sizes inside (in T5's masks of older releases); an axis has 8 bytes in each.
 REPEAT, SIZES = "aten::repeat", 64
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora")
+METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora", "lora-pro", "lora-ga")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp32": {"dtype": "fp32"},
@@ -40,9 +41,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "the optimizer adamw": {"optimizer": "adamw"},
     "sgd": {"optimizer": "sgd"},
     "dropout, bf16 adapters": {"dropout": 0.1, "adapter_dtype": "bf16"},
+    "moments of weights": {"optimizer": "lora-pro-full"},
 }
-#: What the method does not have. AdaLoRA's is refused for the CPU alone, see `predict_on_cpu`.
-REFUSED = (("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("adalora", "fp32"))
+#: What the method does not have.
+REFUSED = (
+    ("full", "dropout, bf16 adapters"), ("lora-plus", "sgd"), ("lora-pro", "sgd"), ("lora-pro", "the optimizer adamw"),
+    *((method, "moments of weights") for method in METHODS if method != "lora-pro"),
+)  # fmt: skip
 
 
 def cases() -> list[Any]:
@@ -51,9 +56,14 @@ def cases() -> list[Any]:
     for i, family in enumerate(FAMILIES):
         for j, method in enumerate(METHODS):
             for name, options in OPTIONS.items():
-                if (method, name) in REFUSED:
+                if (method, name) in REFUSED or (family, method) == ("roberta", "lora-ga"):
                     continue
                 quick = (name == "plain" and (i + j) % 2 == 0) or (family == "llama" and method in ("full", "lora-fa"))
+                quick |= (
+                    method in ("lora-pro", "lora-ga")
+                    and family in ("llama", "gpt2")
+                    and name in ("plain", "moments of weights")
+                )
                 marks = () if quick else pytest.mark.slow
                 made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
     return made
@@ -62,7 +72,7 @@ def cases() -> list[Any]:
 def simulated(run: RunSpec) -> tuple[Trace, int]:
     """The trace of two steps on the CPU, and the event at which the second begins."""
     platform = Cpu(THREADS)
-    trace = record(run, platform).trace(2, platform)
+    trace = record(run, platform, build_for_cpu).trace(2, platform)
     return trace, trace.position("forward")
 
 

@@ -81,3 +81,26 @@ def test_closed_forms_and_simulation_agree_where_nothing_is_fragmented(method: s
     formed = forms.verdict(plain.at(plain.max), card).memory
     assert formed is not None
     assert formed.peak_allocated_bytes == pytest.approx(simulated, rel=0.01)
+
+
+#: A card for each model on which a threshold is a few sequences or more.
+MODELS = {"qwen2.5-0.5b": "rtx4090", "llama2-7b": "a100-80gb"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "qlora", "vera"])
+@pytest.mark.parametrize("model", MODELS)
+def test_largest_batches_of_other_models_agree(model: str, method: str) -> None:
+    """Five methods on two more models: the simulation's largest batch without fragmentation (expandable segments) is
+    that of closed forms, or differs by one or by 2 %; both engines' verdicts on both sides are their thresholds'.
+    """
+    card, forms = load_device(MODELS[model]), ClosedForms()
+    base = RunSpec(model=load_model(model), method=MethodSpec(name=method), bs=2, seq=1024)
+    said = find_threshold(forms, base, "bs", card)
+    packed = Simulations(AllocatorSettings.parse("expandable_segments:True"), forms.guess)
+    found = find_threshold(packed, base, "bs", card)
+    assert abs(found.max - said.max) <= max(1, 0.02 * said.max), f"{said.max} by closed forms, {found.max} simulated"
+    for threshold, engine in ((said, forms), (found, packed)):
+        assert threshold.first_oom == threshold.max + 1
+        assert not engine.verdict(threshold.at(threshold.first_oom), card).fits
+        assert threshold.max == 0 or engine.verdict(threshold.at(threshold.max), card).fits

@@ -81,7 +81,7 @@ def test_int8_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"method": "lora-ga"}, UnsupportedError, "lora-ga"),
+        ({"method": "lora-ga", "quant": "nf4"}, UnsupportedError, "nf4 weights have none"),
         ({"method": "lora", "loss": "fused", "targets": ("lm_head",)}, UnsupportedError, "adapted head"),
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
         ({"method": "lora", "adapter_dtype": "fp16"}, BadInputError, "fp16"),

@@ -157,33 +157,52 @@ def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Ten
     # the input of a stack is bound to no name but `x`: it may go when the stack's first layer is done
     for _, alike in itertools.groupby(layers, lambda layer: (layer.kind, method.adapts(layer.index))):
         row = list(alike)
-        stack = len(tape.stacks)
+        around = _Around(builder, len(tape.stacks), [layer.name for layer in row])
         tape.stacks.append(row[-1].index - row[0].index + 1)
         for position, layer in enumerate(row):
-            x = _marked(x, stack, position)
+            x = around.boundary(x, position)
             with tape.scope(layer.name):
+                around.enter(position)
                 x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
-        x = _marked(x, stack, len(row))
+                around.leave(position)
+        x = around.boundary(x, len(row))
     return x
 
 
-def _marked(x: Tensor, stack: int, position: int) -> Tensor:
-    """Note where a layer begins, in the forward and, where there is one, in the backward."""
-    x.tape.boundaries["forward", stack, position] = len(x.tape.events)
-    return _boundary(x, stack, position) if x.requires_grad else x
+class _Around:
+    """Notes what lies between the layers of a stack, and tells units where the step is."""
 
+    def __init__(self, builder: Builder, stack: int, names: Sequence[str]) -> None:
+        self.tape, self.units, self.stack = builder.tape, builder.units, stack
+        module = self.tape.module
+        self.paths = [f"{module}.{name}" if module else name for name in names]
 
-def _boundary(x: Tensor, stack: int, position: int) -> Tensor:
-    """An identity that notes when the gradient of a layer's input is complete."""
-    tape = x.tape
-    out = Tensor(tape, x.storage, x.shape, x.dtype)
+    def enter(self, position: int) -> None:
+        if self.units is not None:
+            self.units.enter(self.paths[position])
 
-    def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        tape.boundaries["backward", stack, position] = len(tape.events)
-        return [grads[0]]
+    def leave(self, position: int) -> None:
+        if self.units is not None:
+            self.units.leave(self.paths[position])
 
-    tape.record("layer boundary", [x], out, [], backward)
-    return out
+    def boundary(self, x: Tensor, position: int) -> Tensor:
+        """Note where a layer begins, and let an identity note when the gradient of its input is complete."""
+        tape = self.tape
+        tape.boundaries["forward", self.stack, position] = len(tape.events)
+        if not x.requires_grad:
+            return x
+        out = Tensor(tape, x.storage, x.shape, x.dtype)
+
+        def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+            if self.units is not None and position < len(self.paths):
+                self.units.input_complete(self.paths[position])
+            tape.boundaries["backward", self.stack, position] = len(tape.events)
+            if self.units is not None and position > 0:
+                self.units.output_complete(self.paths[position - 1])
+            return [grads[0]]
+
+        tape.record("layer boundary", [x], out, [], backward)
+        return out
 
 
 def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
@@ -200,11 +219,12 @@ def make_batch(tape: Tape, task: str) -> tuple[Tensor, Tensor, Tensor]:
 
     Nothing is made of such a mask.
     """
+    before = len(tape.items)
     with tape.scope("batch"):
         labels = ("b",) if task == "seq-cls" else ("b", "s")
         ids, targets = tape.new("input ids", ("b", "s"), "int64"), tape.new("labels", labels, "int64")
         mask = tape.new("attention mask", ("b", "s"), "int64")
-    for item in tape.items:
+    for item in tape.items[before:]:
         item.category = ACTIVATIONS
     return ids, targets, mask
 

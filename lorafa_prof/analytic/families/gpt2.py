@@ -146,7 +146,9 @@ class Gpt2:
         with tape.scope("transformer"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
         logits = self.head(hidden)
-        return language_model_loss(logits, self.head, labels, self.builder.run)
+        loss = language_model_loss(logits, self.head, labels, self.builder.run)
+        del hidden
+        return self.builder.finished(loss)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         builder, tape, run = self.builder, self.builder.tape, self.builder.run

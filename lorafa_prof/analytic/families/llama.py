@@ -208,7 +208,7 @@ class LlamaLike:
             self.table = builder.embedding("embed_tokens", spec.vocab_size, spec.hidden_size)
             if self.traits.gemma_norm:
                 with builder.inside("embed_tokens"):
-                    builder.parameter("embed_scale", (), kind=BUFFERS, dtype="fp32")
+                    builder.parameter("embed_scale", (), kind=BUFFERS)
             # layers of both kinds differ by their mask where the window binds, and in Gemma 3 by their rotary tables
             mixed = len(set(spec.layer_types)) > 1
             alike = not mixed or not (window_binds(builder.run) or spec.architecture == "gemma3_text")
@@ -240,7 +240,7 @@ class LlamaLike:
         logits = self._logits(hidden)
         loss = language_model_loss(logits, self.head, labels, builder.run)
         del hidden  # transformers holds the last hidden state until its forward returns
-        return loss
+        return builder.finished(loss)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)

@@ -147,7 +147,9 @@ class MixtureOfExperts:
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self.head(hidden)
-        return language_model_loss(logits, self.head, labels, run)
+        loss = language_model_loss(logits, self.head, labels, run)
+        del hidden
+        return self.builder.finished(loss)
 
     def _hidden(self, ids: Tensor) -> Tensor:
         tape = ids.tape

@@ -218,7 +218,9 @@ class Roberta:
         logits = self.head(hidden)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
-            return ops.cross_entropy(logits, labels)
+            loss = ops.cross_entropy(logits, labels)
+        del hidden
+        return self.builder.finished(loss)
 
     def _refuse_what_is_not_modelled(self) -> None:
         if self.spec.config.get("is_decoder"):

@@ -267,7 +267,9 @@ class T5:
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = ops.cross_entropy(ops.view(logits, "b", "s", self.spec.vocab_size), labels)
-        del encoded, decoded, x, logits  # they live as long as the loss is computed
+        del decoded, x  # they live as long as the loss is computed; so do the outputs, encoded and logits
+        loss = self.builder.finished(loss)
+        del encoded, logits
         return loss
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lorafa_prof.ledger import Category
-from lorafa_prof.measure.names import Name, Names, address_of, shard_of
+from lorafa_prof.measure.names import Name, Names, address_of
+from lorafa_prof.workload.naming import shard_of
 
 
 def held_tensors(device_type: str) -> Iterator[torch.Tensor]:

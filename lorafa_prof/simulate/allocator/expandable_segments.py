@@ -65,25 +65,26 @@ class ExpandableSegments:
             mapped until then stays mapped and free, as in PyTorch.
         """
         address = self._find(pool, size)
-        free_sizes, unmapped = self._segments.free_sizes, self._unmapped_sizes
+        free_ends, unmapped = self._segments.free_ends, self._unmapped_sizes
         if address in unmapped and not self._map(pool, address, min(unmapped[address], size)):
             return None
-        while free_sizes[address] < size:
-            end = address + free_sizes[address]
-            if not self._map(pool, end, min(unmapped[end], size - free_sizes[address])):
+        while (missing := address + size - (end := free_ends[address])) > 0:
+            if not self._map(pool, end, min(unmapped[end], missing)):
                 return None
-        return address, free_sizes[address]
+        return address, end - address
 
     def _find(self, pool: FreeBlocks, size: int) -> int:
         """Return where `size` bytes of free blocks and unmapped pages lie in a row, in a new range if nowhere."""
         segments = self._segments
         for unmapped in pool.unmapped:
-            start = end = segments.free_starts.get(unmapped, unmapped)
+            start = end = segments.free_start(unmapped)
             while end - start < size:
-                step = segments.free_sizes.get(end) or self._unmapped_sizes.get(end)
-                if step is None:
+                if end in segments.free_ends:
+                    end = segments.free_ends[end]
+                elif end in self._unmapped_sizes:
+                    end += self._unmapped_sizes[end]
+                else:
                     break
-                end += step
             else:
                 return start
         # PyTorch reserves 9/8 of the device's memory, so that unmapped pages early in the range are no loss.
@@ -113,13 +114,13 @@ class ExpandableSegments:
         rest = self._remove_unmapped(pool, address) - mapped
         if rest:
             self._add_unmapped(pool, address + mapped, rest)
-        start, end = segments.free_starts.get(address, address), address + mapped
+        start, end = segments.free_start(address), address + mapped
         if start < address:
             segments.remove_free(pool, start, address - start)
-        behind = segments.free_sizes.get(end, 0)
-        if behind:
-            segments.remove_free(pool, end, behind)
-        segments.add_free(pool, start, end + behind - start)
+        last = segments.free_ends.get(end, end)
+        if end < last:
+            segments.remove_free(pool, end, last - end)
+        segments.add_free(pool, start, last - start)
         segments.count_reserved(mapped)
         segments.record("segment_map", address, mapped, pool.stream)
         return True

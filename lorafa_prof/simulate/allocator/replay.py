@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.simulate.allocator.free_blocks import Block
 from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
 from lorafa_prof.simulate.allocator.segments import TraceEntry
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -81,23 +82,26 @@ def replay(
             mark out of order.
     """
     allocator = CachingAllocator(settings, capacity=capacity, outside=outside, history=history)
-    streams = [0] * len(sizes) if streams is None else streams
     bounds = [0, *marks, len(events)]
-    if len(streams) != len(sizes):
+    if streams is not None and len(streams) != len(sizes):
         raise BadInputError(f"{len(sizes)} storages have sizes but {len(streams)} have streams")
     if any(start > stop for start, stop in pairwise(bounds)):
         raise BadInputError("marks must ascend, from 0 to the number of events")
 
-    addresses = [0] * len(sizes)
+    blocks: list[Block | None] = [None] * len(sizes)
     stages: list[Statistics] = []
     peaks = [Peak(size=0, position=0)] * 3
     fragmentation = allocator.at_reserved_peak
     oom: OutOfMemory | None = None
     for start, stop in pairwise(bounds):
         try:
-            _run(allocator, events[start:stop], start, sizes, streams, addresses)
+            allocator.run(events[start:stop], sizes, blocks, first=start, streams=streams)
         except CudaOutOfMemoryError as error:
             oom = error.figures
+        except IndexError:
+            event = events[allocator.position]
+            named = event if event >= 0 else ~event
+            raise BadInputError(f"an event names storage {named}, but there are {len(sizes)}") from None
         stages.append(allocator.statistics())
         if allocator.reserved_peak > peaks[2].size:
             fragmentation = allocator.at_reserved_peak
@@ -109,38 +113,6 @@ def replay(
         requested=peaks[0], allocated=peaks[1], reserved=peaks[2], fragmentation=fragmentation, end=stages[-1],
         marks=tuple(stages[:-1]), oom=oom, oom_position=None if oom is None else allocator.position,
     )  # fmt: skip
-
-
-def _run(
-    allocator: CachingAllocator,
-    events: Sequence[int],
-    first: int,
-    sizes: Sequence[int],
-    streams: Sequence[int],
-    addresses: list[int],
-) -> None:
-    """Do `events`, of which the first is number `first`; `addresses` has each storage's block, 0 where it has none."""
-    malloc, free = allocator.malloc, allocator.free
-    event = 0
-    try:
-        for position, event in enumerate(events, first):
-            if event >= 0:
-                size = sizes[event]
-                if size:
-                    allocator.position = position
-                    if addresses[event]:
-                        raise BadInputError(f"event {position}: storage {event} is born but is alive")
-                    addresses[event] = malloc(size, streams[event])
-            else:
-                address = addresses[~event]
-                if address:
-                    addresses[~event] = 0
-                    free(address)
-                elif sizes[~event]:
-                    raise BadInputError(f"event {position}: storage {~event} dies but is not alive")
-    except IndexError:
-        named = event if event >= 0 else ~event
-        raise BadInputError(f"an event names storage {named}, but there are {len(sizes)}") from None
 
 
 def _peaks(allocator: CachingAllocator) -> list[Peak]:

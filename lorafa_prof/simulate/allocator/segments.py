@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorafa_prof.simulate.allocator.driver import Driver
-from lorafa_prof.simulate.allocator.free_blocks import FreeBlocks
+from lorafa_prof.simulate.allocator.free_blocks import ADDRESS_MASK, FreeBlocks, key_of
 
 #: One action of the allocator, as PyTorch's trace has it: (action, address, size in bytes, stream). Actions: alloc,
 #: free_requested, free_completed, segment_alloc, segment_free, segment_map, segment_unmap, oom (whose address is the
@@ -24,7 +24,8 @@ class Segments:
     """
 
     __slots__ = (
-        "driver", "free_sizes", "free_starts", "history", "position", "reserved", "reserved_peak", "reserved_peak_at",
+        "driver", "free_ends", "free_keys", "history", "idle_since", "position", "reserved", "reserved_peak",
+        "reserved_peak_at", "whole_segments",
     )  # fmt: skip
 
     def __init__(self, driver: Driver, history: list[TraceEntry] | None) -> None:
@@ -35,10 +36,14 @@ class Segments:
         self.reserved = 0
         self.reserved_peak = 0
         self.reserved_peak_at = 0
-        self.free_sizes: dict[int, int] = {}
-        """First address of each free block -> its size."""
-        self.free_starts: dict[int, int] = {}
-        """Address behind each free block -> its first address."""
+        self.free_ends: dict[int, int] = {}
+        """First address of each free block -> the address behind it."""
+        self.free_keys: dict[int, int] = {}
+        """Address behind each free block -> its key."""
+        self.whole_segments: set[int] = set()
+        """Keys of blocks that are whole segments, one a segment; those of expandable segments are not here."""
+        self.idle_since: dict[int, int] = {}
+        """First address of a segment without a block in use -> when that was; only where garbage is collected."""
 
     def record(self, action: str, address: int, size: int, stream: int) -> None:
         """Append to the history, if there is one."""
@@ -51,14 +56,37 @@ class Segments:
         if self.reserved > self.reserved_peak:
             self.reserved_peak, self.reserved_peak_at = self.reserved, self.position
 
+    def free_start(self, end: int) -> int:
+        """Return the first address of the free block that ends at `end`; `end` itself where none does."""
+        return self.free_keys.get(end, end) & ADDRESS_MASK
+
     def add_free(self, pool: FreeBlocks, address: int, size: int) -> None:
         """Put a free block in its pool and both tables, as it is: nothing is merged."""
         pool.add(address, size)
-        self.free_sizes[address] = size
-        self.free_starts[address + size] = address
+        self.free_ends[address] = address + size
+        self.free_keys[address + size] = key_of(address, size)
 
     def remove_free(self, pool: FreeBlocks, address: int, size: int) -> None:
         """Take a free block out of its pool and both tables."""
         pool.remove(address, size)
-        del self.free_sizes[address]
-        del self.free_starts[address + size]
+        del self.free_keys[self.free_ends.pop(address)]
+
+    def allocate(self, pool: FreeBlocks, size: int) -> tuple[int, int] | None:
+        """Return address and size of a new segment, which is in the pool as a free block; None: no memory left."""
+        if not self.driver.take(size):
+            return None
+        address = self.driver.reserve_addresses(size)
+        self.whole_segments.add(key_of(address, size))
+        self.add_free(pool, address, size)
+        self.count_reserved(size)
+        self.record("segment_alloc", address, size, pool.stream)
+        return address, size
+
+    def release(self, pool: FreeBlocks, address: int, size: int) -> None:
+        """Return a segment without any block in use to the driver."""
+        self.record("segment_free", address, size, pool.stream)
+        self.driver.give_back(size)
+        self.remove_free(pool, address, size)
+        self.whole_segments.remove(key_of(address, size))
+        self.idle_since.pop(address, None)
+        self.count_reserved(-size)

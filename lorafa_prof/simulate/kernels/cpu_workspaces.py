@@ -272,6 +272,32 @@ def _pseudo_inverse(call: KernelCall, threads: int) -> list[Workspace]:
     return tolerances + factors + values
 
 
+@_formula("aten._linalg_eigh.default")
+def _symmetric_eigenvalues(call: KernelCall, threads: int) -> list[Workspace]:
+    """What LAPACK's divide and conquer asks for (BatchLinearAlgebraKernel.cpp, `apply_lapack_eigh`).
+
+    1 + 6 n + 2 n^2 numbers and 3 + 5 n integers, of numbers one more where MKL tells how many as a float.
+    """
+    matrix = call.args[0]
+    n = matrix.shape[-1]
+    numbers, integers = (1 + 6 * n + 2 * n * n, 3 + 5 * n) if n > 1 else (1, 1)
+    return [
+        Workspace("infos", 4, True), Workspace("work", (numbers + 1) * matrix.itemsize, True),
+        Workspace("iwork", 4 * integers, True),
+    ]  # fmt: skip
+
+
+@_formula("aten._linalg_svd.default")
+def _singular_values(call: KernelCall, threads: int) -> list[Workspace]:
+    """A copy of the matrix, which LAPACK overwrites (BatchLinearAlgebra.cpp); what it works in is no tensor."""
+    matrix = call.args[0]
+    block = _transposition(matrix.mT, torch.empty(matrix.mT.shape, dtype=matrix.dtype, device="meta"))
+    return [
+        Workspace("infos", 4, True), Workspace("matrix", matrix.numel() * matrix.itemsize, True),
+        Workspace("block", block, True),
+    ]  # fmt: skip
+
+
 # -- copies (Copy.cpp, `copy_transpose_valid`) -----------------------------------------------------------------------
 
 

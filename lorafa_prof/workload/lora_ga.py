@@ -1,0 +1,93 @@
+"""LoRA-GA: adapters that begin at the singular vectors of a gradient, which a pass before training estimates.
+
+Before there are adapters, one forward and backward of the base model computes the whole gradient of every weight that
+is to be adapted, all at once; nothing else is trained in it. PEFT then decomposes one gradient after the other, makes
+its A and B, takes scaling * B A from the weight, and lets go of the gradient. From there on a step is LoRA's.
+Where A needs no cast (fp32 over fp32) it stays a part of what the decomposition returned, which on CUDA keeps all of
+its 4 r rows.
+
+The pass runs as a step of training does: on its batch, with its attention, autocast and checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.adapters import add_adapters, peft_config, quiet
+from lorafa_prof.workload.checkpointing import enable_checkpointing
+from lorafa_prof.workload.models import base_model
+
+#: What the parts of the pass are called, in order.
+PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION = "pre-pass", "pre-pass backward", "initialisation"
+#: The phases in which autograd's thread works.
+BACKWARDS = ("backward", PRE_PASS_BACKWARD)
+
+
+def has_pre_pass(run: RunSpec) -> bool:
+    """Return whether gradients are estimated before there are adapters."""
+    return run.method.name == "lora-ga"
+
+
+def base_of(run: RunSpec, device: str) -> torch.nn.Module:
+    """Return the model as the pass finds it: in training mode, without adapters.
+
+    Raises:
+        UnsupportedError: quantised weights (no gradient), a classifier, the fused loss, or a PEFT without LoRA-GA.
+    """
+    if run.resolved_quant != "none":
+        raise UnsupportedError(f"LoRA-GA takes the gradients of the weights: {run.resolved_quant} weights have none")
+    if run.model.task == "seq-cls":
+        raise UnsupportedError(
+            "LoRA-GA is not built for sequence classification: PEFT estimates gradients of layers in the head as well, "
+            "whose names are those of adapted ones, and never lets go of them"
+        )
+    if run.loss == "fused":
+        raise UnsupportedError("the fused loss is not built for LoRA-GA's pass over the weights; it is with --loss hf")
+    if not hasattr(peft, "preprocess_loraga"):
+        raise UnsupportedError("the installed peft has no LoRA-GA: pip install --upgrade peft")
+    model = base_model(run, device)
+    if run.checkpointing != "none":
+        enable_checkpointing(model, run)
+    return model.train()
+
+
+def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]) -> peft.PeftConfig:
+    """Leave with each weight to be adapted its mean gradient over what `pass_once` runs; return PEFT's configuration.
+
+    Args:
+        model: from `base_of`.
+        run: the configuration.
+        pass_once: forward and backward of the model, which lets go of the loss.
+
+    Raises:
+        UnsupportedError: weights that are no linear layer's, of which PEFT estimates no gradient.
+    """
+    config: Any = peft_config(model, run)
+    if config.target_modules == "all-linear":  # PEFT spells it out when it makes the adapters, and here not at all
+        from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+
+        config = _maybe_include_all_linear_layers(config, model)
+    try:
+        with quiet():
+            peft.preprocess_loraga(model, config, pass_once)
+    except ValueError as error:
+        raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
+    made: peft.PeftConfig = config
+    return made
+
+
+def gradients_of(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the gradients that `estimate` has left."""
+    found = (getattr(module, "_peft_loraga_grad", None) for module in model.modules())
+    return [gradient for gradient in found if gradient is not None]
+
+
+def initialise(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig) -> torch.nn.Module:
+    """Return the model wrapped with adapters that begin at its gradients, which are let go."""
+    return add_adapters(model, run, config).train()
