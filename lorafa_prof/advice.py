@@ -70,6 +70,10 @@ def _of_code(run: RunSpec, device: DeviceSpec) -> Iterator[Candidate]:
     if run.checkpointing == "none":
         note = "each layer's forward runs once more in the backward"
         yield _set("full activation checkpointing", "--checkpointing full", note=note, checkpointing="full")
+        note = "products and attention are kept; the rest of each layer runs once more, which no FLOP shows"
+        yield _set(
+            "selective activation checkpointing", "--checkpointing selective", note=note, checkpointing="selective"
+        )  # fmt: skip
     if run.attn == "eager":
         yield _set("sdpa instead of eager attention", "--attn sdpa", attn="sdpa")
     if run.attn != "flash" and (device.compute_capability is None or device.compute_capability >= _FLASH_SINCE):
@@ -190,7 +194,7 @@ class _Advice:
         before, after = self.flops(self.run), self.flops(changed)
         if not before or not after:
             return None
-        return (after / (changed.bs * changed.seq)) / (before / (self.run.bs * self.run.seq))
+        return (after / _tokens(changed)) / (before / _tokens(self.run))
 
     # -- smaller steps ------------------------------------------------------------------------------------------------
 
@@ -198,6 +202,8 @@ class _Advice:
         """Yield the same work in smaller steps, and less work a step; looked for where that is quickly done."""
         if self.run.bs > 1:
             fitting = self._fitting("bs", self.run.bs - 1)
+            if fitting and self.engine.is_quick:  # with the gradients of an earlier micro-batch beside it
+                fitting = self.engine.largest(self.run.replace(accumulation=2), "bs", self.device, fitting)
             if fitting:
                 yield _accumulated(self.run, fitting)
         if self.threshold.axis != "seq" and self.run.seq > 1 and self.engine.is_quick:
@@ -244,6 +250,10 @@ class _Advice:
         return change is not None and change.fits
 
 
+def _tokens(run: RunSpec) -> int:
+    return run.bs * run.seq * run.accumulation
+
+
 def _rank(change: Change) -> tuple[bool, int, float, bool, int]:
     """What fits comes first, by the arithmetic that it adds (to a thousandth); of equals, what alters nothing.
 
@@ -265,9 +275,10 @@ def _accumulated(run: RunSpec, fitting: int) -> Candidate:
     """The same batch in as few micro-batches as have to be, as even as they can be."""
     parts = -(-run.bs // fitting)
     micro = -(-run.bs // parts)
+    passes = parts * run.accumulation
     return _set(
-        f"gradient accumulation: {parts} micro-batches of {micro} at most", f"--bs {micro}",
-        note=f"one step of {run.bs:,} sequences in {parts} passes", bs=micro,
+        f"gradient accumulation: {passes} micro-batches of {micro} at most", f"--bs {micro} --accumulation {passes}",
+        note=f"one step of {run.bs * run.accumulation:,} sequences in {passes} passes", bs=micro, accumulation=passes,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from lorafa_prof.specs import RunSpec
 _NOT_SHARDED = {
     "lorafa": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
     **dict.fromkeys(("lora-pro", "lora-pro-full"), "LoRA-Pro multiplies whole adapters with each other"),
-    "adamw-8bit": "bitsandbytes' 8-bit AdamW has no way to update them",
+    **dict.fromkeys(("adamw-8bit", "paged-adamw-8bit"), "bitsandbytes' 8-bit AdamW has no way to update them"),
+    "adafactor": "transformers' Adafactor makes whole states of its own for them",
 }
 
 
@@ -28,14 +29,21 @@ def refuse_unshareable(run: RunSpec) -> None:
     Raises:
         BadInputError: several GPUs, and not how they share the work.
         ContradictionError: shards of what is frozen, where nothing is.
-        UnsupportedError: quantised weights in shards, or an optimizer that does not know sharded tensors.
+        UnsupportedError: quantised weights or the head of a fused loss in shards, an optimizer that does not know
+            sharded tensors, micro-batches or clipping.
     """
     if run.gpus > 1 and run.shard == "none":
         raise BadInputError(f"how are {run.gpus} GPUs to share the work? --shard ddp or fsdp")
     if run.shard == "frozen" and run.method.name == "full":
         raise ContradictionError("--shard frozen shards what is not trained: full fine-tuning trains all")
+    if is_shared(run) and (run.accumulation > 1 or run.clip):
+        raise UnsupportedError("--accumulation and --clip are not built for several GPUs; leave them out")
     if run.shard not in ("fsdp", "frozen"):
         return
+    if run.loss == "fused":
+        raise UnsupportedError(
+            "the fused loss reads the head's whole weight, which FSDP2 shards; --loss hf, or --shard ddp"
+        )
     if run.resolved_quant != "none":
         raise UnsupportedError(
             f"FSDP2 shards {run.resolved_quant} weights as bytes without the scales that belong to them, which is not "

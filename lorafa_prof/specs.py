@@ -53,6 +53,7 @@ OPTIMIZERS_OF_ADAPTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 #: No size of a real run comes near this; what lies beyond is a mistake, and would only overflow further on.
 LARGEST_SIZE = 2**40
 LARGEST_BATCH, LARGEST_SEQUENCE, LARGEST_RANK, MOST_GPUS = 2**20, 2**30, 2**16, 2**20
+MOST_MICRO_BATCHES = 2**20
 
 
 def require_int(what: str, value: object, low: int = 1, high: int = LARGEST_SIZE) -> int:
@@ -354,6 +355,11 @@ class RunSpec:
     """What is done to the rest of a quantised model. peft: `prepare_model_for_kbit_training` casts norms, embeddings
     and head to fp32. trl: TRL's SFTTrainer with bf16 does that too, and casts embeddings and head back to bf16."""
     loss: Loss = "hf"
+    """hf is transformers' own, after the head; fused is head and loss in one, chunk by chunk, as Liger has it."""
+    accumulation: int = 1
+    """Micro-batches of `bs` sequences whose gradients add up before the optimizer steps."""
+    clip: bool = False
+    """Gradients are clipped by their common norm before the optimizer steps (`torch.nn.utils.clip_grad_norm_`)."""
     gpus: int = 1
     shard: Shard = "none"
 
@@ -368,6 +374,7 @@ class RunSpec:
         ):  # fmt: skip
             require_choice(what, value, choices)
         require_int("gpus", self.gpus, 1, MOST_GPUS)
+        require_int("accumulation", self.accumulation, 1, MOST_MICRO_BATCHES)
         require_choice("k-bit preparation", self.prepare_kbit, KbitPreparation)
         if self.prepare_kbit != "none" and self.resolved_quant == "none":
             raise ContradictionError("the k-bit preparation is for quantised weights: add --quant, or a q-method")

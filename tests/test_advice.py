@@ -73,7 +73,7 @@ def test_accumulation_keeps_the_batch() -> None:
     found = advised("lora-fa")
     change = next(change for change in found.advice if change.what.startswith("gradient accumulation"))
     assert (found.max, found.first_oom) == (2, 3)
-    assert change.options == "--bs 2"
+    assert change.options == "--bs 2 --accumulation 2"
     assert change.what == "gradient accumulation: 2 micro-batches of 2 at most"
     assert (change.fits, change.alters, change.max) == (True, None, None)
     assert change.flops_ratio == pytest.approx(1.0)
@@ -91,9 +91,10 @@ def test_shorter_sequences_are_the_longest_that_fit() -> None:
 
 
 def test_what_the_engine_refuses_is_left_out() -> None:
-    """Closed forms have no fused loss; PEFT's LoRA-FA optimizer takes no sharded weights."""
+    """Closed forms have no selective checkpointing; PEFT's LoRA-FA optimizer takes no sharded weights."""
     options = " ".join(change.options for change in advised("lora").advice)
-    assert "--loss" not in options
+    assert "selective" not in options
+    assert "--loss fused" in options
     assert "--shard fsdp" in options
     assert "--shard" not in " ".join(change.options for change in advised("lora-fa").advice)
 
@@ -102,6 +103,7 @@ def test_changes_of_the_result_are_marked() -> None:
     """Another method, fewer bits; checkpointing and another attention code alter nothing."""
     told = by_options(advised("lora", attn="eager"))
     assert told["--checkpointing full"].alters is None
+    assert told["--loss fused"].alters is None
     assert told["--attn sdpa"].alters is None
     assert told["--method lora-fa"].alters == "another method: A is frozen"
     assert told["--quant nf4"].alters == "base weights in 4 bits"
@@ -174,7 +176,7 @@ def test_a_search_that_errs_is_put_right_by_verdicts() -> None:
     run = RunSpec(model=load_model("gpt2"), method=MethodSpec(name="lora"))
     found = with_advice(Silent(), find_threshold(Silent(), run, "bs", CARD), CARD, lambda run: None)
     assert (found.max, found.first_oom) == (4, 5)
-    assert {change.options for change in found.advice} == {"--checkpointing full", "--bs 3"}
+    assert {change.options for change in found.advice} == {"--checkpointing full", "--bs 3 --accumulation 2"}
     assert all(change.saved_bytes is None and change.fits and change.flops_ratio is None for change in found.advice)
     assert Threshold.from_json(found.to_json()) == found
 

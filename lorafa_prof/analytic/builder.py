@@ -8,6 +8,7 @@ real layers each stands for.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import BadInputError, UnknownNameError
 from lorafa_prof.layers import nothing_there
-from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.specs import Dtype, ModelSpec, RunSpec
 
 #: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
 #: give what each further layer adds.
@@ -132,7 +133,9 @@ class Builder:
         """Add a parameter (or, with kind BUFFERS, a buffer) to the module being built."""
         trained = self.full and kind == WEIGHTS if trained is None else trained
         full_name = f"{self.path}.{name}" if self._path else name
-        made = Parameter(self.tape, full_name, shape, dtype or self.run.dtype, trained=trained, kind=kind)
+        if dtype is None:
+            dtype = self.run.dtype if kind == BUFFERS else prepared_dtype(self.run, full_name)
+        made = Parameter(self.tape, full_name, shape, dtype, trained=trained, kind=kind)
         self.held.append(Held(made, self._count))
         return made
 
@@ -187,6 +190,17 @@ class Builder:
                 layer.adapter = self.make_adapter(self, layer)
 
 
+#: Modules that TRL casts back to bf16, by their names (its `peft_module_casting_to_bf16`).
+_BACK_IN_BF16 = re.compile("lm_head|embed_tokens|wte|wpe")
+
+
+def prepared_dtype(run: RunSpec, name: str) -> Dtype:
+    """Return the dtype of a weight that is not quantised, after the k-bit preparation of the run."""
+    if run.prepare_kbit == "none":
+        return run.dtype
+    return "bf16" if run.prepare_kbit == "trl" and _BACK_IN_BF16.search(name) else "fp32"
+
+
 def _ends(row: Sequence[int]) -> list[tuple[int, int]]:
     """Return the layers to build of a row that are alike, and how many each stands for."""
     if len(row) <= TRACED_LAYERS:
@@ -227,6 +241,7 @@ class Linear:
         #: Number of the layer that it is in, as PEFT reads it off the path; None outside the layers.
         self.layer = next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
         self.role, self.head, self.count = role, head, builder.multiplicity
+        self.hands_on = head and builder.run.loss == "fused"
         self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
         self.weight = tied_to if tied_to is not None else self._weight(builder)
         # bitsandbytes casts the bias of a 4-bit layer once and for all, in its first forward
@@ -244,7 +259,9 @@ class Linear:
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the layer with its adapter: (..., m) to (..., k)."""
+        """Run the layer with its adapter: (..., m) to (..., k). A fused loss is handed what its head is given."""
+        if self.hands_on:
+            return x
         with x.tape.scope(self.name):
             return self.base(x) if self.adapter is None else self.adapter(x, self.base(x))
 

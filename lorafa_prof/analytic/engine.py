@@ -14,6 +14,7 @@ from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.results.figures import managed_lines
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -56,7 +57,12 @@ def predict(
         throughput=_throughput(plan, run),
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
         fit=fits,
-        assumptions=(*run_assumptions(run, plan.assumptions), *plan.sharing.assumptions, device_assumption(device)),
+        assumptions=(
+            *run_assumptions(run, plan.assumptions),
+            *plan.sharing.assumptions,
+            *managed_lines(plan.managed_bytes),
+            device_assumption(device),
+        ),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
         communication_bytes=communicated(plan),
@@ -71,10 +77,13 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
+        (
+            run.checkpointing == "selective",
+            "selective checkpointing",
+            "--checkpointing none or full (--engine simulate does all)",
+        ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
-        (run.prepare_kbit != "none", "the k-bit preparation", "--prepare-kbit none (or use --engine simulate)"),
-        (run.loss == "fused", "the fused loss", "--loss hf"),
+        (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
     refuse_unshareable(run)
     refuse_zero(run)
@@ -125,6 +134,7 @@ def _memory(
         saved_activations_bytes=plan.saved_activation_bytes(run.bs, run.seq),
         trained_gradients_bytes=plan.gradient_bytes,
         moments={phase: high + workspace for phase, high in peak.phases.items() if high},
+        managed_bytes=plan.managed_bytes,
     )
 
 
@@ -155,11 +165,11 @@ def communicated(plan: StepPlan) -> dict[str, int] | None:
 
 
 def _throughput(plan: StepPlan, run: RunSpec) -> Throughput:
-    flops = plan.flops(run.bs, run.seq)
+    flops, times = plan.flops(run.bs, run.seq), run.accumulation
     return Throughput(
-        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS),
-        executed_flops=sum(flops.values()),
-        model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq,
+        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS) * times,
+        executed_flops=sum(flops.values()) * times,
+        model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq * times,
     )
 
 
@@ -179,12 +189,19 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     if run.resolved_quant != "none":
         double = "with" if run.resolved_quant == "nf4-dq" else "without"
         lines.append(f"linear weights in nf4 {double} double quantisation")
-        lines.append("norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called")
+        lines.append(_PREPARED[run.prepare_kbit])
     if is_shared(run):
         lines.append(f"the first of {run.gpus} GPUs, whose shards are the largest; each has a batch of its own")
     if run.checkpointing == "full":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
     return (*lines, *of_model)
+
+
+_PREPARED = {
+    "none": "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
+    "peft": "norms, embeddings and head are in fp32, as prepare_model_for_kbit_training casts them",
+    "trl": "norms are in fp32, embeddings and head in bf16, as TRL's SFTTrainer leaves them",
+}
 
 
 def device_assumption(device: DeviceSpec | None) -> str:

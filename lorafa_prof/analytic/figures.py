@@ -245,7 +245,7 @@ def _summed(sizes: Iterable[tuple[Size, int]]) -> Polynomial:
 
 def _bound(polynomial: Polynomial, bs: Numbers, seq: Numbers) -> int:
     """Return what a polynomial does not exceed for any of the configurations."""
-    values = dict(symbol_values(int(bs.max()), int(seq.max())))
+    values = symbol_values(int(bs.max()), int(seq.max()))
     values.update(dict.fromkeys(CAN_VANISH, values["F"]))
     return sum(coefficient * int(product_of(symbols, values)) for symbols, coefficient in polynomial.items())
 

@@ -5,8 +5,8 @@ The states are those after the first step, in which they are created. Sizes are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from lorafa_prof.analytic import lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
@@ -34,6 +34,8 @@ class OptimizerCost:
     states: tuple[StateTensor, ...]
     temporaries: tuple[StateTensor, ...]
     notes: tuple[str, ...] = ()
+    managed: tuple[StateTensor, ...] | None = None
+    """States in CUDA's managed memory, outside the allocator; None: the optimizer is not a paged one."""
     steps: Tape | None = None
     """Where what it holds comes and goes while it steps: the record of that, in place of `temporaries`."""
 
@@ -82,8 +84,13 @@ SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 
 
 def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
-    """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all."""
-    states = [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
+    """bitsandbytes' AdamW8bit: a byte a moment and an fp32 scale a block of 256; two code tables in all.
+
+    The tables go to the device with the first state in 8 bits.
+    """
+    states: list[StateTensor] = []
+    if any(h.parameter.numel >= SMALLEST_8BIT for h in trained):
+        states += [StateTensor("", f"qmap{i}", (256,), "fp32", 1) for i in (1, 2)]
     for h in trained:
         numel = h.parameter.numel
         small = numel < SMALLEST_8BIT
@@ -93,6 +100,70 @@ def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
                 blocks = -(-numel // BLOCK_8BIT)
                 states.append(StateTensor(h.parameter.name, f"absmax{i}", (blocks,), "fp32", h.count))
     return OptimizerCost(tuple(states), ())
+
+
+#: bitsandbytes takes managed memory for states of so many elements (`get_state_buffer` in optim/optimizer.py).
+SMALLEST_PAGED = 100_000
+
+
+def paged_adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """bitsandbytes' PagedAdamW8bit: as AdamW8bit, but the moments of large parameters are in managed memory.
+
+    Scales, code tables and small states are in the allocator's memory.
+    """
+    large = {h.parameter.name for h in trained if h.parameter.numel >= SMALLEST_PAGED}
+    of_each: dict[bool, list[StateTensor]] = {True: [], False: []}
+    for state in adamw_8bit(trained, run).states:
+        of_each[state.parameter in large and state.name in ("state1", "state2")].append(state)
+    return OptimizerCost(tuple(of_each[False]), (), managed=tuple(of_each[True]))
+
+
+def adafactor(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """transformers' Adafactor as its Trainer makes it (scale_parameter and relative_step off), parameter by parameter.
+
+    A matrix has fp32 means of its rows and of its columns, anything else a full fp32 second moment; each parameter has
+    its root mean square, a scalar, on the device. All is computed in fp32 from fp32 copies of 16-bit gradients and
+    weights.
+    """
+    states = []
+    for h in trained:
+        p = h.parameter
+        for name, shape in (*_second_moments(p.shape), ("RMS", ())):
+            states.append(StateTensor(p.name, name, shape, "fp32", h.count))
+    return OptimizerCost(tuple(states), max(_adafactor_moments(trained), key=_bytes, default=()))
+
+
+def _second_moments(shape: Shape) -> tuple[tuple[str, Shape], ...]:
+    if len(shape) < 2:
+        return (("exp_avg_sq", shape),)
+    return ("exp_avg_sq_row", shape[:-1]), ("exp_avg_sq_col", (*shape[:-2], shape[-1]))
+
+
+def _adafactor_moments(trained: Sequence[Held]) -> Iterator[tuple[StateTensor, ...]]:
+    """Yield what the step's variables hold where they hold most of each parameter.
+
+    That is either while grad**2 + eps is made, with the update of the parameter before still bound, or while the new
+    update is made from the second moments, with that sum still bound.
+    """
+    before: tuple[StateTensor, ...] = ()
+    for h in trained:
+        p = h.parameter
+
+        def made(name: str, shape: Shape, p: Parameter = p) -> StateTensor:
+            return StateTensor(p.name, name, shape, "fp32", 1)
+
+        wide = ("gradient in fp32", "weight in fp32") if p.dtype != "fp32" else ()
+        copies = tuple(made(name, p.shape) for name in wide)
+        squared = made("grad**2 + eps", p.shape)
+        yield (*before, *copies, made("grad**2", p.shape), squared)
+        factors = [made(f"root of {name}", shape) for name, shape in _second_moments(p.shape) if len(p.shape) > 1]
+        update = made("update", p.shape)
+        yield (*copies, squared, *factors, update)
+        before = (update,)
+
+
+def _bytes(tensors: Iterable[StateTensor]) -> int:
+    return sum(int(rounded(size_of(tensor.shape, tensor.dtype)[0])) * tensor.count for tensor in tensors)
 
 
 def lorafa(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
@@ -126,7 +197,7 @@ def lorafa(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
 def lora_pro(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """LoRA-Pro, with moments of the adjusted gradients."""
     steps = lora_pro_step.step_of_adapters(*lora_pro_step.paired(trained))
-    return OptimizerCost(_moments(trained), (), (lora_pro_step.NOTE,), steps)
+    return OptimizerCost(_moments(trained), (), (lora_pro_step.NOTE,), steps=steps)
 
 
 def lora_pro_full(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
@@ -138,7 +209,7 @@ def lora_pro_full(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
         for name in ("exp_avg", "exp_avg_sq")
     )
     steps = lora_pro_step.step_of_weights(pairs, others, run.dtype)
-    return OptimizerCost((*states, *_moments(others)), (), (lora_pro_step.NOTE,), steps)
+    return OptimizerCost((*states, *_moments(others)), (), (lora_pro_step.NOTE,), steps=steps)
 
 
 def _largest(trained: Sequence[Held], names: Sequence[str]) -> tuple[StateTensor, ...]:
@@ -157,16 +228,12 @@ def with_importances(cost: OptimizerCost, trained: Sequence[Held]) -> OptimizerC
     kept = _moments(matrices, ("ipt", "exp_avg_ipt", "exp_avg_unc"))
     made = _largest(matrices, ("smoothed importance", "smoothed uncertainty", "new importance"))
     temporaries = max(cost.temporaries, made, key=_bytes)
-    return OptimizerCost((*cost.states, *kept), temporaries, cost.notes)
-
-
-def _bytes(tensors: Sequence[StateTensor]) -> int:
-    return sum(int(rounded(size_of(t.shape, t.dtype)[0])) * t.count for t in tensors)
+    return replace(cost, states=(*cost.states, *kept), temporaries=temporaries)
 
 
 _RULES: dict[str, Rule] = {
-    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "sgd": sgd, "lorafa": lorafa,
-    "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
+    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw-8bit": paged_adamw_8bit,
+    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa, "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
 }  # fmt: skip
 
 
@@ -176,6 +243,22 @@ def optimizer_cost(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     Raises:
         UnsupportedError: an optimizer of the contract that this engine does not model.
     """
+    cost = _cost_of(run, trained)
+    if not run.clip:
+        return cost
+    return replace(cost, temporaries=max(cost.temporaries, clipping(trained), key=_bytes))
+
+
+def clipping(trained: Sequence[Held]) -> tuple[StateTensor, ...]:
+    """torch.nn.utils.clip_grad_norm_, foreach: a norm for each gradient, all of them in one tensor, and its norm."""
+    norms = tuple(StateTensor(h.parameter.name, "norm", (), h.parameter.dtype, h.count) for h in trained)
+    dtypes = {norm.dtype for norm in norms}
+    dtype = "fp32" if len(dtypes) > 1 else norms[0].dtype
+    number = sum(norm.count for norm in norms)
+    return (*norms, StateTensor("", "norms", (number,), dtype, 1), StateTensor("", "total norm", (), dtype, 1))
+
+
+def _cost_of(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     name = run.resolved_optimizer
     if run.method.name == "lora-plus":
         if name != "adamw":

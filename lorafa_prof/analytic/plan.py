@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.families.common import window_binds
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
-from lorafa_prof.analytic.sizes import Size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
+from lorafa_prof.analytic.tape import GRADIENTS
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
 from lorafa_prof.analytic.trace import StepTrace, build_model, trace_step
 from lorafa_prof.analytic.zero import as_deepspeed_casts
@@ -112,6 +113,10 @@ class StepPlan:
             counts[_state_kind(buffer, category)] += buffer.count
         for state in self.optimizer.states:
             counts[_state_kind(state, "optimizer")] += state.count
+        if self.run.accumulation > 1:  # those of the micro-batches before
+            for held in self._held:
+                if held.parameter.requires_grad:
+                    counts[_gradient_kind(held)] += held.count
         return list(counts.items())
 
     @cached_property
@@ -126,6 +131,12 @@ class StepPlan:
         for state in self.optimizer.temporaries:
             counts[_state_kind(state, "temporaries")] += state.count
         return list(counts.items())
+
+    @cached_property
+    def managed_bytes(self) -> int | None:
+        """Bytes of optimizer states in CUDA's managed memory, which knows no granule; None: the optimizer has none."""
+        states = self.optimizer.managed
+        return None if states is None else sum(size_of(s.shape, s.dtype)[0] * s.count for s in states)
 
     # -- one configuration ----------------------------------------------------------------------------------------
 
@@ -185,7 +196,11 @@ class StepPlan:
         """Return what autograd keeps at the end of the forward: (kind, how many). Parameters and batch not counted."""
         live = self.timeline.live_at(self.timeline.end_of_forward - 1)
         kinds = self.timeline.kinds
-        return [(kinds[i], n) for i, n in live.items() if n and kinds[i].saved and kinds[i].module != "batch"]
+        return [
+            (kinds[i], n)
+            for i, n in live.items()
+            if n and kinds[i].saved and kinds[i].module != "batch" and kinds[i].category != GRADIENTS
+        ]
 
     def saved_activation_bytes(self, bs: int, seq: int) -> int:
         """Return the bytes of `saved`, unrounded, as saved-tensor hooks would count them."""
@@ -238,6 +253,11 @@ def _parameter_kind(held: Held) -> Kind:
     shared = kind == BUFFERS and held.parameter.name.startswith("vera_")
     category = "adapters" if kind == ADAPTERS or shared else "weights"
     return state_kind(module, name, held.parameter.shape, held.parameter.dtype, category)
+
+
+def _gradient_kind(held: Held) -> Kind:
+    module, _, name = held.parameter.name.rpartition(".")
+    return state_kind(module, f"{name} gradient", held.parameter.shape, held.parameter.dtype, GRADIENTS)
 
 
 def _state_kind(state: StateTensor, category: str) -> Kind:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ITEMSIZE
 from lorafa_prof.units import ALLOCATION_GRANULE
 
@@ -26,6 +27,9 @@ Shape = tuple[Dim, ...]
 SYMBOLS = ("b", "s", "S", "E", "F", "A", "U", "V", "p")
 #: The symbols that can be 0; all others are at least 1.
 CAN_VANISH = "AUV"
+
+#: From this character on a symbol is the tokens in a chunk of a fused loss (`chunk_symbol`); no text has such letters.
+CHUNKS_FROM, MOST_CHUNKS = 0xE000, 0x1900
 
 Size = tuple[int, str]
 """(bytes coefficient, the symbols it is multiplied by, sorted): (8192, "bs")."""
@@ -50,14 +54,48 @@ def size_of(shape: Shape, dtype: str) -> Size:
     return coefficient * ITEMSIZE[dtype], symbols
 
 
-def symbol_values(bs: Any, seq: Any) -> Mapping[str, Any]:
+def chunk_symbol(parts: int) -> str:
+    """Return the symbol of the tokens in a chunk where all b * s of them are divided into `parts` and rounded up.
+
+    The chunk is the power of two from there on, and at most all tokens.
+
+    Raises:
+        UnsupportedError: more parts than there are symbols.
+    """
+    if parts >= MOST_CHUNKS:
+        raise UnsupportedError(f"the analytic engine does not model a loss in {parts} chunks")
+    return chr(CHUNKS_FROM + parts)
+
+
+class _Values(dict[str, Any]):
+    """Values of symbols, those of chunks on demand."""
+
+    def __missing__(self, symbol: str) -> Any:
+        tokens = self["b"] * self["s"]
+        parts = -(-tokens // (ord(symbol) - CHUNKS_FROM))
+        if isinstance(tokens, int):
+            return min(_power_of_two(parts), tokens)
+        import numpy as np
+
+        if tokens.dtype == object:
+            return np.frompyfunc(lambda part, most: min(_power_of_two(part), most), 2, 1)(parts, tokens)
+        mantissa, exponent = np.frexp(parts)
+        return np.minimum(np.where(mantissa == 0.5, parts, np.ldexp(1.0, exponent)), tokens).astype(tokens.dtype)
+
+
+def _power_of_two(number: int) -> int:
+    """Return the smallest power of two that is no less."""
+    return 1 << (int(number) - 1).bit_length()
+
+
+def symbol_values(bs: Any, seq: Any) -> dict[str, Any]:
     """Return the value of each symbol for a batch of `bs` sequences of `seq` tokens (integers or integer arrays)."""
     padded = -(-seq // 16) * 16
     aligned = (padded == seq) * 1
-    return {
+    return _Values({
         "b": bs, "s": seq, "S": -(-seq // 128) * 128, "E": -(-seq // 32) * 32, "F": padded, "A": seq * aligned,
         "U": seq * (1 - aligned), "V": padded * (1 - aligned), "p": seq + 1,
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def product_of(symbols: str, values: Mapping[str, Any]) -> Any:
@@ -77,4 +115,8 @@ def format_size(size: Size) -> str:
     """Return the size as a formula that a person can check: "8192·b·s"."""
     coefficient, symbols = size
     named = {"S": "⌈s⌉₁₂₈", "E": "⌈s⌉₃₂", "F": "⌈s⌉₁₆", "A": "s", "U": "s", "V": "⌈s⌉₁₆", "p": "(s+1)"}
-    return "·".join([str(coefficient), *(named.get(symbol, symbol) for symbol in symbols)])
+    return "·".join([str(coefficient), *(named.get(symbol) or _letter(symbol) for symbol in symbols)])
+
+
+def _letter(symbol: str) -> str:
+    return symbol if ord(symbol) < CHUNKS_FROM else f"chunk(b·s/{ord(symbol) - CHUNKS_FROM})"

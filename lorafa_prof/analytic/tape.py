@@ -123,6 +123,7 @@ class Tape:
         self.boundaries: dict[tuple[str, int, int], int] = {}
         self.phase, self.module = "forward", ""
         self.grad_enabled = True
+        self.accumulates = False  # gradients of earlier micro-batches are there, and what comes is added to them
         self.autocast: str | None = None
         self.cast_cache: dict[int, Tensor] = {}
         #: told of each trained parameter when its gradient is complete
@@ -381,7 +382,11 @@ class Tape:
         if leaf.uses == 0 and leaf.grad.storage is not None:
             item = self.items[leaf.grad.storage.index]
             item.name = f"{leaf.name} gradient"
-            if leaf.kind != INPUT:
+            if leaf.kind == INPUT:
+                return
+            if self.accumulates:
+                leaf.grad = None
+            else:
                 item.category = GRADIENTS
                 if self.on_gradient is not None:
                     self.on_gradient(leaf)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import Builder
 from lorafa_prof.analytic.ddp import Ddp
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
 from lorafa_prof.analytic.sharded import Frozen, Fsdp
 from lorafa_prof.analytic.sharing import Alone
-from lorafa_prof.analytic.tape import LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
+from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
 from lorafa_prof.analytic.zero import Zero
 from lorafa_prof.specs import ModelSpec, RunSpec
 
@@ -57,6 +58,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     """
     builder, model = build_model(run)
     tape = builder.tape
+    tape.accumulates = run.accumulation > 1
     if run.amp:
         tape.autocast = "bf16"
     sharing = _WAYS[run.shard](builder, run)
@@ -69,7 +71,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     _keep_what_is_alive(tape, loss)
     tape.enter("", "backward")
     sharing.begin_backward()
-    tape.backward(loss)
+    tape.backward(ops.scale(loss, "share of the loss") if tape.accumulates else loss)
     sharing.end_backward()
     _mark_logits(tape, run.spec)
     return StepTrace(builder, tape, end_of_forward, len(tape.events), sharing)
@@ -107,5 +109,5 @@ def _mark_logits(tape: Tape, spec: ModelSpec) -> None:
     )
     for item in tape.items:
         wide = item.module in heads and item.shape[-1:] == (width,) and item.category == TEMPORARIES
-        if item.module == "loss" or wide:
+        if (item.module == "loss" and item.category != GRADIENTS) or wide:
             item.category = LOGITS

@@ -18,6 +18,7 @@ from lorafa_prof.specs import (
     LARGEST_SEQUENCE,
     METHODS,
     MOST_GPUS,
+    MOST_MICRO_BATCHES,
     AdapterDtype,
     Attention,
     Checkpointing,
@@ -205,7 +206,15 @@ _OPTIONS = (
         names=("--prepare-kbit", "prepare_kbit"), kind=KbitPreparation, default="none",
         help="What is cast to fp32 beside quantised weights: peft norms, embeddings and head, trl norms alone.",
     ),
-    _Option(names=("--loss", "loss"), kind=Loss, default="hf", help="Loss code."),
+    _Option(
+        names=("--loss", "loss"), kind=Loss, default="hf",
+        help="hf: transformers' own; fused: head and loss in one, chunk by chunk.",
+    ),
+    _Option(
+        names=("--accumulation", "accumulation"), kind=int, default=1, help="Micro-batches before a step.",
+        most=MOST_MICRO_BATCHES, what="accumulation",
+    ),
+    _Option(names=("--clip", "clip"), default=False, help="Clip gradients by their common norm."),
     _Option(names=("--gpus", "gpus"), kind=int, default=1, help="Number of GPUs.", most=MOST_GPUS, what="gpus"),
     _Option(names=("--shard", "shard"), kind=Shard, default="none", help="How GPUs share the state."),
 )  # fmt: skip

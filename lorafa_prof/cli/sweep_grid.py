@@ -21,14 +21,15 @@ MOST_ROWS = 10**8
 #: Columns that say which configuration a row is of; no two rows of a sweep are alike in all of them.
 KEYS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
-    "quant", "targets", "layers", "dropout", "amp", "prepare_kbit", "loss", "gpus", "shard", "device",
+    "quant", "targets", "layers", "dropout", "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard",
+    "device",
 )  # fmt: skip
 #: Columns of words, of yes or no, and of fractions; all others hold integers.
 TEXTS = frozenset(
     {"model", "method", "engine", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets",
      "layers", "prepare_kbit", "loss", "shard", "device", "peak_moment", "error"}
 )  # fmt: skip
-SWITCHES = frozenset({"amp", "fits"})
+SWITCHES = frozenset({"amp", "clip", "fits"})
 FRACTIONS = frozenset({"dropout"})
 #: Options that full fine-tuning does not have: of each the first value is taken.
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
@@ -36,7 +37,7 @@ _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 #: are the sequence lengths, the batch sizes and the devices.
 _AROUND = (
     "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets", "layers", "dropout",
-    "amp", "prepare_kbit", "loss", "gpus", "shard", "rank",
+    "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "rank",
 )  # fmt: skip
 
 

@@ -95,11 +95,12 @@ def count_work(work: Workload, beside: contextlib.AbstractContextManager[Any] | 
         marks.enter_phase("end")
     del loss
     work.optimizer.zero_grad(set_to_none=True)
-    tokens = work.run.bs * work.run.seq
+    times = work.run.accumulation
+    tokens = work.run.bs * work.run.seq * times
     return Work(
         tokens=tokens,
-        model_flops=int(needed.get_total_flops()) - again.flops,
-        executed_flops=int(executed.get_total_flops()),
+        model_flops=(int(needed.get_total_flops()) - again.flops) * times,
+        executed_flops=int(executed.get_total_flops()) * times,
         model_flops_6n=6 * (counted_parameters(work.model)["total"] - table_elements(work.model)) * tokens,
     )
 

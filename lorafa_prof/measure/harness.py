@@ -157,10 +157,11 @@ def _ticking(clock: Clock) -> Callable[[str], None]:
 
 
 def _step_time(clock: Clock, run: RunSpec) -> StepTime:
-    forward, backward, optimizer, clearing = clock.seconds()
+    *passes, optimizer, clearing = clock.seconds()  # a forward and a backward for each micro-batch
+    forward, backward = sum(passes[::2]), sum(passes[1::2])
     return StepTime(
         step_s=forward + backward + optimizer + clearing, forward_s=forward, backward_s=backward,
-        optimizer_s=optimizer + clearing, tokens=run.bs * run.seq,
+        optimizer_s=optimizer + clearing, tokens=run.bs * run.seq * run.accumulation,
     )  # fmt: skip
 
 

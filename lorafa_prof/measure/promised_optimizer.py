@@ -76,14 +76,22 @@ def _small(found: Any, parameter: Any) -> bool:
 def _dtype(asked: str, found: Any, parameter: Any) -> torch.dtype:
     if asked in _8BIT:
         return torch.float32 if _small(found, parameter) else torch.uint8
+    if asked == "adafactor":
+        return torch.float32
     dtype: torch.dtype = parameter.dtype
     return dtype
 
 
 def _bytes(asked: str, found: Any, parameter: Any) -> int:
-    """Two moments of a parameter: as wide as it is; or a byte each and a scale a block; none for plain SGD."""
+    """Two moments of a parameter: as wide as it is; or a byte each and a scale a block; none for plain SGD.
+
+    Adafactor has fp32 means of a matrix's rows and columns, or a full second moment.
+    """
     if asked == "sgd":
         return 0
+    if asked == "adafactor":
+        rows, shape = parameter.shape[:-1], parameter.shape
+        return 4 * int(rows.numel() + shape[:-2].numel() * shape[-1] if len(shape) > 1 else shape.numel())
     elements = int(parameter.numel())
     if asked in _8BIT:
         return 2 * 4 * elements if _small(found, parameter) else 2 * elements + 2 * 4 * -(-elements // _8BIT_BLOCK)

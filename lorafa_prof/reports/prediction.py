@@ -82,6 +82,12 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
     method: MethodSpec = run.method
     rank = "adapters" if without == "rank" else f"rank {method.rank}"
     parts.append(f"{rank} on {', '.join(method.targets)}{in_layers(run)}")
+    if run.loss != "hf":
+        parts.append(f"{run.loss} loss")
+    if run.accumulation > 1:
+        parts.append(f"{run.accumulation} micro-batches")
+    if run.clip:
+        parts.append("clipped gradients")
     if method.dropout:
         parts.append(f"adapter dropout {method.dropout:g}")
     if run.gpus > 1 or run.shard != "none":

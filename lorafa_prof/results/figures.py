@@ -41,6 +41,9 @@ class Memory:
     """What autograd keeps at the end of the forward, whether or not that is the peak; unrounded."""
     trained_gradients_bytes: int | None = None
     """Gradients of all trained parameters, there at the optimizer step, whether or not that is the peak."""
+    managed_bytes: int | None = None
+    """Optimizer states in CUDA's managed memory, which are outside the allocator and move between card and host; None
+    where the optimizer is not a paged one."""
     moments: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Largest allocated bytes in each phase of the step."""
 
@@ -48,6 +51,17 @@ class Memory:
     def parts_from(cls, ledger: Ledger) -> dict[str, int]:
         """Return the parts as fields of this class, from the ledger of the peak."""
         return {name: ledger.total(category) for name, category in PART_FIELDS.items()}
+
+
+def managed_lines(managed_bytes: int | None) -> tuple[str, ...]:
+    """Return what is in managed memory as a line of what a prediction rests on; none where nothing is."""
+    if managed_bytes is None:
+        return ()
+    line = (
+        f"{managed_bytes:,} bytes of optimizer states in CUDA's managed memory: outside the allocator and all other "
+        "figures, on the card while there is room and on the host otherwise"
+    )
+    return (line,)
 
 
 #: The parts in the order in which they are shown, and the category each one sums.

@@ -18,7 +18,7 @@ Setting = str | int | float | bool | None
 
 #: The engine of what was observed.
 OBSERVED = "observed"
-_WHOLE = ("bs", "seq", "rank", "gpus")
+_WHOLE = ("bs", "seq", "rank", "accumulation", "gpus")
 _TEXTS = ("model", "method")
 #: Columns without which a table is no sweep.
 NEEDED = ("model", "method", "engine", "bs", "seq", "rank", "peak_allocated_bytes")
@@ -64,7 +64,7 @@ def settings_of(run: RunSpec) -> dict[str, Setting]:
         "dtype": run.dtype, "amp": run.amp,
         "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn, "checkpointing": run.checkpointing,
         "optimizer": run.resolved_optimizer, "quant": run.resolved_quant, "prepare_kbit": run.prepare_kbit,
-        "loss": run.loss, "gpus": run.gpus, "shard": run.shard,
+        "loss": run.loss, "accumulation": run.accumulation, "clip": run.clip, "gpus": run.gpus, "shard": run.shard,
     }  # fmt: skip
 
 
@@ -170,9 +170,9 @@ def _plain(value: str) -> str | None:
 
 def _typed(name: str, value: str | None) -> Setting:
     """Return a setting as runs have it: a number or a truth where it is one."""
-    if value is None or name not in ("amp", "dropout"):
+    if value is None or name not in ("amp", "clip", "dropout"):
         return value
-    if name == "amp":
+    if name != "dropout":
         return {"true": True, "false": False}.get(value.lower(), value)
     try:
         return float(value)

@@ -9,6 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.results.figures import managed_lines
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -17,7 +18,7 @@ from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, 
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
 from lorafa_prof.simulate.record import record
-from lorafa_prof.simulate.recording import Recording
+from lorafa_prof.simulate.recording import Recording, micro_batches
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
@@ -100,6 +101,7 @@ class Simulation:
         """Replay on a card of so many bytes (None: never full), of which the allocator cannot have `outside`."""
         trace = self.trace
         starts = [position for position, phase in trace.marks if phase == "forward"]
+        starts = starts[:: micro_batches(self.recording.run)]
         return replay(
             trace.events, trace.sizes, settings=self.settings, capacity=capacity, outside=outside, marks=starts,
             streams=trace.streams,
@@ -136,6 +138,7 @@ class Simulation:
             saved_activations_bytes=saved_bytes(self.trace),
             trained_gradients_bytes=gradient_bytes(self.trace, allocated),
             moments=self._moments(),
+            managed_bytes=self.recording.managed,
         )
 
     def snapshot(self) -> bytes:
@@ -207,7 +210,9 @@ class Simulation:
             f"kernels of {where}; {_streams(run)}",
             f"allocator settings {self.settings.describe()}",
         ]
-        lines += [*described(run), *shared_assumptions(run)]
+        if run.accumulation > 2:
+            lines.append("of a step's micro-batches two: from the second on they are alike")
+        lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
         if run.method.name != "full":

@@ -50,12 +50,14 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
 
     Raises:
         UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
-            bitsandbytes allocates for them on the CPU is not modelled.
+            bitsandbytes allocates for them on the CPU is not modelled; paged optimizer states.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
+    if run.resolved_optimizer == "paged-adamw-8bit":
+        raise UnsupportedError("paged optimizer states are in CUDA's managed memory, which the CPU does not have")
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform, build_for_cpu)

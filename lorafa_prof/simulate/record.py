@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -13,11 +14,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
+from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.ranks import Buckets, first_of, rebuild_buckets
 from lorafa_prof.simulate.recorder import Recorder
-from lorafa_prof.simulate.recording import Recording, Segment, repeatable
+from lorafa_prof.simulate.recording import Recording, Segment, micro_batches, repeatable
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
@@ -43,7 +45,7 @@ from lorafa_prof.workload.naming import (
     shard_of,
     short_name,
 )
-from lorafa_prof.workload.optimizers import make_optimizer
+from lorafa_prof.workload.optimizers import make_optimizer, managed_bytes
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
 from lorafa_prof.workload.step import loss_of, refuse_unbuilt
@@ -73,7 +75,10 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
     if has_pre_pass(run):
         return _record_after_pre_pass(run, platform)
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
-    with platform.kernels(), explained(failure), without_hub(), first_of(run) as (group, device):
+    with (
+        platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub(),
+        first_of(run) as (group, device),
+    ):  # fmt: skip
         buckets = Buckets()
         with contextlib.nullcontext() if known is None else Watching(known), buckets:
             work = build(run, "meta") if group is None else build(run, "meta", group)
@@ -100,6 +105,11 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
     return recording
 
 
+def _foreach_on_meta() -> contextlib.AbstractContextManager[Any]:
+    """Let gradients on meta be clipped by foreach kernels, as on the devices that it stands for."""
+    return mock.patch("torch.nn.utils.clip_grad._device_has_foreach_support", return_value=True)
+
+
 #: Operators that make the parameters of a new module.
 _MADE_BY_MODULES = frozenset({torch.ops.aten.empty.memory_format})
 
@@ -113,7 +123,7 @@ def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
     refuse_unbuilt(run)
     if not isinstance(run.model, ModelSpec):
         raise UnsupportedError(f"{run.model.name}: LoRA-GA is simulated for models of the catalog alone")
-    with platform.kernels(), explained(failure), without_hub():
+    with platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub():
         base, data = base_of(run, "meta"), batch(run, "meta")
         with (
             ModulePaths(base) as failure.paths,
@@ -171,7 +181,7 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
             again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
-            collectives=_collectives(recorder, again),
+            collectives=_collectives(recorder, again), managed=managed_bytes(work.optimizer),
         )
     )  # fmt: skip
 
@@ -211,25 +221,29 @@ def _rebuilding(recorder: Recorder, wrapper: DistributedDataParallel) -> tuple[S
 def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     """Run a step whose optimizer steps twice; return the first step's segments, and those of any later one."""
     began = len(recorder.segments)
-    recorder.enter_phase("forward")
-    loss = work.loss()
-    recorder.settle([loss], Category.LOGITS)
-    recorder.name(loss, LOSS, LOSS)
-    _settle_replaced(recorder, work)
-    recorder.settle_alive(["forward"], Category.ACTIVATIONS)
-    recorder.enter_phase("backward")
-    loss.backward()
-    _settle_gradients(recorder, work.model)
+    loss: torch.Tensor | None = None
+    for _ in range(micro_batches(work.run)):
+        loss = None  # that of the micro-batch before is not held
+        recorder.enter_phase("forward")
+        loss = work.loss()
+        recorder.settle([loss], Category.LOGITS)
+        recorder.name(loss, LOSS, LOSS)
+        _settle_replaced(recorder, work)
+        recorder.settle_alive(["forward"], Category.ACTIVATIONS)
+        recorder.enter_phase("backward")
+        work.backward(loss)
+        _settle_gradients(recorder, work.model)
     for _ in range(2):
         recorder.enter_phase("optimizer")
+        work.clip()
         work.optimizer.step()
         _settle_states(recorder, work)
     recorder.enter_phase("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)
     del loss
     recorder.enter_phase("end")
-    forward, backward, making, stepping, clearing, _ = recorder.segments[began:]
-    return (forward, backward, making, clearing), (forward, backward, stepping, clearing)
+    *passes, making, stepping, clearing, _ = recorder.segments[began:]
+    return (*passes, making, clearing), (*passes, stepping, clearing)
 
 
 def _in_ddp(work: Workload) -> bool:
@@ -309,6 +323,8 @@ def _settle_logits(recorder: Recorder, work: Workload) -> None:
     vocabulary = work.run.model.vocab_size
     head = next((short_name(n) for n, m in work.model.named_modules() if m is _output_head(work.model)), None)
     for raw in recorder.unsettled(Category.ACTIVATIONS):
+        if raw.phase == "optimizer":  # which computes outside of any module, a row of its states for each word too
+            continue
         outermost = raw.module == "" or (head is not None and f"{raw.module}.".startswith(f"{head}."))
         if raw.module == LOSS or (outermost and raw.shape[-1:] == (vocabulary,)):
             raw.category = Category.LOGITS

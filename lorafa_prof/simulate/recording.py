@@ -58,6 +58,11 @@ class Segment:
         return replace(self, events=[deaths.get(e, e) if isinstance(e, int) else e for e in self.events])
 
 
+def micro_batches(run: RunSpec) -> int:
+    """Return how many of a step's micro-batches are recorded: from the second on they are alike."""
+    return min(run.accumulation, 2)
+
+
 @dataclass(frozen=True)
 class Recording:
     """One run, recorded: the events of its first step, and of any later one."""
@@ -75,6 +80,8 @@ class Recording:
     """Every operator that ran, in order."""
     parameters: dict[str, int]
     """"total" and "trainable" elements."""
+    managed: int | None = None
+    """Bytes in CUDA's managed memory, outside the allocator; None: nothing is kept there."""
     replaced: Mapping[int, int] = field(default_factory=dict)
     """Blocks that a repeated step keeps, and the blocks from before whose place each takes."""
     collectives: tuple[tuple[str, int], ...] = ()
@@ -83,7 +90,7 @@ class Recording:
     @property
     def steps(self) -> int:
         """Steps that are recorded one by one, before the repetitions."""
-        return sum(segment.phase == "forward" for segment in self.first)
+        return sum(segment.phase == "forward" for segment in self.first) // micro_batches(self.run)
 
     def trace(self, steps: int, platform: Platform) -> Trace:
         """Return the events of the run up to the end of step number `steps`, with what kernels allocate inside.
@@ -200,8 +207,8 @@ def repeatable(recording: Recording) -> Recording:
     recording = _continued(recording)
     born, gone = _births(recording.again), _deaths(recording.again)
     ended = gone - born
-    before = {_identity(recording.blocks[block]): block for block in ended}
-    replaced = {block: before.get(_identity(recording.blocks[block]), -1) for block in born - gone}
+    before = _by_identity(recording, ended)
+    replaced = {block: (before.get(_identity(recording.blocks[block])) or [-1]).pop() for block in sorted(born - gone)}
     if sorted(replaced.values()) != sorted(ended) or not ended <= _left(recording):
         return replace(recording, again=())
     return replace(recording, replaced=replaced)
@@ -209,10 +216,19 @@ def repeatable(recording: Recording) -> Recording:
 
 def _continued(recording: Recording) -> Recording:
     """Let a repetition that was recorded steps later end what the first step has left in its place."""
-    left = {_identity(recording.blocks[block]): block for block in _left(recording)}
-    strange = _deaths(recording.again) - _births(recording.again) - set(left.values())
-    known = {block: left[name] for block in strange if (name := _identity(recording.blocks[block])) in left}
+    there = _left(recording)
+    left = _by_identity(recording, there)
+    strange = sorted(_deaths(recording.again) - _births(recording.again) - there)
+    known = {block: found.pop() for block in strange if (found := left.get(_identity(recording.blocks[block])))}
     return replace(recording, again=tuple(segment.with_deaths_of(known) for segment in recording.again))
+
+
+def _by_identity(recording: Recording, blocks: Iterable[int]) -> dict[object, list[int]]:
+    """Return blocks by what they are; those that are alike, as scalars of a weight and of its bias, the first last."""
+    found: dict[object, list[int]] = {}
+    for block in sorted(blocks, reverse=True):
+        found.setdefault(_identity(recording.blocks[block]), []).append(block)
+    return found
 
 
 def _left(recording: Recording) -> set[int]:

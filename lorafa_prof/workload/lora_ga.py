@@ -20,7 +20,8 @@ import torch
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters, peft_config, quiet
-from lorafa_prof.workload.models import base_model, enable_checkpointing
+from lorafa_prof.workload.checkpointing import enable_checkpointing
+from lorafa_prof.workload.models import base_model
 
 #: What the parts of the pass are called, in order.
 PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION = "pre-pass", "pre-pass backward", "initialisation"
@@ -37,7 +38,7 @@ def base_of(run: RunSpec, device: str) -> torch.nn.Module:
     """Return the model as the pass finds it: in training mode, without adapters.
 
     Raises:
-        UnsupportedError: quantised weights, which have no gradient, a classifier, or a PEFT without LoRA-GA.
+        UnsupportedError: quantised weights (no gradient), a classifier, the fused loss, or a PEFT without LoRA-GA.
     """
     if run.resolved_quant != "none":
         raise UnsupportedError(f"LoRA-GA takes the gradients of the weights: {run.resolved_quant} weights have none")
@@ -46,10 +47,12 @@ def base_of(run: RunSpec, device: str) -> torch.nn.Module:
             "LoRA-GA is not built for sequence classification: PEFT estimates gradients of layers in the head as well, "
             "whose names are those of adapted ones, and never lets go of them"
         )
+    if run.loss == "fused":
+        raise UnsupportedError("the fused loss is not built for LoRA-GA's pass over the weights; it is with --loss hf")
     if not hasattr(peft, "preprocess_loraga"):
         raise UnsupportedError("the installed peft has no LoRA-GA: pip install --upgrade peft")
     model = base_model(run, device)
-    if run.checkpointing == "full":
+    if run.checkpointing != "none":
         enable_checkpointing(model, run)
     return model.train()
 

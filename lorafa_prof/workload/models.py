@@ -82,16 +82,6 @@ def _dtype_option() -> str:
     return "dtype" if release("transformers") >= (4, 56) else "torch_dtype"
 
 
-def enable_checkpointing(model: Any, run: RunSpec) -> None:
-    """Turn on activation checkpointing as the installed transformers does when nothing else is said about it."""
-    if hasattr(model, "activation_checkpointing_enable"):  # the name that transformers 5 gives it
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable()
-    if run.method.name != "full":  # what users of adapters are told to add
-        model.enable_input_require_grads()
-
-
 def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
     """Return a full batch without padding: ids, labels, and a mask of ones, as transformers' collators make it.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.specs import RunSpec
@@ -39,15 +40,37 @@ def _sgd(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
     return torch.optim.SGD(_trained(model), lr=_RATE, foreach=True)
 
 
+def _adafactor(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    """transformers' own, with the options that its Trainer gives it for `optim="adafactor"`; not torch's."""
+    del run
+    return transformers.Adafactor(_trained(model), lr=_RATE, scale_parameter=False, relative_step=False)
+
+
 def _adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
     del run
+    optimizer: torch.optim.Optimizer = _bitsandbytes().AdamW8bit(_trained(model), lr=_RATE)
+    return optimizer
+
+
+def _paged_adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    """bitsandbytes' PagedAdamW8bit, which on the CPU would fall back to states that are not paged."""
+    del run
+    trained = _trained(model)
+    if any(parameter.device.type == "cpu" for parameter in trained):
+        raise UnsupportedError(
+            "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
+            "--optimizer adamw-8bit keeps the same states in the device's own memory"
+        )
+    optimizer: torch.optim.Optimizer = _bitsandbytes().PagedAdamW8bit(trained, lr=_RATE)
+    return optimizer
+
+
+def _bitsandbytes() -> Any:
     try:
         import bitsandbytes.optim as bnb_optim
     except ImportError:
         raise MissingComponentError("8-bit optimizers need bitsandbytes: pip install 'lorafa-prof[qlora]'") from None
-    untyped: Any = bnb_optim
-    optimizer: torch.optim.Optimizer = untyped.AdamW8bit(_trained(model), lr=_RATE)
-    return optimizer
+    return bnb_optim
 
 
 def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
@@ -72,7 +95,8 @@ def _lora_pro(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
 
 
 _MAKERS: dict[str, Make] = {
-    "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit, "sgd": _sgd, "lorafa": _lorafa,
+    "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit,
+    "paged-adamw-8bit": _paged_adamw_8bit, "sgd": _sgd, "adafactor": _adafactor, "lorafa": _lorafa,
     "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
 }  # fmt: skip
 
@@ -86,6 +110,18 @@ def _lora_plus(model: Any, run: RunSpec) -> torch.optim.Optimizer:
     except ImportError:
         raise UnsupportedError("the installed peft has no LoRA+ optimizer; 0.14 has it") from None
     return create_loraplus_optimizer(model, torch.optim.AdamW, lr=_RATE, loraplus_lr_ratio=16.0, foreach=True)
+
+
+def managed_bytes(optimizer: torch.optim.Optimizer) -> int | None:
+    """Return what an optimizer keeps in CUDA's managed memory, outside PyTorch's allocator; None: it has no such thing.
+
+    bitsandbytes marks these tensors; to PyTorch they are on the host.
+    """
+    if not getattr(optimizer, "is_paged", False):
+        return None
+    states: dict[Any, dict[str, Any]] = optimizer.state
+    values = (value for state in states.values() for value in state.values())
+    return sum(int(value.nbytes) for value in values if getattr(value, "is_paged", False))
 
 
 def make_optimizer(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:

@@ -76,7 +76,7 @@ def _prepared(model: Any, run: RunSpec) -> Any:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # PEFT calls checkpointing by the name that transformers 5 retires
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing == "full")
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=run.checkpointing != "none")
     if run.prepare_kbit == "trl":  # peft_module_casting_to_bf16: norms stay in fp32
         for name, module in model.named_modules():
             if _HEAD_OR_EMBEDDING.search(name) and getattr(module, "weight", None) is not None:

@@ -12,8 +12,10 @@ import torch
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
+from lorafa_prof.workload.checkpointing import enable_checkpointing
+from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
 from lorafa_prof.workload.lora_ga import base_of, estimate, has_pre_pass, initialise
-from lorafa_prof.workload.models import base_model, batch, enable_checkpointing
+from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
 from lorafa_prof.workload.quantized import quantize
@@ -79,6 +81,16 @@ class Workload:
         """Run one forward and return only the loss: logits and hidden states are let go, as in a training loop."""
         return loss_of(self.entry, self.run, self.batch, self.device)
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
+        part = loss if self.run.accumulation == 1 else loss / self.run.accumulation
+        part.backward()
+
+    def clip(self) -> None:
+        """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""
+        if self.run.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+
 
 def loss_of(model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor], device: str) -> torch.Tensor:
     """Run one forward of a model and return only the loss: logits and hidden states are let go.
@@ -107,9 +119,13 @@ def build_model(run: RunSpec, device: str, group: Group | None = None) -> torch.
     model = base_model(run, device)
     if run.resolved_quant != "none":
         model = quantize(model, run)
+    if run.loss == "fused":
+        fuse_loss(model, run)
     if run.method.name != "full":
         model = add_adapters(model, run)
-    if run.checkpointing == "full":
+    if run.loss == "fused":
+        refuse_adapted_head(model, run)
+    if run.checkpointing != "none":
         enable_checkpointing(model, run)
     return model.train()
 
@@ -122,8 +138,6 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (run.checkpointing == "selective", "selective checkpointing", "--checkpointing none or full"),
-        (run.loss == "fused", "the fused loss", "--loss hf"),
         (
             group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
             "several GPUs",
@@ -145,13 +159,17 @@ def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: N
     """Take one step; `enter` is told each of `PHASES` as it begins, then "end".
 
     Only the loss is held through backward and the optimizer's step: whoever holds the model's output
-    (`out.loss.backward()`) holds the logits too.
+    (`out.loss.backward()`) holds the logits too. Of several micro-batches each is a forward and a backward.
     """
-    enter("forward")
-    loss = work.loss()
-    enter("backward")
-    loss.backward()
+    loss: torch.Tensor | None = None
+    for _ in range(work.run.accumulation):
+        loss = None  # that of the micro-batch before is not held
+        enter("forward")
+        loss = work.loss()
+        enter("backward")
+        work.backward(loss)
     enter("optimizer")
+    work.clip()
     work.optimizer.step()
     enter("zero_grad")
     work.optimizer.zero_grad(set_to_none=True)

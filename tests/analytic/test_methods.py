@@ -9,6 +9,7 @@ import pytest
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import ADAPTERS, Builder
 from lorafa_prof.analytic.methods import adapter_maker, modelled_methods, register
+from lorafa_prof.analytic.sizes import size_of
 from lorafa_prof.analytic.tape import Tape
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import UnsupportedError
@@ -100,7 +101,7 @@ def test_one_layer(method: str, adapter_dtype: str) -> None:
     trained = sum(h.parameter.numel for h in builder.held if h.parameter.requires_grad)
     assert trained == golden.trained
     assert sum(p.numel for p in adapters if not p.requires_grad) == golden.frozen
-    sizes = [item.size for item in tape.items if item.saved]
+    sizes = [size_of(item.shape, item.dtype) for item in tape.items if item.saved]
     assert {symbols for _, symbols in sizes} == ({"bs", ""} if golden.once_bf16 else {"bs"})
     expected = golden.saved_bf16 if adapter_dtype == "bf16" else golden.saved_fp32
     assert sum(coefficient for coefficient, symbols in sizes if symbols) == expected

@@ -189,7 +189,6 @@ def test_recomputation_is_a_phase(capsys: pytest.CaptureFixture[str], llama: str
         (("--method", "lora", "--snapshot", "-", "-o", "-"), "-o FILE"),
         (("--expandable-segments", "--alloc-conf", "expandable_segments: False"), "contradict"),
         (("--method", "lora-ga", "--quant", "nf4"), "nf4 weights have none"),
-        (("--method", "lora", "--optimizer", "adafactor"), "adafactor"),
         (("--method", "lora", "--optimizer", "lorafa"), "lora-fa"),
         (("--method", "full", "--quant", "nf4"), "full fine-tuning"),
         (("--method", "lora", "--prepare-kbit", "peft"), "quantised"),

@@ -143,7 +143,8 @@ def test_every_run_option_has_values(capsys: pytest.CaptureFixture[str]) -> None
     axes = {
         "--dtype": "bf16,fp32", "--adapter-dtype": "bf16,fp32", "--attn": "sdpa,eager",
         "--checkpointing": "none,full", "--dropout": "0,0.1", "--optimizer": "adamw,sgd", "--quant": "none,nf4",
-        "--loss": "hf,fused", "--gpus": "1:2", "--shard": "none,ddp", "--prepare-kbit": "none,peft", "--amp": "off,on",
+        "--loss": "hf,fused", "--accumulation": "1:2", "--clip": "off,on",
+        "--gpus": "1:2", "--shard": "none,ddp", "--prepare-kbit": "none,peft", "--amp": "off,on",
     }  # fmt: skip
     for flag, values in axes.items():
         assert run("--seq", "64", flag, values, "-o", f"{flag}.csv") == 0

@@ -83,6 +83,7 @@ HONEST: list[Any] = [
     ("llama", "lora", {"rank": 96, "optimizer": "adamw-8bit", "attn": "flash"}),
     ("llama", "full", {"checkpointing": "full"}),
     ("gpt2", "lora", {"optimizer": "adamw-fused"}),
+    ("llama", "full", {"optimizer": "adafactor"}),
     ("gpt2", "qlora", {}),
     ("gpt2", "vera", {"amp": True, "dtype": "fp32"}),
     ("roberta", "lora", {"optimizer": "sgd"}),
@@ -449,6 +450,16 @@ def test_one_layer_left_wide_is_found() -> None:
     promise = violations(work)[QUANTISED]
     assert "1 of 14" in promise.detail
     assert "model.layers.1.mlp.down_proj" in promise.detail
+
+
+def test_states_that_are_not_factored_cost_their_width() -> None:
+    """AdamW's two moments of a matrix where a mean for each row and column was asked for."""
+    asked = run_of("llama", "full", optimizer="adafactor")
+    work = ready(asked.replace(optimizer="adamw"))
+    (promise,) = violations(work, asked).values()
+    full = [p for p in work.model.parameters() if p.requires_grad]
+    factored = [4 * (sum(p.shape) if p.dim() == 2 else p.numel()) for p in full]
+    assert promise.cost_bytes == sum(2 * p.nbytes for p in full) - sum(factored)
 
 
 def test_states_that_are_not_8_bit_cost_their_width() -> None:

@@ -147,6 +147,30 @@ def test_quantised_weights(family: str, method: str, quant: Any, options: dict[s
     assert simulated(run)[0] == closed_form(run)
 
 
+def prepared_cases() -> list[Any]:
+    """Families with what each has beside quantised layers; under autocast, as TRL trains, and without."""
+    made = []
+    for i, family in enumerate(("llama-bias", "gpt2", "gemma2", "qwen3", "granite", "phi3", "gpt_bigcode", "roberta")):
+        for j, preparation in enumerate(("peft", "trl")):
+            for k, (name, options) in enumerate({"autocast": {"amp": True}, "eager": {"attn": "eager"}}.items()):
+                if family == "roberta" and (preparation, name) != ("peft", "eager"):  # TRL's are causal models
+                    continue
+                marks = () if (i + j + k) % 3 == 0 else pytest.mark.slow
+                made.append(
+                    pytest.param(family, preparation, options, id=f"{family}-{preparation}-{name}", marks=marks)
+                )
+    return made
+
+
+@pytest.mark.parametrize(("family", "preparation", "options"), prepared_cases())
+def test_prepared_weights(family: str, preparation: Any, options: dict[str, Any]) -> None:
+    """Norms, embeddings and head in fp32, or the last two back in bf16: and all that their dtype makes of the rest."""
+    run = run_of(
+        family, "qlora", layers=5, changes={"vocab_size": 6000}, optimizer="adamw", prepare_kbit=preparation, **options
+    )
+    assert simulated(run)[0] == closed_form(run)
+
+
 @pytest.mark.parametrize("family", ["mistral-window", "gemma3_text-window"])
 @pytest.mark.parametrize("options", [{}, {"checkpointing": "full"}], ids=["plain", "checkpointing"])
 def test_windows_of_flash_attention(family: str, options: dict[str, Any]) -> None:

@@ -81,9 +81,8 @@ def test_int8_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"method": "lora", "optimizer": "paged-adamw-8bit"}, UnsupportedError, "paged-adamw-8bit"),
         ({"method": "lora-ga", "quant": "nf4"}, UnsupportedError, "nf4 weights have none"),
-        ({"method": "lora", "checkpointing": "selective"}, UnsupportedError, "selective"),
+        ({"method": "lora", "loss": "fused", "targets": ("lm_head",)}, UnsupportedError, "adapted head"),
         ({"method": "lora", "optimizer": "lorafa"}, BadInputError, "freezes A"),
         ({"method": "lora", "adapter_dtype": "fp16"}, BadInputError, "fp16"),
         ({"method": "full", "quant": "nf4"}, BadInputError, "nf4"),

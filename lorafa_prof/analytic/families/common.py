@@ -9,7 +9,8 @@ from typing import Any
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
-from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.builder import Builder, Linear, prepared_dtype
+from lorafa_prof.analytic.ops_loss import causal_lm_loss, fused_causal_lm_loss
 from lorafa_prof.analytic.tape import ACTIVATIONS, INPUT, Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ModelSpec, RunSpec
@@ -92,7 +93,8 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
         return "eager"
     if takes_eager_instead(run):
         return "eager"
-    if run.dtype in ("bf16", "fp16") or run.amp:
+    # prepared norms, in fp32, make all that comes behind them so
+    if run.amp or (run.dtype in ("bf16", "fp16") and run.prepare_kbit == "none"):
         return "efficient" if mask and run.attn == "sdpa" else "flash"
     if run.attn == "flash":
         raise UnsupportedError("flash attention needs 16-bit tensors: use --dtype bf16 or --amp, or --attn sdpa")
@@ -141,7 +143,7 @@ def causal_mask(tape: Tape, run: RunSpec, kernel: str) -> Tensor | None:
     if kernel == "flash":
         return None
     if kernel == "eager":
-        return tape.new("attention mask", ("b", "s", "s"), run.dtype)
+        return tape.new("attention mask", ("b", "s", "s"), prepared_dtype(run, "embed_tokens"))
     return tape.new("attention mask", ("b", "s", "s"), "bool")  # one a sequence: the batch's own mask is worked in
 
 
@@ -232,17 +234,18 @@ def position_ids(tape: Tape) -> Tensor:
     return tape.new("position ids", ("s",), "int64")
 
 
-def causal_lm_loss(logits: Tensor, labels: Tensor, vocab: int, *, single: bool = False) -> Tensor:
-    """transformers' ForCausalLMLoss: logits to fp32, labels shifted by one token, cross entropy.
+def language_model_loss(logits: Tensor, head: Linear, labels: Tensor, run: RunSpec) -> Tensor:
+    """Return the loss of a causal language model.
 
-    The shift of a `single` sequence is a view of the padded labels.
+    Args:
+        logits: what the model makes of its head's output; of the hidden states where the loss is fused with the head.
+        head: the output head.
+        labels: the batch's.
+        run: says which loss.
     """
     tape = logits.tape
-    logits = ops.cast(logits, "fp32", "logits")
-    padded = tape.new("padded labels", ("b", "p"), "int64")
-    shifted = padded if single else tape.new("shifted labels", ("b", "s"), "int64")
-    flat = ops.view(logits, "b", "s", vocab)
-    del labels
-    loss = ops.cross_entropy(flat, shifted)
-    del padded, shifted
-    return loss
+    with tape.scope("loss"):
+        tape.enter(tape.module, "loss")
+        if run.loss == "fused":
+            return fused_causal_lm_loss(logits, head, labels, run)
+        return causal_lm_loss(logits, labels, run.spec.vocab_size, single=run.bs == 1)

@@ -16,9 +16,9 @@ from lorafa_prof.analytic.families.common import (
     Layer,
     activation,
     attention_options,
-    causal_lm_loss,
     causal_mask,
     dropout,
+    language_model_loss,
     make_batch,
     not_modelled,
     require_input_grad,
@@ -146,9 +146,7 @@ class Gpt2:
         with tape.scope("transformer"):
             hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
         logits = self.head(hidden)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=self.builder.run.bs == 1)
+        loss = language_model_loss(logits, self.head, labels, self.builder.run)
         del hidden
         return self.builder.finished(loss)
 

@@ -16,8 +16,8 @@ from lorafa_prof.analytic.families.common import (
     BuiltLayer,
     activation,
     attention_options,
-    causal_lm_loss,
     causal_mask,
+    language_model_loss,
     make_batch,
     not_modelled,
     position_ids,
@@ -238,9 +238,7 @@ class LlamaLike:
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self._logits(hidden)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=builder.run.bs == 1)
+        loss = language_model_loss(logits, self.head, labels, builder.run)
         del hidden  # transformers holds the last hidden state until its forward returns
         return builder.finished(loss)
 

@@ -14,8 +14,8 @@ from lorafa_prof.analytic.families.common import (
     BuiltLayer,
     activation,
     attention_options,
-    causal_lm_loss,
     causal_mask,
+    language_model_loss,
     make_batch,
     not_modelled,
     position_ids,
@@ -147,9 +147,7 @@ class MixtureOfExperts:
         with tape.scope("model"):
             hidden = self._hidden(ids)
         logits = self.head(hidden)
-        with tape.scope("loss"):
-            tape.enter(tape.module, "loss")
-            loss = causal_lm_loss(logits, labels, self.spec.vocab_size, single=run.bs == 1)
+        loss = language_model_loss(logits, self.head, labels, run)
         del hidden
         return self.builder.finished(loss)
 
@@ -195,5 +193,7 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
         raise not_modelled(spec, "with its router's auxiliary loss")
     if spec.config.get("router_jitter_noise"):
         raise not_modelled(spec, "with noise on its router's input")
+    if run.prepare_kbit != "none":
+        raise not_modelled(spec, "after the k-bit preparation")
     if run.checkpointing == "selective":
         raise not_modelled(spec, "with selective checkpointing")

@@ -45,6 +45,8 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
     "quant": lambda value: None if value == "none" else str(value),
     "prepare_kbit": lambda value: None if value == "none" else f"prepared as {value}",
     "loss": lambda value: None if value == "hf" else f"{value} loss",
+    "accumulation": lambda value: None if value in (1, "1") else f"{value} micro-batches",
+    "clip": lambda value: "clipped" if value in (True, "true") else None,
     "gpus": lambda value: None if value == 1 else f"{value} GPUs",
     "shard": lambda value: None if value == "none" else str(value),
     "device": lambda value: f"measured on {short(str(value))}",

@@ -58,7 +58,7 @@ class CudaAutocast(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if self.suspended:
+        if self.suspended or kwargs.get("out") is not None:  # autocast knows no variant that is told where to write
             return func(*args, **kwargs)
         if func is F.cross_entropy:
             return self._cross_entropy(*args, **kwargs)

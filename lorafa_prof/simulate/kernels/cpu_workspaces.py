@@ -326,7 +326,7 @@ def _blas_takes(matrix: torch.Tensor) -> bool:
     return (across == 1 and down >= max(1, columns)) or (down == 1 and across >= max(1, rows))
 
 
-@_formula("aten.mm.default", "aten.addmm.default", "aten.bmm.default")
+@_formula("aten.mm.default", "aten.mm.out", "aten.addmm.default", "aten.addmm.out", "aten.bmm.default")
 def _matmul(call: KernelCall, threads: int) -> list[Workspace]:
     """What BLAS cannot read is copied, of a batch one product's operands at a time."""
     left, right = call.args[-2:]

@@ -11,13 +11,13 @@ import torch
 from lorafa_prof.simulate.kernels.workspaces.registry import KernelCall, Workspace, nbytes, register
 
 
-@register("aten.mm.default", "aten.mm.dtype")
+@register("aten.mm.default", "aten.mm.out", "aten.mm.dtype")
 def mm(call: KernelCall) -> list[Workspace]:
     """Clones of the two matrices."""
     return _matrix_clones(call.argument(0, "self"), call.argument(1, "mat2"))
 
 
-@register("aten.addmm.default", "aten.addmm_.default")
+@register("aten.addmm.default", "aten.addmm.out", "aten.addmm_.default")
 def addmm(call: KernelCall) -> list[Workspace]:
     """Clones of the two matrices; the bias is either read in cuBLASLt's epilogue or copied into the output."""
     return _matrix_clones(call.argument(1, "mat1"), call.argument(2, "mat2"))

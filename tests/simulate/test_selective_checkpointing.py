@@ -1,0 +1,103 @@
+"""Selective checkpointing: products and attention are kept, the rest of a layer is computed again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from lorafa_prof.analytic import predict
+from lorafa_prof.analytic.thresholds import ClosedForms
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.measure.flops import count_work
+from lorafa_prof.simulate.engine import predict as simulate
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.recording import RECOMPUTE
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload import Workload
+from lorafa_prof.workload.checkpointing import KEPT
+from tests.analytic.runs import run_of
+from tests.simulate.test_real_cpu_step import THREADS, by_cascades, changes, live_at, reports, simulated as on_cpu
+from tests.simulate.test_recompute import trained_from_its_input
+from tests.support.profiled import kernels_of_known_size, profile_step
+
+
+def selective(family: str, method: str, **options: Any) -> RunSpec:
+    return run_of(family, method, checkpointing="selective", **options)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "options"),
+    [
+        ("llama", "full", {}),
+        ("llama", "lora", {"dtype": "fp32"}),
+        ("gpt2", "lora-fb", {"attn": "eager"}),
+        ("gpt2", "qlora", {"quant": "nf4"}),
+        ("qwen3", "vera", {}),
+    ],
+)
+def test_every_event_of_a_real_step(family: str, method: str, options: dict[str, Any]) -> None:
+    """The allocator's reports of a real step on the CPU are the simulated ones."""
+    run = selective(family, method, **options)
+    with kernels_of_known_size(THREADS):
+        step = profile_step(run).by_operators
+        trace, first = on_cpu(run)
+    ends = live_at(trace, first)
+    del ends["peak"]
+    assert ends == {name: getattr(step, name) for name in ends}
+    assert by_cascades(changes(trace, first)) == by_cascades(reports(step))
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "fp32", "amp": True}, {"attn": "eager"}])
+def test_what_is_computed_again(options: dict[str, Any]) -> None:
+    """No product and no attention; each runs as often as without checkpointing, where the input is trained too."""
+    found = record(selective("llama", "lora", **options), Cuda(DeviceTraits((8, 0), 108), "2.13.0"))
+    plain = record(
+        run_of("llama", "lora", **options), Cuda(DeviceTraits((8, 0), 108), "2.13.0"), trained_from_its_input
+    )
+    again = {b.op for b in found.blocks if b.phase == RECOMPUTE}
+    assert again
+    assert not {f"aten.{op}" for op in again} & KEPT
+    kept = [Counter(o for o in r.operators if o.rpartition(".")[0] in KEPT) for r in (found, plain)]
+    assert kept[0] == kept[1]
+
+
+def test_it_is_between_none_and_full() -> None:
+    """Of what the forward keeps, and of the peak."""
+    runs = [run_of("llama", "full", layers=5, bs=8, checkpointing=c) for c in ("none", "selective", "full")]
+    kept = [simulate(run).memory.saved_activations_bytes or 0 for run in runs]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 3
+
+
+def test_gradients_are_the_same() -> None:
+    """To the bit: the same kernels run on the same numbers."""
+    found = []
+    for checkpointing in ("none", "selective"):
+        work = Workload.build(run_of("llama", "full", checkpointing=checkpointing), "cpu")
+        work.loss().backward()  # type: ignore[no-untyped-call]  # torch's
+        found.append([p.grad for p in work.model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("attn", ["eager", "sdpa"])
+def test_arithmetic(attn: Any) -> None:
+    """No FLOP more than without checkpointing, in a real step as in what advice rests on."""
+    run = selective("llama", "lora", attn=attn)
+    plain = count_work(trained_from_its_input(run.replace(checkpointing="none"), "cpu"))
+    counted = count_work(Workload.build(run, "cpu"))
+    assert counted.executed_flops == plain.executed_flops
+    assert counted.model_flops == plain.model_flops
+    if attn == "eager":  # which has no kernel of the CPU's own
+        assert ClosedForms().executed_flops(run) == counted.executed_flops
+
+
+def test_closed_forms_refuse_it() -> None:
+    """And name the engine that does it."""
+    with pytest.raises(UnsupportedError, match=r"selective checkpointing.*--engine simulate"):
+        predict(selective("llama", "lora"))
