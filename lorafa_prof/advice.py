@@ -203,7 +203,7 @@ class _Advice:
         if self.run.bs > 1:
             fitting = self._fitting("bs", self.run.bs - 1)
             if fitting and self.engine.is_quick:  # with the gradients of an earlier micro-batch beside it
-                fitting = self.engine.largest(self.run.replace(accumulation=2), "bs", self.device, fitting)
+                fitting = self._fitting_accumulated(fitting)
             if fitting:
                 yield _accumulated(self.run, fitting)
         if self.threshold.axis != "seq" and self.run.seq > 1 and self.engine.is_quick:
@@ -220,6 +220,13 @@ class _Advice:
         if not self.engine.is_quick:
             return 0
         return self.engine.largest(self.run, axis, self.device, most)
+
+    def _fitting_accumulated(self, most: int) -> int:
+        """Return the largest micro-batch that fits where gradients add up; 0 where the engine refuses that they do."""
+        try:
+            return self.engine.largest(self.run.replace(accumulation=2), "bs", self.device, most)
+        except LorafaProfError:
+            return 0
 
     # -- several at once ----------------------------------------------------------------------------------------------
 

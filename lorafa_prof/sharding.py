@@ -29,8 +29,8 @@ def refuse_unshareable(run: RunSpec) -> None:
     Raises:
         BadInputError: several GPUs, and not how they share the work.
         ContradictionError: shards of what is frozen, where nothing is.
-        UnsupportedError: quantised weights or the head of a fused loss in shards, an optimizer that does not know
-            sharded tensors, micro-batches or clipping.
+        UnsupportedError: quantised weights or the head of a fused loss in shards, an optimizer or a method that does
+            not know sharded tensors, micro-batches or clipping.
     """
     if run.gpus > 1 and run.shard == "none":
         raise BadInputError(f"how are {run.gpus} GPUs to share the work? --shard ddp or fsdp")
@@ -51,6 +51,10 @@ def refuse_unshareable(run: RunSpec) -> None:
         )
     if run.shard == "frozen":
         return
+    if run.method.name == "adalora":
+        raise UnsupportedError(
+            "FSDP2 keeps parameters as sharded tensors, and AdaLoRA's regulariser multiplies whole ones; --shard ddp"
+        )
     reason = _NOT_SHARDED.get(run.resolved_optimizer)
     if reason is not None:
         raise UnsupportedError(

@@ -79,6 +79,15 @@ def test_accumulation_keeps_the_batch() -> None:
     assert change.flops_ratio == pytest.approx(1.0)
 
 
+def test_several_cards_have_advice_without_accumulation() -> None:
+    """Micro-batches that add up are refused on several cards: that advice is left out, and all other is there."""
+    found = advised("lora", card=load_device("a100-80gb"), gpus=2, shard="ddp")
+    assert found.max > 0
+    options = by_options(found)
+    assert "--shard fsdp" in options
+    assert not any("--accumulation" in each for each in options)
+
+
 def test_shorter_sequences_are_the_longest_that_fit() -> None:
     """At the batch that does not fit; one token more does not fit either. It is said that the data are others."""
     found = advised("lora-fa")

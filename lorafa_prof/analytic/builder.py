@@ -71,6 +71,8 @@ class Builder:
         """Told where the step is, where the model's layers are gathered from several GPUs."""
         self.full = run.method.name == "full"
         self.penalty: Callable[[Builder, Tensor], Tensor] | None = None
+        self.stand_ins: list[Parameter] = []
+        """Parameters of layers that are not built, with one use in their layer; named as those of the layer built."""
         self._path: list[str] = []
         self._count = 1
 

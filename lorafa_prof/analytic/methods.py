@@ -265,7 +265,10 @@ def _orthogonal(builder: Builder) -> Iterator[Parameter]:
         yield from matrices
         for _ in range(count[0] - 1):
             for p in matrices:
-                yield Parameter(builder.tape, p.name, p.shape, p.dtype, trained=True, kind=ADAPTERS)
+                made = Parameter(builder.tape, p.name, p.shape, p.dtype, trained=True, kind=ADAPTERS)
+                made.uses = 1
+                builder.stand_ins.append(made)
+                yield made
 
 
 def _layer_of(name: str) -> list[str]:

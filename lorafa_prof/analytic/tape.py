@@ -377,9 +377,13 @@ class Tape:
         return self._held(None, total)
 
     def _accumulate_leaf(self, leaf: Parameter, grad: Tensor) -> None:
-        leaf.uses -= 1
         leaf.grad = self._held(leaf.grad, grad)
-        if leaf.uses == 0 and leaf.grad.storage is not None:
+        self.used(leaf)
+
+    def used(self, leaf: Parameter) -> None:
+        """Say that one use of a leaf has had its turn in the backward; with the last one its gradient is complete."""
+        leaf.uses -= 1
+        if leaf.uses == 0 and leaf.grad is not None and leaf.grad.storage is not None:
             item = self.items[leaf.grad.storage.index]
             item.name = f"{leaf.name} gradient"
             if leaf.kind == INPUT:

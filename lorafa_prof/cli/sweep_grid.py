@@ -82,7 +82,7 @@ class Block:
     @cached_property
     def key_parts(self) -> list[tuple[str, str]]:
         """What a row's line begins with, for each device: before batch size and sequence length, and after them."""
-        probe = run_spec(self.model, self.method, seq=1, **{**self.options, "prepare_kbit": "none"})
+        probe = run_spec(self.model, self.method, seq=1, **{**self.options, **_HARMLESS})
         known = {**self.options, "engine": self.engine, **run_record(probe)}
         known |= {"dropout": self.options["dropout"], "layers": probe.adapted_layers}
         parts = []
@@ -174,4 +174,4 @@ def _distinct_layers(model: ModelSpec | RunnableModel, texts: tuple[str, ...]) -
 
 
 #: What other options could contradict.
-_HARMLESS = {"prepare_kbit": "none"}
+_HARMLESS = {"prepare_kbit": "none", "targets": "all-linear"}

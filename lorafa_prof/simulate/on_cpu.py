@@ -23,17 +23,24 @@ from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.conditions import without_onednn
 from lorafa_prof.workload.optimizers import make_optimizer
+from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions
 
 
-def build_for_cpu(run: RunSpec, device: str) -> Workload:
-    """Build the workload as it is on the CPU, on another `device` ("meta").
+def build_for_cpu(run: RunSpec, device: str, group: Group | None = None) -> Workload:
+    """Build the workload as it is on the CPU, on another `device` ("meta"), where a group shares it as one of that.
 
     PEFT makes adapters on the host, in fp32, and gives them the device and the dtype of their layer's weights, which
     makes AdaLoRA's ranknum a trained parameter. Where nothing changes by that it stays frozen, as PEFT means it to be.
+
+    Raises:
+        UnsupportedError: AdaLoRA in fp32 by several processes, or as `Workload.build`.
     """
-    work = Workload.build(run, device)
-    if run.method.name != "adalora" or run.dtype != "fp32" or run.resolved_quant != "none":
+    freezes = run.method.name == "adalora" and run.dtype == "fp32" and run.resolved_quant == "none"
+    if freezes and group is not None:  # they share what is trained as soon as it is built
+        raise UnsupportedError("AdaLoRA over fp32 weights is not simulated for several processes on the CPU")
+    work = Workload.build(run, device, group)
+    if not freezes:
         return work
     for name, parameter in work.model.named_parameters():
         if ".ranknum." in name:

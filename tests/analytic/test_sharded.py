@@ -78,6 +78,7 @@ def test_one_gpu_sends_nothing() -> None:
         ("none", "lora", BadInputError, "--shard ddp or fsdp"),
         ("frozen", "full", ContradictionError, "trains all"),
         ("fsdp", "qlora", UnsupportedError, "--shard ddp"),
+        ("fsdp", "adalora", UnsupportedError, "--shard ddp"),
         ("zero3", "qlora", UnsupportedError, "--shard zero2"),
         ("zero1", "lora-plus", UnsupportedError, "--optimizer adamw"),
     ],

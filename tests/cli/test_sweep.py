@@ -190,17 +190,29 @@ def test_layers_are_an_axis(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("x.csv").exists()
 
 
+def test_options_that_contradict_each_other_are_a_row() -> None:
+    """A target that names a layer does not go with --layers: a row says so, whichever of the values comes first."""
+    targets = ("model.layers.1.self_attn.q_proj", "all-linear")
+    for name, order in (("a.csv", targets), ("b.csv", targets[::-1])):
+        named = [word for target in order for word in ("--targets", target)]
+        assert run(*named, "--seq", "64", "--layers", "1,all", "--accumulation", "1,2", "-o", name) == 0
+        refused = {(row["targets"], row["layers"]) for row in rows(name) if "names a layer" in row["error"]}
+        assert refused == {(targets[0], "1 of 2")}
+        assert [row["error"] != "" for row in rows(name)].count(True) == 2
+
+
 def test_a_refusal_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """A method that is not modelled, a sequence that is too long, options that exclude each other: all else goes on."""
     assert (
         run("--method", "dora", "--seq", "64,600", "--quant", "none,nf4", "--prepare-kbit", "peft", "-o", "s.csv") == 0
     )
-    assert "8 of them refused: see the column error" in capsys.readouterr().err
+    assert "7 of them refused: see the column error" in capsys.readouterr().err
     found = {(row["method"], row["seq"], row["quant"]): row["error"] for row in rows()}
     assert found["lora", "64", "none"].startswith("the k-bit preparation is for quantised weights")
     assert found["lora", "600", "nf4"] == "sequence length 600 is beyond the 512 positions of ./m"
-    assert found["dora", "64", "nf4"].startswith("the analytic engine does not model the k-bit preparation")
-    assert all(row["peak_allocated_bytes"] == "" for row in rows())
+    assert found["dora", "64", "nf4"].startswith("the analytic engine does not model DoRA over 4-bit weights")
+    assert found["lora", "64", "nf4"] == ""
+    assert all((row["peak_allocated_bytes"] == "") == (row["error"] != "") for row in rows())
     assert run("--seq", "64,600", "-o", "t.csv") == 0
     assert [row["error"] != "" for row in rows("t.csv")] == [False, True]
 

@@ -125,6 +125,15 @@ def test_adalora_where_the_importances_are_the_peak() -> None:
     assert where.startswith("optimizer")
 
 
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def test_adalora_over_micro_batches(family: str) -> None:
+    """A gradient that the regulariser has made waits for its layer's, which comes last; only then is it added to that
+    of the micro-batch before: in the layers between the ends too, of which one stands for all.
+    """
+    run = run_of(family, "adalora", layers=7, changes={"vocab_size": 20000}, optimizer="adamw", accumulation=2)
+    assert simulated(run)[0] == closed_form(run)
+
+
 def quantised_cases() -> list[Any]:
     """Layers of all kinds: GPT-2's, which are transposed before they are quantised, with biases and without."""
     made = []

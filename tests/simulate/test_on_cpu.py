@@ -74,6 +74,23 @@ def test_gradients_are_there_at_the_step() -> None:
     assert found.memory.peak_moment.startswith(("forward", "loss", "backward", "optimizer"))
 
 
+def test_a_rank_has_buckets_beside_what_one_process_has() -> None:
+    """DDP keeps each gradient once more and shares nothing out: weights and states are those of a process alone."""
+    alone, rank = predicted("llama", "lora"), predict_on_cpu(cpu_run("llama", "lora", gpus=2, shard="ddp"), THREADS)
+    for field in ("weights_bytes", "adapter_bytes", "optimizer_bytes"):
+        assert getattr(rank.memory, field) == getattr(alone.memory, field)
+    bucket = 4 * rank.parameters["trainable"]
+    assert rank.memory.peak_allocated_bytes >= alone.memory.peak_allocated_bytes + bucket
+    assert rank.communication_bytes is not None
+    assert rank.communication_bytes["all_reduce"] == bucket
+
+
+def test_adalora_over_fp32_in_several_processes_is_refused() -> None:
+    """What is trained is not what the same model trains elsewhere, and DDP is told before that is seen to."""
+    with pytest.raises(UnsupportedError, match="several processes"):
+        predict_on_cpu(cpu_run("llama", "adalora", dtype="fp32", gpus=2, shard="ddp"), THREADS)
+
+
 def test_threads_count() -> None:
     """Flash attention on the CPU has a block of scores for each thread: with enough of them they are the peak."""
     run = cpu_run("llama", "lora")

@@ -173,7 +173,7 @@ class _Around:
     """Notes what lies between the layers of a stack, and tells units where the step is."""
 
     def __init__(self, builder: Builder, stack: int, names: Sequence[str]) -> None:
-        self.tape, self.units, self.stack = builder.tape, builder.units, stack
+        self.tape, self.units, self.stack, self.stand_ins = builder.tape, builder.units, stack, builder.stand_ins
         module = self.tape.module
         self.paths = [f"{module}.{name}" if module else name for name in names]
 
@@ -196,6 +196,8 @@ class _Around:
         def backward(grads: Sequence[Tensor | None]) -> list[Tensor | None]:
             if self.units is not None and position < len(self.paths):
                 self.units.input_complete(self.paths[position])
+            if position == 2:  # the layers that are not built have their turn between the third and the second
+                self._complete_stand_ins()
             tape.boundaries["backward", self.stack, position] = len(tape.events)
             if self.units is not None and position > 0:
                 self.units.output_complete(self.paths[position - 1])
@@ -203,6 +205,11 @@ class _Around:
 
         tape.record("layer boundary", [x], out, [], backward)
         return out
+
+    def _complete_stand_ins(self) -> None:
+        for leaf in self.stand_ins:
+            if leaf.name.startswith(f"{self.paths[1]}."):
+                self.tape.used(leaf)
 
 
 def require_input_grad(builder: Builder, x: Tensor) -> Tensor:
