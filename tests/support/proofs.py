@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.specs import RunSpec
+from tests.analytic.runs import run_of
 from tests.support.configs import tiny_configs
 
 
@@ -49,11 +50,16 @@ PROOFS: tuple[Proof, ...] = (
     Proof(
         letter="S", engine="analytic", file="analytic/test_saved_activations.py",
         tests=(
-            "TestOnTheCpu.test_every_family_and_method", "TestUnderCudasKernels.test_where_the_cpu_keeps_something_else",
+            "TestOnTheCpu.test_every_family_and_method",
+            "TestUnderCudasKernels.test_where_the_cpu_keeps_something_else",
             "TestUnderCudasKernels.test_sliding_window", "TestUnderCudasKernels.test_adapter_dropout",
-            "TestUnderCudasKernels.test_dora", "TestUnderCudasKernels.test_quantized",
+            "TestUnderCudasKernels.test_quantized",
         ),
         says="bytes that a forward saves for the backward, against saved-tensor hooks on the real model",
+    ),
+    Proof(
+        letter="S", engine="analytic", file="analytic/test_saved_activations.py",
+        tests=("TestUnderCudasKernels.test_dora",), says="", fixed={"method": "dora"},
     ),
     Proof(
         letter="K", engine="analytic", file="analytic/test_peaks.py", tests=("test_every_family",),
@@ -77,11 +83,12 @@ PROOFS: tuple[Proof, ...] = (
     ),
     Proof(
         letter="A", engine="both", file="simulate/test_against_analytic.py",
-        tests=(
-            "test_tiny_models", "test_quantised_weights", "test_parts_of_checkpointed_layers",
-            "test_windows_of_flash_attention",
-        ),
+        tests=("test_tiny_models", "test_quantised_weights", "test_parts_of_checkpointed_layers"),
         says="closed forms and simulation, which share no code on the way: every part of the peak, to the byte",
+    ),
+    Proof(
+        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_windows_of_flash_attention",),
+        says="", fixed={"method": "lora", "attn": "flash"},
     ),
     Proof(
         letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_adalora",), says="",
@@ -216,7 +223,7 @@ def _case(proof: Proof, module: Any, parameters: dict[str, Any], slow: bool) -> 
     else:
         options = {**given, **given.get("options", {})}
         options |= module.WAYS[given["way"]] if "way" in given else {}
-        family, method = given["family"], options.get("method", "")
+        family, method = given["family"], options["method"]
         options["prepare_kbit"] = given.get("preparation", "none")
     architecture = str(tiny_configs()[family]["model_type"])
     return Case(proof=proof, method=method, architecture=architecture, options=options, slow=slow)
@@ -235,7 +242,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def proves(proof: Proof, engine: str) -> bool:
-    """Return whether a test holds an engine to something; what holds closed forms and simulation together holds both."""
+    """Return whether a test holds an engine to something: what compares closed forms and simulation holds both."""
     return proof.engine == engine or (proof.engine == "both" and engine in ("analytic", "simulate"))
 
 
@@ -263,11 +270,21 @@ def proof_of_method(engine: str, method: str, architecture: str) -> str:
 
 def proof_of_technique(engine: str, option: str, value: Any) -> str:
     """Return the letters of the tests that compare an engine's word on runs with an option, whatever the model."""
+    return letters([case for case in cases() if proves(case.proof, engine) and _has(case, option, value)])
+
+
+def _has(case: Case, option: str, value: Any) -> bool:
+    """Return whether a case has an option's value, given or decided by its method (nf4 of qlora, say)."""
+    if option == "adapted":
+        return case.options.get("adapted") is not None
     default = RunSpec.__dataclass_fields__[option].default if option in RunSpec.__dataclass_fields__ else None
-    found = []
-    for case in cases():
-        given = case.options.get(option, default)
-        has = given is not None if option == "adapted" else given == value
-        if has and proves(case.proof, engine):
-            found.append(case)
-    return letters(found)
+    given = case.options.get(option, default)
+    decided = given
+    if option in ("quant", "optimizer", "adapter_dtype"):
+        decided = getattr(_plain(case.method).replace(**{option: given}), f"resolved_{option}")
+    return value in (given, decided) and not (option == "adapter_dtype" and case.method == "full")
+
+
+@cache
+def _plain(method: str) -> RunSpec:
+    return run_of("llama", method).replace(optimizer="auto")

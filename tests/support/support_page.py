@@ -5,7 +5,7 @@ Each section stands by itself, with its own legend and reasons, so that a test c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ method on that architecture with other evidence; the lists under each table say 
 is read from its own parameters. A letter in lower case: only `make test-slow` has that case.
 
 - `yes KS`: the engine takes the run, and the tests K and S compare it.
-- `yes {NOT_COMPARED}`: the engine takes the run, and no test compares what it says of this method on this architecture. The
-  same code is compared on other architectures; that is all that is known.
+- `yes {NOT_COMPARED}`: the engine takes the run, but no test compares what it says of this method on this architecture:
+  not compared.
 - `no 3`: the engine refuses the run, for the third reason under the table.
 
 Models are those that the catalog reads (`model_type` of transformers). `simulate` and `measure` also take other
@@ -38,14 +38,16 @@ that a recorded GPU was compared: those rows are in the README, under its accura
 
 _ABOUT: Mapping[str, str] = {
     "analytic": "Closed forms (`predict`). Bytes and FLOPs of CUDA's kernels.",
-    "simulate": "The step of the installed libraries on meta tensors (`predict --engine simulate`), with CUDA's kernels "
-    "and allocator; the evidence is from real steps on the CPU, where the simulation has the CPU's kernels.",
-    "measure": "Real steps (`measure`), asked on the CPU. Of several processes only the refusals were asked for here; "
+    "simulate": "The step of the installed libraries on meta tensors (`predict --engine simulate`), with CUDA's "
+    "kernels and allocator.\nWhere the evidence is a real step, it is one on the CPU, which is simulated with the CPU's "
+    "kernels.",
+    "measure": "Real steps (`measure`), asked on the CPU. Of several processes only the refusals were asked for here;\n"
     "they run in the tests. Tests with a GPU are `make test-gpu`.",
 }
 
-Say = Callable[[Any, Any], tuple[Answer, str]]
-"""(row, column) -> the engine's answer, and the letters of its tests."""
+#: Letters of the tests that compare no bytes, and what they do compare.
+_NO_BYTES = "PFQ"
+_ELSE = {"analytic": "parameters, FLOPs", "simulate": "", "measure": "what is promised"}
 
 
 class Reasons:
@@ -79,15 +81,19 @@ def table(corner: str, columns: Sequence[str], rows: Sequence[tuple[str, Sequenc
 
 
 def legend(engine: str) -> list[str]:
-    """Return what the letters of an engine's tests stand for."""
-    lines: dict[str, str] = {}
-    files: dict[str, dict[str, None]] = {}
+    """Return what the letters of an engine's tests stand for, and where the tests are."""
+    says: dict[str, str] = {}
+    files: dict[str, dict[str, list[str]]] = {}
     for proof in PROOFS:
         if proves(proof, engine):
-            lines[proof.letter] = lines.get(proof.letter) or proof.says
-            named = (f"`tests/{proof.file}`: " + ", ".join(f"`{test.rpartition('.')[2]}`" for test in proof.tests),)
-            files.setdefault(proof.letter, {}).update(dict.fromkeys(named))
-    return [f"- **{letter}** {says} ({'; '.join(files[letter])})." for letter, says in lines.items()]
+            says[proof.letter] = says.get(proof.letter) or proof.says
+            names = files.setdefault(proof.letter, {}).setdefault(proof.file, [])
+            names += [f"`{test.rpartition('.')[2]}`" for test in proof.tests]
+    lines = []
+    for letter, text in says.items():
+        lines.append(f"- **{letter}**: {text}.")
+        lines += [f"  - tests/{file}: {', '.join(names)}" for file, names in files[letter].items()]
+    return lines
 
 
 def engine_section(engine: str, answers: Mapping[tuple[str, str], Answer]) -> str:
@@ -102,10 +108,10 @@ def engine_section(engine: str, answers: Mapping[tuple[str, str], Answer]) -> st
     ]
     taken = [key for key, answer in answers.items() if answer.reason is None]
     compared = [key for key in taken if proof_of_method(engine, *key)]
-    of_bytes = [key for key in taken if proof_of_method(engine, *key).upper().strip("PF")]
-    count = f"{len(taken)} of {len(answers)} cells are taken; the memory of {len(of_bytes)} is compared"
+    of_bytes = [key for key in taken if proof_of_method(engine, *key).upper().strip(_NO_BYTES)]
+    count = f"Of {len(answers)} cells {len(taken)} are taken. In {len(of_bytes)} of these memory is compared"
     if len(compared) > len(of_bytes):
-        count += f", of {len(compared) - len(of_bytes)} more parameters or FLOPs alone"
+        count += f", in {len(compared) - len(of_bytes)} more something else alone ({_ELSE[engine]})"
     lines = [
         f"## {engine}", "", _ABOUT[engine], "", *table("method", ARCHITECTURES, rows), "", f"{count}.", "",
         *legend(engine),

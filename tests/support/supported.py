@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 from lorafa_prof import specs
@@ -141,7 +142,7 @@ def ask(engine: str, make_run: Callable[[], RunSpec]) -> Answer:
 
 
 def first_sentence(text: str) -> str:
-    """Return a refusal's first sentence, without the model's name before it, the full stop, or a list of all that works."""
+    """Return a refusal's first sentence, without the model's name, the full stop and lists of what works."""
     sentence = re.sub(r" \(it (does|is|is with): [^)]*\)", "", " ".join(text.split()).partition(". ")[0].rstrip("."))
     name, colon, rest = sentence.partition(": ")
     return rest if colon and name in (*ARCHITECTURES, *tiny_configs()) else sentence
@@ -150,7 +151,7 @@ def first_sentence(text: str) -> str:
 def methods_by_architecture(engine: str) -> dict[tuple[str, str], Answer]:
     """Ask an engine about every (method, architecture)."""
     return {
-        (method, architecture): ask(engine, lambda m=method, a=architecture: architecture_run(a, m))  # type: ignore[misc]
+        (method, architecture): ask(engine, partial(architecture_run, architecture, method))
         for method in METHODS
         for architecture in ARCHITECTURES
     }
@@ -158,7 +159,4 @@ def methods_by_architecture(engine: str) -> dict[tuple[str, str], Answer]:
 
 def techniques(engine: str) -> dict[tuple[str, Any], Answer]:
     """Ask an engine about every technique."""
-    return {
-        (option, value): ask(engine, lambda o=option, v=value: technique_run(o, v))  # type: ignore[misc]
-        for option, value in TECHNIQUES
-    }
+    return {(option, value): ask(engine, partial(technique_run, option, value)) for option, value in TECHNIQUES}
