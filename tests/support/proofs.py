@@ -83,7 +83,10 @@ PROOFS: tuple[Proof, ...] = (
     ),
     Proof(
         letter="A", engine="both", file="simulate/test_against_analytic.py",
-        tests=("test_tiny_models", "test_quantised_weights", "test_parts_of_checkpointed_layers"),
+        tests=(
+            "test_tiny_models", "test_quantised_weights", "test_parts_of_checkpointed_layers",
+            "test_the_rest_of_the_methods",
+        ),
         says="closed forms and simulation, which share no code on the way: every part of the peak, to the byte",
     ),
     Proof(
@@ -223,9 +226,9 @@ def _case(proof: Proof, module: Any, parameters: dict[str, Any], slow: bool) -> 
     else:
         options = {**given, **given.get("options", {})}
         options |= module.WAYS[given["way"]] if "way" in given else {}
-        family, method = given["family"], options["method"]
+        family, method = given.get("family", ""), options["method"]
         options["prepare_kbit"] = given.get("preparation", "none")
-    architecture = str(tiny_configs()[family]["model_type"])
+    architecture = str(given.get("architecture") or tiny_configs()[family]["model_type"])
     return Case(proof=proof, method=method, architecture=architecture, options=options, slow=slow)
 
 

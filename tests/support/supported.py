@@ -47,7 +47,7 @@ def architecture_run(architecture: str, method: str, **options: Any) -> RunSpec:
     if architecture in known:
         return run_of(known[architecture], method, **options)
     family, changes = _MADE_FROM[architecture]
-    run = run_of(family, method, changes=changes, **options)
+    run = run_of(family, method, changes={**changes, **options.pop("changes", {})}, **options)
     return run.replace(model=dataclasses.replace(run.spec, name=architecture))
 
 
@@ -93,7 +93,7 @@ def technique_run(option: str, value: Any) -> RunSpec:
     if option == "optimizer":
         method = {"lorafa": "lora-fa", "lora-pro": "lora-pro", "lora-pro-full": "lora-pro"}.get(value, "lora")
     if option == "prepare_kbit":
-        method = "qlora"
+        method, more = "qlora", {"amp": True}  # TRL's SFTTrainer trains under autocast
     if option == "shard" and value != "none":
         more = {"gpus": 2, "optimizer": "adamw"}
     return run_of("llama", method, changes={"num_key_value_heads": 6}, **more, **{option: value})
@@ -115,15 +115,15 @@ def simulate(run: RunSpec) -> None:
 
 
 def measure(run: RunSpec) -> None:
-    """Take real steps on the CPU; of several processes only refuse, since they would have to be started."""
-    from lorafa_prof.measure.harness import Options, measure as measured
+    """Take a real step on the CPU; of several processes only refuse, since they would have to be started."""
+    from lorafa_prof.workload import Workload, training_step
     from lorafa_prof.workload.parallel import Group
     from lorafa_prof.workload.step import refuse_unbuilt
 
     if run.gpus > 1:
         refuse_unbuilt(run, Group(rank=0, world_size=run.gpus))
         return
-    measured(run, Options(device="cpu", steps=1, warmup=1, trace=False))
+    training_step(Workload.build(run, "cpu"))
 
 
 ENGINES: Mapping[str, Callable[[RunSpec], None]] = {"analytic": analytic, "simulate": simulate, "measure": measure}
