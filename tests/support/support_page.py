@@ -40,8 +40,8 @@ _ABOUT: Mapping[str, str] = {
     "analytic": "Closed forms (`predict`). Bytes and FLOPs of CUDA's kernels.",
     "simulate": "The step of the installed libraries on meta tensors (`predict --engine simulate`), with CUDA's "
     "kernels and allocator.\nA real step, where one is the evidence, is one on the CPU, simulated with its kernels.",
-    "measure": "Real steps (`measure`); one was taken on the CPU for each cell. Of several processes only refusals were\n"
-    "asked for here; they run in the tests. Tests with a GPU are `make test-gpu`.",
+    "measure": "Real steps (`measure`); one was taken on the CPU for each cell. Of several processes only refusals "
+    "were\nasked for here; they run in the tests. Tests with a GPU are `make test-gpu`.",
 }
 
 #: Letters of the tests that compare no bytes, and what they do compare.
