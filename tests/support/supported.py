@@ -130,7 +130,7 @@ ENGINES: Mapping[str, Callable[[RunSpec], None]] = {"analytic": analytic, "simul
 
 
 def ask(engine: str, make_run: Callable[[], RunSpec]) -> Answer:
-    """Return what an engine says to a run; what fails otherwise than by a refusal fails here too."""
+    """Return what an engine says to a run; of one that fails, where it should refuse, that it does."""
     try:
         run = make_run()
         with warnings.catch_warnings():
@@ -138,6 +138,8 @@ def ask(engine: str, make_run: Callable[[], RunSpec]) -> Answer:
             ENGINES[engine](run)
     except LorafaProfError as error:
         return Answer(first_sentence(str(error)))
+    except Exception as error:  # noqa: BLE001  # whatever the libraries raise: the page says what it is
+        return Answer(f"fails without a refusal, {type(error).__name__}: {first_sentence(str(error))}")
     return Answer(None)
 
 
