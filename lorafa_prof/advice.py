@@ -194,7 +194,7 @@ class _Advice:
         before, after = self.flops(self.run), self.flops(changed)
         if not before or not after:
             return None
-        return (after / _tokens(changed)) / (before / _tokens(self.run))
+        return (after / changed.tokens) / (before / self.run.tokens)
 
     # -- smaller steps ------------------------------------------------------------------------------------------------
 
@@ -248,10 +248,6 @@ class _Advice:
     def _fits(self, taken: Sequence[Candidate]) -> bool:
         change = self._judged(_combined(taken))
         return change is not None and change.fits
-
-
-def _tokens(run: RunSpec) -> int:
-    return run.bs * run.seq * run.accumulation
 
 
 def _rank(change: Change) -> tuple[bool, int, float, bool, int]:

@@ -411,6 +411,11 @@ class RunSpec:
         return f"{spelled(self.method.layers)}{depth}"
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a step on one GPU: those of all its micro-batches."""
+        return self.bs * self.seq * self.accumulation
+
+    @property
     def resolved_adapter_dtype(self) -> Dtype:
         """The adapters' dtype with auto decided: PEFT casts 16-bit adapters to fp32 (autocast_adapter_dtype=True)."""
         return "fp32" if self.adapter_dtype == "auto" else self.adapter_dtype

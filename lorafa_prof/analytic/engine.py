@@ -14,7 +14,7 @@ from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import managed_lines
+from lorafa_prof.results.figures import FUSED_LOSS, managed_lines
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -190,6 +190,8 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
         double = "with" if run.resolved_quant == "nf4-dq" else "without"
         lines.append(f"linear weights in nf4 {double} double quantisation")
         lines.append(_PREPARED[run.prepare_kbit])
+    if run.loss == "fused":
+        lines.append(FUSED_LOSS)
     if is_shared(run):
         lines.append(f"the first of {run.gpus} GPUs, whose shards are the largest; each has a batch of its own")
     if run.checkpointing == "full":

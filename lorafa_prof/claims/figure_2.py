@@ -228,7 +228,7 @@ def _unknown_mfu(answer: Answer) -> Answer:
 
 
 def _flops(prediction: Prediction) -> Told:
-    throughput, tokens = prediction.throughput, prediction.run.bs * prediction.run.seq
+    throughput, tokens = prediction.throughput, prediction.run.tokens
     if throughput.model_flops is None or throughput.model_flops_6n is None:
         return Told(None)
     own, by_6n = throughput.model_flops / tokens, throughput.model_flops_6n / tokens

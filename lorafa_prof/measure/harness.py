@@ -161,7 +161,7 @@ def _step_time(clock: Clock, run: RunSpec) -> StepTime:
     forward, backward = sum(passes[::2]), sum(passes[1::2])
     return StepTime(
         step_s=forward + backward + optimizer + clearing, forward_s=forward, backward_s=backward,
-        optimizer_s=optimizer + clearing, tokens=run.bs * run.seq * run.accumulation,
+        optimizer_s=optimizer + clearing, tokens=run.tokens,
     )  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def _share(p: Prediction) -> Cell:
 def _per_token(p: Prediction, flops: int | None) -> Cell:
     if flops is None:
         return Cell(text="-")
-    each = flops / (p.run.bs * p.run.seq) / 1e9
+    each = flops / p.run.tokens / 1e9
     return Cell(text=f"{each:,.2f}", value=each)
 
 

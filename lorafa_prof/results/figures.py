@@ -64,6 +64,10 @@ def managed_lines(managed_bytes: int | None) -> tuple[str, ...]:
     return (line,)
 
 
+#: What a prediction with the fused loss rests on, in every engine.
+FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
+
+
 #: The parts in the order in which they are shown, and the category each one sums.
 PART_FIELDS: Mapping[str, Category] = {
     "weights_bytes": Category.WEIGHTS,

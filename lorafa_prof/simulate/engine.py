@@ -9,7 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import managed_lines
+from lorafa_prof.results.figures import FUSED_LOSS, managed_lines
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -212,6 +212,8 @@ class Simulation:
         ]
         if run.accumulation > 2:
             lines.append("of a step's micro-batches two: from the second on they are alike")
+        if run.loss == "fused":
+            lines.append(FUSED_LOSS)
         lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")

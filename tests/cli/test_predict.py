@@ -57,6 +57,19 @@ def test_five_methods_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> 
     assert rows["reached in"] == ["loss backward"] * 5
 
 
+def test_a_token_costs_the_same_in_every_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    """FLOPs are those of the whole step, and so are the tokens that they are divided by."""
+    of_one, of_four = (
+        [
+            line.split()[-1]
+            for line in answered(capsys, *LLAMA, "--method", "lora", "--accumulation", times).splitlines()
+            if "GFLOP/token" in line
+        ]
+        for times in ("1", "4")
+    )
+    assert of_one == of_four == ["28.90", "29.16"]  # the closed forms' per token, see docs/analytic.md
+
+
 def test_the_parts_of_the_table_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     """What is shown in GiB adds up to the peak within the rounding of what is shown."""
     for found in predictions(capsys, *LLAMA):
