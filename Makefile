@@ -23,7 +23,7 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow heldin test-heldin test-matrix test-gpu check format bench clean distclean
+.PHONY: help demo test test-slow heldin test-heldin test-matrix test-gpu check format bench support clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
@@ -35,6 +35,7 @@ help:
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
 	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, overhead of run: each against its bar'
+	@echo 'make support      docs/support.md anew: what each engine takes, and which tests compare it'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -86,6 +87,10 @@ bench: $(TEST)
 	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	$(BIN)/python benchmarks/bench_run_overhead.py || status=1; \
 	exit $$status
+
+# Every cell of the page is a run that the engines are given: some minutes of one core.
+support: $(TEST)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.support.support_page
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
