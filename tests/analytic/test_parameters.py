@@ -19,11 +19,11 @@ from tests.support import observe
 from tests.support.configs import tiny_configs
 
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
-LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-plus", "pissa", "qlora", "qlora-fa")
+LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-plus", "lora-pro", "pissa", "qlora", "qlora-fa")
 QUANTIZED = ("qlora", "qlora-fa")
 #: PEFT refuses DoRA for the fused parameters of experts, has no decomposition for PiSSA there, and AdaLoRA leaves
-#: experts as they are.
-NOT_OF_EXPERTS = ("dora", "pissa", "adalora")
+#: experts as they are; LoRA-Pro's optimizer takes pairs of matrices.
+NOT_OF_EXPERTS = ("dora", "pissa", "adalora", "lora-pro")
 #: transformers keeps some of T5's layers in fp32 whatever else is quantised; the engine refuses that.
 NOT_QUANTIZED = ("t5",)
 

@@ -149,8 +149,8 @@ class TestOnACard:
     def test_what_an_engine_refuses_is_a_remark(
         self, capsys: pytest.CaptureFixture[str], write: Any, run: RunSpec
     ) -> None:
-        """Closed forms know no 8-bit weights, the real step no several GPUs: the rest is compared."""
-        several = run.replace(gpus=2, shard="ddp")
+        """FSDP2 of 8-bit weights is known to no engine: the measurement stands alone, and is compared with nothing."""
+        several = run.replace(gpus=2, shard="fsdp", quant="int8")
         [found], _ = compared(capsys, write(measurement(run=several, rank=1, world_size=2)))
         assert engines(found) == []
         assert [remark.partition(" has no prediction")[0] for remark in found.remarks] == ["analytic", "simulate"]

@@ -435,7 +435,7 @@ def typed(name: str, text: str) -> Any:
     """What a field of CSV means."""
     if text == "":
         return None
-    if name in ("amp", "fits"):
+    if name in ("amp", "clip", "fits"):
         return {"true": True, "false": False}[text]
     return int(text) if re.fullmatch(r"-?\d+", text) else float(text) if name == "dropout" else text
 
