@@ -154,7 +154,10 @@ class SweepGrid:
         """Return the axes around the blocks of a method: of values that mean the same for it the first alone."""
         axes = {name: self.axes[name] for name in _AROUND}
         axes["layers"] = _distinct_layers(model, axes["layers"]) if method != "full" else (ALL,)
-        probe = run_spec(model, method, seq=1, **{name: values[0] for name, values in axes.items()} | _HARMLESS)
+        first = {name: values[0] for name, values in axes.items()} | _HARMLESS
+        for targets in axes["targets"]:  # that no name is empty is for the whole sweep; what contradicts layers is not
+            run_spec(model, method, seq=1, **first | {"targets": targets, "layers": ALL})
+        probe = run_spec(model, method, seq=1, **first)
         for name in ("adapter_dtype", "optimizer", "quant"):
             distinct: dict[str, Any] = {}
             for value in axes[name]:
