@@ -9,7 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FUSED_LOSS, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -247,6 +247,10 @@ class Simulation:
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
         lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
+        if self.recording.run.loss == "fused":
+            lines.append(LIGER_ITSELF)
+        if self.recording.run.shard == "fsdp":
+            lines.append(FSDP_TABLES)
         if is_shared(self.recording.run):
             lines.append(_OF_NCCL)
         unknown = [device.name for device in devices if device.context_bytes is None]
