@@ -339,6 +339,8 @@ class RunSpec:
     """Micro-batch: sequences in one forward."""
     seq: int = 1024
     """Tokens per sequence."""
+    padded: bool = False
+    """Some of these tokens are padding, that is, not all of the attention mask is set: sdpa takes another kernel."""
     dtype: Dtype = "bf16"
     """Dtype that the base weights are loaded in."""
     amp: bool = False
@@ -381,6 +383,11 @@ class RunSpec:
         limit = self.model.max_positions
         if limit is not None and self.seq > limit:
             raise BadInputError(f"sequence length {self.seq} is beyond the {limit} positions of {self.model.name}")
+        if self.padded and self.attn == "flash":
+            raise UnsupportedError(
+                "flash attention of padded batches is not modelled: transformers takes the padding out of what its "
+                "kernel gets; --attn sdpa and eager are"
+            )
         if self.method.layers is not None and self.model.depth is not None:
             check_within(self.method.layers, self.model.depth, self.model.name)
 

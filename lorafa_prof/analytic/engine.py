@@ -14,7 +14,7 @@ from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines, sequences_line
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -180,7 +180,7 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     """Return what the figures of a run rest on, whatever the card is; `of_model` is what its plan assumes."""
     lines = [
         "steady state: optimizer states exist, gradients are set to None after each step",
-        "every sequence is full, nothing is padded; labels are a tensor of their own",
+        sequences_line(run.padded),
         "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
         f"optimizer {run.resolved_optimizer}",
     ]

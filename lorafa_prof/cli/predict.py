@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
+from lorafa_prof.cli.lengths import lengths_options, pop_lengths
 from lorafa_prof.cli.methods import for_each_method
 from lorafa_prof.cli.options import (
     allocator_conf,
@@ -20,9 +21,12 @@ from lorafa_prof.cli.options import (
 from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lorafa_prof.lengths import Lengths
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
-    from lorafa_prof.specs import RunSpec
+    from lorafa_prof.specs import DeviceSpec, RunSpec
 
 ENGINES = ("analytic", "simulate")
 
@@ -38,6 +42,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 @cards_option("Card to hold it against", ".")
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
+@lengths_options
 @allocator_options
 @click.option(
     "--snapshot",
@@ -70,6 +75,7 @@ def command(
       lorafa-prof predict --model qwen3-8b --bs 4 --gpu rtx4090 --gpu a100-80gb
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
+      lorafa-prof predict --model llama3-8b --bs 8 --seq 2048 --lengths lengths.csv --batching grouped
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
         raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
@@ -80,6 +86,7 @@ def command(
     from lorafa_prof import catalog
     from lorafa_prof.cli.engines import model_for, simulating
 
+    lengths = pop_lengths(options)
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     devices = [catalog.load_device(name) for name in name_list(gpus_asked)]
 
@@ -87,9 +94,7 @@ def command(
         return run_spec(model, name, **options)
 
     if engine == "analytic":
-        from lorafa_prof.analytic import predict
-
-        predictions = for_each_method(name_list(methods), lambda name: predict(run_of(name), devices))
+        predictions = for_each_method(name_list(methods), _closed_forms(devices, lengths, run_of))
     else:
         if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
@@ -98,6 +103,20 @@ def command(
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
+
+
+def _closed_forms(
+    devices: Sequence[DeviceSpec], lengths: Lengths | None, run_of: Callable[[str], RunSpec]
+) -> Callable[[str], Prediction]:
+    """Return a function that predicts the run of a method with the engine `analytic`."""
+    from lorafa_prof.analytic import predict
+
+    if lengths is None:
+        return lambda name: predict(run_of(name), devices)
+    from lorafa_prof.analytic.lengths import EpochForms
+
+    forms = EpochForms(lengths)
+    return lambda name: forms.predict(run_of(name), devices)
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

@@ -44,6 +44,9 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
         rows.append(_row("  beyond allocated", predictions, lambda p: _size(p.memory.fragmentation_bytes)))
+    if any(p.lengths is not None for p in predictions):
+        sections.append(len(rows))
+        rows.extend(_epoch_rows(predictions))
     sections.append(len(rows))
     rows.append(_row("saved after forward", predictions, lambda p: _size(p.memory.saved_activations_bytes)))
     rows.append(_row("gradients at step", predictions, lambda p: _size(p.memory.trained_gradients_bytes)))
@@ -234,6 +237,32 @@ def moment_cell(moment: str) -> Cell:
     return Cell(text=phase if module in ("", "loss") else f"{phase} {module.rsplit('.', 1)[-1]}", value=moment)
 
 
+def _epoch_rows(predictions: Sequence[Prediction]) -> list[Row]:
+    """Return the rows about batches of different lengths."""
+
+    def quantile(name: str) -> Callable[[Prediction], Cell | Scalar]:
+        return lambda p: _size(None if p.lengths is None else p.lengths.peak_allocated_bytes.get(name))
+
+    told = {"p50": "half of the batches", "p95": "95% of the batches", "p99": "99% of the batches"}
+    return [
+        _row("largest batch is", predictions, _worst_batch),
+        *(_row(f"  {words} within", predictions, quantile(name)) for name, words in told.items()),
+        _row("padding", predictions, _padding),
+    ]
+
+
+def _worst_batch(p: Prediction) -> Cell:
+    said = p.lengths
+    if said is None:
+        return Cell(text="-")
+    return Cell(text=f"{said.worst_bs} x {said.worst_seq:,}", value=f"{said.worst_bs}x{said.worst_seq}")
+
+
+def _padding(p: Prediction) -> Cell:
+    share = None if p.lengths is None else p.lengths.padding_share
+    return Cell(text="-" if share is None else f"{share:.1%}", value=share)
+
+
 def _trainable(p: Prediction) -> Cell:
     return Cell(text=format_count(p.parameters["trainable"]), value=p.parameters["trainable"])
 
@@ -246,7 +275,7 @@ def _share(p: Prediction) -> Cell:
 def _per_token(p: Prediction, flops: int | None) -> Cell:
     if flops is None:
         return Cell(text="-")
-    each = flops / p.run.tokens / 1e9
+    each = flops / p.tokens / 1e9
     return Cell(text=f"{each:,.2f}", value=each)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from lorafa_prof.results.documents import Result, results_in
     from lorafa_prof.results.figures import PART_FIELDS, SCHEMA, Memory, Throughput
+    from lorafa_prof.results.lengths import BatchLengths
     from lorafa_prof.results.measurement import (
         Measurement,
         Outcome,
@@ -41,6 +42,7 @@ __all__ = [
     "PART_FIELDS",
     "SCHEMA",
     "Axis",
+    "BatchLengths",
     "Change",
     "Comparison",
     "Edge",
@@ -84,6 +86,7 @@ _HOMES = {
         "comparison": "Comparison ItemDifference Row Section Side Unit Verdict VersionDifference comparisons_to_json",
         "documents": "Result results_in",
         "figures": "PART_FIELDS SCHEMA Memory Throughput",
+        "lengths": "BatchLengths",
         "measurement": "Measurement Outcome PhaseMemory Promise Spread StepTime Stretch measurements_to_json",
         "plain": "run_from_json run_to_json",
         "prediction": "Fit Prediction predictions_to_json",

@@ -64,6 +64,16 @@ def managed_lines(managed_bytes: int | None) -> tuple[str, ...]:
     return (line,)
 
 
+def sequences_line(padded: bool) -> str:
+    """Return what a prediction assumes of the sequences in a batch."""
+    about = (
+        "some of the batch is padding, and the attention mask says so"
+        if padded
+        else "every sequence is full, nothing is padded"
+    )
+    return f"{about}; labels are a tensor of their own"
+
+
 #: What a prediction with the fused loss rests on, in every engine.
 FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
 #: What nobody has compared of it, and of FSDP2 on CUDA.

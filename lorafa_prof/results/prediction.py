@@ -10,6 +10,7 @@ from typing import Any
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results.figures import SCHEMA, Memory, Throughput
+from lorafa_prof.results.lengths import BatchLengths
 from lorafa_prof.results.plain import (
     build,
     ledger_from_json,
@@ -60,6 +61,15 @@ class Prediction:
     communication_bytes: Mapping[str, int] | None = None
     """What each GPU sends in a step, and receives as well, by kind ("all_gather", "reduce_scatter", "all_reduce",
     "broadcast"); None: a run on one GPU."""
+    lengths: BatchLengths | None = None
+    """The epoch of which the run is the largest batch; None: every batch is like the run."""
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a step on one GPU, padding counted: of batches of different lengths the mean."""
+        if self.lengths is None:
+            return self.run.tokens
+        return self.lengths.tokens_per_batch * self.run.accumulation
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -76,6 +86,8 @@ class Prediction:
             "unmodelled": list(self.unmodelled),
             "communication_bytes": None if self.communication_bytes is None else dict(self.communication_bytes),
         }
+        if self.lengths is not None:
+            data["lengths"] = plain(self.lengths)
         if self.ledger is not None:
             data["ledger"] = ledger_to_json(self.ledger)
         return data
@@ -91,7 +103,7 @@ class Prediction:
         if schema != SCHEMA:
             raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
         with reading("prediction"):
-            ledger = data.get("ledger")
+            ledger, lengths = data.get("ledger"), data.get("lengths")
             fields = {
                 "engine": data["engine"],
                 "run": run_from_json(data["run"]),
@@ -104,6 +116,7 @@ class Prediction:
                 "unmodelled": tuple(data["unmodelled"]),
                 "ledger": None if ledger is None else ledger_from_json(ledger),
                 "communication_bytes": data.get("communication_bytes"),
+                "lengths": None if lengths is None else build(BatchLengths, lengths),
             }
             return build(cls, fields)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines, sequences_line
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -204,7 +204,7 @@ class Simulation:
         where = self.device.name if self.device else "a card before Hopper"
         lines = [
             f"the first {self.steps} steps; gradients are set to None after each",
-            "every sequence is full, nothing is padded; labels are a tensor of their own",
+            sequences_line(run.padded),
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
             f"kernels of {where}; {_streams(run)}",

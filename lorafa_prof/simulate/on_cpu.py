@@ -13,6 +13,7 @@ from dataclasses import replace
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Memory, Prediction, Throughput
+from lorafa_prof.results.figures import sequences_line
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import communicated, shared_assumptions
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
@@ -80,7 +81,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
         parameters=recording.parameters,
         assumptions=(
             "the second step, on the CPU; gradients are set to None after each",
-            "every sequence is full, nothing is padded; labels are a tensor of their own",
+            sequences_line(run.padded),
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
             *described(run),

@@ -127,7 +127,7 @@ def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
         base, data = base_of(run, "meta"), batch(run, "meta")
         with (
             ModulePaths(base) as failure.paths,
-            Recorder(failure.paths, platform, failure=failure) as recorder,
+            Recorder(failure.paths, platform, padded=run.padded, failure=failure) as recorder,
         ):
             _adopt(recorder, base, data)
             config = estimate(base, run, lambda: _pre_pass(recorder, base, run, data))
@@ -142,7 +142,7 @@ def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
                     module, _, leaf = name.rpartition(".")
                     recorder.settle([tensor], category)
                     recorder.name(tensor, module, leaf)
-            work = Workload(run, "meta", model, make_optimizer(model, run), data)
+            work = Workload(run, "meta", model, make_optimizer(model, run), data, padded=run.padded)
             before = tuple(recorder.segments[1:])
             first, again = _steps(recorder, work)
             return _recording(recorder, work, (*before, *first), again)

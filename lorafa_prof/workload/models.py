@@ -83,7 +83,9 @@ def _dtype_option() -> str:
 
 
 def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
-    """Return a full batch without padding: ids, labels, and a mask of ones, as transformers' collators make it.
+    """Return a batch as transformers' collators make it: ids, labels, and a mask, of ones where nothing is padded.
+
+    In a padded batch the last token of the last sequence is padding: how much is padded changes no size.
 
     The model looks whether all of the mask is set, and goes on without. It is not the same to leave it out:
     transformers 4.53 to 4.57 take such a batch for a packed one, make a mask of it, and sdpa runs another kernel.
@@ -93,8 +95,12 @@ def batch(run: RunSpec, device: str, part: int = 0) -> dict[str, torch.Tensor]:
     ids = torch.randint(5, run.model.vocab_size, (run.bs, run.seq), generator=generator) if device != "meta" else None
     ids = torch.empty(run.bs, run.seq, dtype=torch.long, device="meta") if ids is None else ids.to(device)
     mask = torch.ones(run.bs, run.seq, dtype=torch.long, device=device)
+    if run.padded:
+        mask[-1, -1] = 0
     if run.model.task == "seq-cls":
         labels = torch.zeros(run.bs, dtype=torch.long, device=device)
     else:
         labels = ids.clone()
+        if run.padded:
+            labels[-1, -1] = -100  # what no loss is computed for
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}

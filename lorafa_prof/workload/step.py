@@ -56,12 +56,13 @@ class Workload:
             if has_pre_pass(run):
                 return cls._after_pre_pass(run, device)
             model = build_model(run, device)
-            return cls(run, device, model, make_optimizer(model, run), batch(run, device))
+            return cls(run, device, model, make_optimizer(model, run), batch(run, device), padded=run.padded)
         model = build_model(run, first_device(run, device), group)
         wrapper = distribute(model, run, device)
         # after sharding, which puts other parameters into the model
         optimizer = make_optimizer(model, run)
-        return cls(run, device, model, optimizer, batch(run, device, part=group.rank), wrapper=wrapper)
+        data = batch(run, device, part=group.rank)
+        return cls(run, device, model, optimizer, data, padded=run.padded, wrapper=wrapper)
 
     @classmethod
     def _after_pre_pass(cls, run: RunSpec, device: str) -> Workload:
@@ -70,7 +71,7 @@ class Workload:
         model, data = base_of(run, device), batch(run, device)
         config = estimate(model, run, lambda: loss_of(model, run, data, device).backward())
         model = initialise(model, run, config)
-        return cls(run, device, model, make_optimizer(model, run), data)
+        return cls(run, device, model, make_optimizer(model, run), data, padded=run.padded)
 
     @property
     def entry(self) -> torch.nn.Module:

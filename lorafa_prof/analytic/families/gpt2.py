@@ -158,8 +158,9 @@ class Gpt2:
         with tape.scope("wpe"):
             places = ops.embedding(positions, self.wpe, "position embedding")
         bigcode = self.spec.architecture == "gpt_bigcode"
-        options = replace(attention_options(run), softmax_dtype="fp32" if bigcode else None)
-        mask = causal_mask(tape, run, options.kernel) if options.kernel == "eager" else None
+        options = replace(attention_options(run, mask=run.padded), softmax_dtype="fp32" if bigcode else None)
+        masked = run.padded or options.kernel == "eager"
+        mask = causal_mask(tape, run, options.kernel) if masked else None
         shared = (options, mask, None if bigcode else positions)
         layers = [BuiltLayer(block.index, f"h.{block.index}", _bound(block, shared)) for block in self.blocks]
         p = self.spec.embedding_dropout

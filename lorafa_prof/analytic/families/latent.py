@@ -180,7 +180,7 @@ def latent_options(run: RunSpec, mla: MlaSpec) -> AttentionOptions:
         raise not_modelled(spec, "with flash attention, for which its values are narrower than its keys")
     if kernel == "efficient" and (head_dim * itemsize % 16 or mla.v_head_dim * itemsize % 16):
         raise not_modelled(spec, "with sdpa where heads are not a multiple of 16 bytes wide")
-    if kernel == "efficient" and itemsize == 2 and head_dim == mla.v_head_dim <= 256:
+    if kernel == "efficient" and not run.padded and itemsize == 2 and head_dim == mla.v_head_dim <= 256:
         kernel = "flash"
     return AttentionOptions(
         kernel=kernel, heads=spec.num_heads, kv_heads=spec.num_heads, head_dim=head_dim, value_dim=mla.v_head_dim,

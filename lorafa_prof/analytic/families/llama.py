@@ -295,9 +295,12 @@ class LlamaLike:
         return ["full_attention" if spec.sliding_window is None else "sliding_attention"]
 
     def _masked(self, kind: str) -> tuple[AttentionOptions, Tensor | None]:
-        """Return the kernel and the mask of one kind of attention: eager always has a mask, a binding window too."""
+        """Return the kernel and the mask of one kind of attention.
+
+        Eager always has a mask, a padded batch and a binding window have one too.
+        """
         run = self.builder.run
-        binds = kind == "sliding_attention" and window_binds(run)
+        binds = run.padded or (kind == "sliding_attention" and window_binds(run))
         options = attention_options(run, mask=binds)
         masked = binds or options.kernel == "eager"
         return options, causal_mask(self.builder.tape, run, options.kernel) if masked else None

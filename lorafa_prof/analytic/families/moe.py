@@ -169,7 +169,7 @@ class MixtureOfExperts:
     def _shared(self, x: Tensor, positions: Tensor) -> Shared | LatentShared:
         """What every layer gets: positions, their rotary tables, and how to attend."""
         tape, run, mla = x.tape, self.builder.run, self.spec.mla
-        binds = mla is None and window_binds(run)
+        binds = run.padded or (mla is None and window_binds(run))
         options = attention_options(run, mask=binds) if mla is None else latent_options(run, mla)
         masked = binds or options.kernel == "eager"
         mask = causal_mask(tape, run, options.kernel) if masked else None

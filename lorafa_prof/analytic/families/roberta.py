@@ -208,7 +208,7 @@ class Roberta:
         """Run the forward and return the loss.
 
         Raises:
-            UnsupportedError: another task than single-label classification, or a decoder.
+            UnsupportedError: another task than single-label classification, a decoder, or padded batches.
         """
         self._refuse_what_is_not_modelled()
         tape = self.builder.tape
@@ -225,6 +225,8 @@ class Roberta:
     def _refuse_what_is_not_modelled(self) -> None:
         if self.spec.config.get("is_decoder"):
             raise not_modelled(self.spec, "as a decoder")
+        if self.builder.run.padded:
+            raise not_modelled(self.spec, "with padded batches")
         kind = self.spec.config.get("problem_type") or ("regression" if self.spec.num_labels == 1 else None)
         if kind not in (None, "single_label_classification"):
             raise not_modelled(self.spec, f"with the loss of {kind}")

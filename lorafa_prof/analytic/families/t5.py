@@ -283,11 +283,14 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     """Raise where the step of T5 takes a way that is not written down here.
 
     Raises:
-        UnsupportedError: flash attention, fp16, selective checkpointing, or heads that no fused kernel takes.
+        UnsupportedError: flash attention, padded batches, fp16, selective checkpointing, or heads that no fused kernel
+            takes.
     """
     spec = run.spec
     if run.attn == "flash":
         raise UnsupportedError(f"{spec.name} cannot use flash attention: its position bias is a mask; use --attn sdpa")
+    if run.padded:
+        raise not_modelled(spec, "with padded batches")
     if run.dtype == "fp16":
         raise not_modelled(spec, "in fp16, where each block looks for infinities and clamps")
     if run.checkpointing == "selective":
