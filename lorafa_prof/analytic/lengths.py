@@ -12,7 +12,7 @@ from lorafa_prof.analytic.engine import outside_plan, predict, refuse_unmodelled
 from lorafa_prof.analytic.figures import Numbers, RunFigures
 from lorafa_prof.analytic.grid import CHUNK
 from lorafa_prof.analytic.workspaces import cublas_workspaces
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, LorafaProfError
 from lorafa_prof.lengths.epoch import Epoch, Lengths, Shapes
 from lorafa_prof.lengths.summary import assumed, largest_of, not_counted, run_at, shape_ranks, summary
 from lorafa_prof.results import Axis, Prediction, Throughput, along
@@ -73,6 +73,13 @@ class EpochForms:
         for forms, where in self._chunks(run, shapes):
             peaks[where] = forms.allocated(shapes.bs[where], shapes.seq[where])
         return peaks
+
+    def estimate(self, run: RunSpec, shapes: Shapes) -> Numbers | None:
+        """Return the peaks for other engines to go by; None for what closed forms do not model."""
+        try:
+            return self.peaks(run, shapes)
+        except LorafaProfError:
+            return None
 
     def _chunks(self, run: RunSpec, shapes: Shapes) -> Iterator[tuple[RunFigures, npt.NDArray[np.intp]]]:
         """Yield shapes that have closed forms in common, some at a time."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
 
 if TYPE_CHECKING:
+    from lorafa_prof.lengths import Lengths
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
     from lorafa_prof.thresholds import Engine, Guess
@@ -28,7 +29,7 @@ _TALKATIVE = ("bitsandbytes", "transformers", "peft")
 
 
 def simulating(
-    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None
+    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None, lengths: Lengths | None = None
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
@@ -36,6 +37,7 @@ def simulating(
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
         snapshot: a file that a memory snapshot of the run is written to; "-": stdout.
+        lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -46,11 +48,20 @@ def simulating(
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
+    device = devices[0] if devices else None
     with _importing_the_real_step():
-        from lorafa_prof.simulate.engine import simulate
+        from lorafa_prof.simulate.engine import Simulation, simulate
+
+    def simulated(run: RunSpec) -> Simulation:
+        if lengths is None:
+            return simulate(run, device, settings=settings)
+        from lorafa_prof.analytic.lengths import EpochForms
+        from lorafa_prof.simulate.lengths import simulate_epoch
+
+        return simulate_epoch(run, lengths, device, settings=settings, estimate=EpochForms(lengths).estimate)
 
     def predict(run: RunSpec) -> Prediction:
-        simulation = simulate(run, devices[0] if devices else None, settings=settings)
+        simulation = simulated(run)
         if snapshot:
             data = simulation.snapshot()
             write_stdout_bytes(data) if snapshot == "-" else write_bytes_atomically(snapshot, data)

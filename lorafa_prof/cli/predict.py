@@ -98,7 +98,7 @@ def command(
     else:
         if snapshot and len(name_list(methods)) != 1:
             raise BadInputError("--snapshot is of one method: name it with --method")
-        predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
+        predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot, lengths)
         predictions = for_each_method(name_list(methods), lambda name: predict_one(run_of(name)))
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):

@@ -203,7 +203,7 @@ class Simulation:
         run = self.recording.run
         where = self.device.name if self.device else "a card before Hopper"
         lines = [
-            f"the first {self.steps} steps; gradients are set to None after each",
+            f"{self._which_steps()}; gradients are set to None after each",
             sequences_line(run.padded),
             "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
             f"optimizer {run.resolved_optimizer}",
@@ -228,6 +228,9 @@ class Simulation:
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
+
+    def _which_steps(self) -> str:
+        return f"the first {self.steps} steps"
 
     def _pass_and_training(self) -> str:
         """Say which peak is whose: the verdict goes by the larger one."""

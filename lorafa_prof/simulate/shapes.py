@@ -133,20 +133,35 @@ class Shapes:
         """
         if not self.admits(bs, seq):
             raise BadInputError(f"these recordings do not stand for batch {bs} of {seq} tokens")
-        first, *others = self.recordings
-        if any(other.operators != first.operators for other in others):
-            raise DifferentStepsError("other shapes of this run run other operators")
-        number = self.polynomials.at((bs, seq))
-        specs: dict[tuple[int, ...], int] = {}
-        segments = zip(*((r.load, *r.first, *r.again) for r in self.recordings), strict=True)
-        load, *steps = [_same_segment(together, specs) for together in segments]
-        blocks = [_same_block(together, number) for together in zip(*(r.blocks for r in self.recordings), strict=True)]
-        described = [tuple(r.specs[i] for r, i in zip(self.recordings, key, strict=True)) for key in specs]
-        run, once = self.run.replace(bs=bs, seq=seq), len(first.first)
-        return replace(
-            first, run=run, blocks=blocks, load=load, first=tuple(steps[:once]), again=tuple(steps[once:]),
-            specs=[combined(specs, number) for specs in described],
-        )  # fmt: skip
+        return between(self.recordings, self.run.replace(bs=bs, seq=seq), self.polynomials.at((bs, seq)))
+
+
+def between(recordings: Sequence[Recording], run: RunSpec, number: Callable[[tuple[int, ...]], int]) -> Recording:
+    """Return the recording of a run whose shape is another than those of `recordings`.
+
+    Args:
+        recordings: of the same run at other shapes.
+        run: at the shape that is wanted.
+        number: what the integers that were recorded at those shapes, in their order, are at this one.
+
+    Raises:
+        DifferentStepsError: the recordings do not agree, or `number` does not know.
+    """
+    first, *others = recordings
+    if any(other.operators != first.operators for other in others):
+        raise DifferentStepsError("other shapes of this run run other operators")
+    if len({(len(r.first), len(r.again), len(r.blocks)) for r in recordings}) > 1:
+        raise DifferentStepsError("other shapes of this run have other storages")
+    specs: dict[tuple[int, ...], int] = {}
+    segments = zip(*((r.load, *r.first, *r.again) for r in recordings), strict=True)
+    load, *steps = [_same_segment(together, specs) for together in segments]
+    blocks = [_same_block(together, number) for together in zip(*(r.blocks for r in recordings), strict=True)]
+    described = [tuple(r.specs[i] for r, i in zip(recordings, key, strict=True)) for key in specs]
+    once = len(first.first)
+    return replace(
+        first, run=run, blocks=blocks, load=load, first=tuple(steps[:once]), again=tuple(steps[once:]),
+        specs=[combined(specs, number) for specs in described],
+    )  # fmt: skip
 
 
 def _points(run: RunSpec, axes: tuple[Axis, ...]) -> list[Point]:
