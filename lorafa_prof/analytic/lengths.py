@@ -11,8 +11,9 @@ import numpy.typing as npt
 from lorafa_prof.analytic.engine import outside_plan, predict, refuse_unmodelled
 from lorafa_prof.analytic.figures import Numbers, RunFigures
 from lorafa_prof.analytic.grid import CHUNK
+from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.analytic.workspaces import cublas_workspaces
-from lorafa_prof.errors import BadInputError, LorafaProfError
+from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.lengths.epoch import Epoch, Lengths, Shapes
 from lorafa_prof.lengths.summary import assumed, largest_of, not_counted, run_at, shape_ranks, summary
 from lorafa_prof.results import Axis, Prediction, Throughput, along
@@ -21,7 +22,7 @@ from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Verdict
 
 
-class EpochForms:
+class EpochForms(ClosedForms):
     """Judges and searches by the largest batch of an epoch; closed forms are kept from one question to the next.
 
     Args:
@@ -29,17 +30,11 @@ class EpochForms:
             they are truncated to.
     """
 
-    name = "analytic"
-    is_quick = True
-
     def __init__(self, lengths: Lengths) -> None:
+        super().__init__()
         self._lengths = lengths
         self._figures: dict[tuple[RunSpec, int], RunFigures] = {}
-
-    @property
-    def largest_batch(self) -> int:
-        """No larger one is looked for: it would be the same, all that there is."""
-        return LARGEST_BATCH if self._lengths.batching.rule == "packed" else min(LARGEST_BATCH, len(self._lengths))
+        self.largest_batch = min(LARGEST_BATCH, lengths.largest_batch)
 
     def epoch(self, run: RunSpec) -> Epoch:
         """Return the batches of the run's epoch."""
@@ -133,8 +128,7 @@ class EpochForms:
         Raises:
             BadInputError: the batch size of a rule that has none.
         """
-        if axis == "bs" and self._lengths.batching.rule == "tokens":
-            raise BadInputError("a budget of tokens has no batch size that could be raised: --axis seq or rank")
+        self._lengths.require_axis(axis)
         return largest(lambda value: self.headroom(along(run, axis, value), device) >= 0, most=most)
 
     def gap(self, run: RunSpec, axis: Axis, device: DeviceSpec, below: int) -> int | None:

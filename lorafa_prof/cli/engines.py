@@ -117,13 +117,16 @@ def model_for(engine: str, name: str, *, trust: bool) -> ModelSpec | RunnableMod
     return load_model(name)
 
 
-def simulations(conf: str | None, guess: Guess, on_trial: Callable[[RunSpec, DeviceSpec], None]) -> Engine:
+def simulations(
+    conf: str | None, guess: Guess, on_trial: Callable[[RunSpec, DeviceSpec], None], lengths: Lengths | None = None
+) -> Engine:
     """Return the engine `simulate` as one that is searched for thresholds.
 
     Args:
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
         guess: where to begin to look.
         on_trial: told of each step before it is simulated.
+        lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
 
     Raises:
         as `simulating`.
@@ -132,8 +135,12 @@ def simulations(conf: str | None, guess: Guess, on_trial: Callable[[RunSpec, Dev
 
     settings = AllocatorSettings.parse(conf) if conf else None
     with _importing_the_real_step():
-        from lorafa_prof.simulate.searching import Simulations
-    return Simulations(settings, guess, on_trial)
+        from lorafa_prof.simulate.searching import EpochSimulations, Simulations
+    if lengths is None:
+        return Simulations(settings, guess, on_trial)
+    from lorafa_prof.analytic.lengths import EpochForms
+
+    return EpochSimulations(lengths, EpochForms(lengths).estimate, settings, guess, on_trial)
 
 
 def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:

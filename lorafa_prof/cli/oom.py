@@ -12,6 +12,7 @@ import click
 
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.engines import model_for, simulations
+from lorafa_prof.cli.lengths import lengths_options, pop_lengths
 from lorafa_prof.cli.methods import for_each_method
 from lorafa_prof.cli.options import (
     allocator_conf,
@@ -30,6 +31,7 @@ from lorafa_prof.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.thresholds import ClosedForms
+    from lorafa_prof.lengths import Lengths
     from lorafa_prof.results import Threshold
     from lorafa_prof.specs import DeviceSpec, RunSpec
     from lorafa_prof.thresholds import Engine
@@ -50,6 +52,7 @@ ENGINES = ("analytic", "simulate", "measure")
     "--advice/--no-advice", default=None,
     help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
 )  # fmt: skip
+@lengths_options
 @allocator_options
 @click.option("--device", metavar="D", help="Where to measure: cuda, cuda:1, ... or cpu.  [default: cuda]")
 @limit_options("a trial (engine measure)")
@@ -77,6 +80,7 @@ def command(
     Examples:
       lorafa-prof oom --model llama2-7b --seq 1024 --gpu rtx4090
       lorafa-prof oom --model llama2-7b --axis seq --gpu rtx4090 --gpu a100-40gb --method lora,lora-fa
+      lorafa-prof oom --model llama3-8b --gpu a100-80gb --seq 4096 --lengths lengths.csv --batching grouped
       lorafa-prof oom --model qwen3-8b --cap 24GiB --axis rank --method qlora --format json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     _refuse_processes()
@@ -84,15 +88,16 @@ def command(
         raise BadInputError("--alloc-conf and --expandable-segments go with --engine simulate")
     if engine != "measure" and (device is not None or timeout_s is not None or restart):
         raise BadInputError("--device, --timeout and --restart go with --engine measure")
-    from lorafa_prof.analytic.thresholds import ClosedForms
-
+    lengths = pop_lengths(options)
+    if lengths is not None and (engine == "measure" or advice):
+        raise BadInputError("--lengths goes with --engine analytic and simulate, and not with --advice")
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
-    wants_advice = engine != "measure" if advice is None else advice
+    wants_advice = engine != "measure" and lengths is None if advice is None else advice
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     if axis == "seq":  # the length to begin with is of no account, and the default may be too long
         options["seq"] = min(options["seq"], model.max_positions or options["seq"])
     question = _Question(
-        forms=ClosedForms(), axis=axis, methods=name_list(methods), advice=wants_advice,
+        forms=_closed_forms(lengths), axis=axis, methods=name_list(methods), advice=wants_advice,
         run_of=lambda method: run_spec(model, method, **options),
     )  # fmt: skip
     if engine == "analytic":
@@ -100,7 +105,7 @@ def command(
     elif engine == "simulate":
         devices = _devices(names, cap_bytes)
         devices = _of_nvidia(devices) if "all" in names else devices
-        found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments))
+        found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments), lengths)
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
     _emit(found, format, output)
@@ -149,10 +154,22 @@ class _Question:
         ]
 
 
-def _simulated(question: _Question, devices: Sequence[DeviceSpec], conf: str | None) -> list[Threshold]:
+def _closed_forms(lengths: Lengths | None) -> ClosedForms:
+    from lorafa_prof.analytic.thresholds import ClosedForms
+
+    if lengths is None:
+        return ClosedForms()
+    from lorafa_prof.analytic.lengths import EpochForms
+
+    return EpochForms(lengths)
+
+
+def _simulated(
+    question: _Question, devices: Sequence[DeviceSpec], conf: str | None, lengths: Lengths | None
+) -> list[Threshold]:
     progress = Progress(None, "simulating")
     judge = simulations(
-        conf, question.forms.guess, lambda run, device: progress.begin(f"{describe(run)} on {device.name}")
+        conf, question.forms.guess, lambda run, device: progress.begin(f"{describe(run)} on {device.name}"), lengths
     )
     try:
         return question.ask(judge, devices)

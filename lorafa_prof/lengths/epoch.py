@@ -80,6 +80,20 @@ class Lengths:
     def __len__(self) -> int:
         return int(self.lengths.size)
 
+    @property
+    def largest_batch(self) -> int:
+        """No larger one is another: it has all that there is."""
+        return MOST_ROWS if self.batching.rule == "packed" else len(self)
+
+    def require_axis(self, axis: str) -> None:
+        """Refuse to raise the batch size where there is none.
+
+        Raises:
+            BadInputError: batches are made by a budget of tokens.
+        """
+        if axis == "bs" and self.batching.rule == "tokens":
+            raise BadInputError("a budget of tokens has no batch size that could be raised: --axis seq or rank")
+
     def truncated(self, limit: int) -> int:
         """Return how many sequences are longer; packing cuts where a row is full, and throws nothing away."""
         return 0 if self.batching.rule == "packed" else int((self.lengths > limit).sum())

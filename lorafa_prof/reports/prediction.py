@@ -75,8 +75,9 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
 def run_title(run: RunSpec, without: Axis | None = None) -> str:
     """Return the configuration in one line, the method left out, and what is varied along an axis."""
     sizes = {"bs": f"batch {run.bs}", "seq": f"{run.seq:,} tokens"}
+    shape = " x ".join(text for axis, text in sizes.items() if axis != without)
     parts = [
-        f"{run.model.name}: {' x '.join(text for axis, text in sizes.items() if axis != without)}",
+        f"{run.model.name}: {shape}{' with padding' if run.padded else ''}",
         run.dtype + (" with autocast" if run.amp else ""),
         f"{run.attn} attention",
     ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorafa_prof.errors import SequenceTooLongError
+from lorafa_prof.lengths.epoch import Lengths
 from lorafa_prof.results import Axis, along, value_along
 from lorafa_prof.search import last_within
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import Simulation, simulate
+from lorafa_prof.simulate.lengths import Estimate, simulate_epoch
 from lorafa_prof.simulate.thresholds import LARGEST_BATCH
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Guess, Verdict
@@ -55,10 +57,18 @@ class Simulations:
         Batches are looked for with sizes from a few recordings. Another length is padded by kernels in its own way, and
         another rank has other adapters, so that each that is tried is recorded: a handful.
         """
-        guess = min(max(1, self._guess(run, axis, device, most) or value_along(run, axis)), most)
+        guess = self._begin(run, axis, device, most)
         if axis == "bs":
             simulation = self._simulation(along(run, axis, max(2, guess)), device)
             return min(simulation.thresholds.largest_batch(device.total_bytes, device.context_bytes or 0), most)
+        return self._by_looking(run, axis, device, most, guess)
+
+    def _begin(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
+        """Return where to look first."""
+        return min(max(1, self._guess(run, axis, device, most) or value_along(run, axis)), most)
+
+    def _by_looking(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int, guess: int) -> int:
+        """Return the largest value that fits, by simulating a handful."""
 
         def needed(value: int) -> int:
             return device.total_bytes - (self.headroom(along(run, axis, value), device) or 0)
@@ -74,8 +84,46 @@ class Simulations:
         if key not in self._simulations:
             self._on_trial(run, device)
             try:
-                self._simulations[key] = simulate(run, device, settings=self._settings)
+                self._simulations[key] = self._simulate(run, device)
             except SequenceTooLongError as error:
                 error.longest = run.seq - error.beyond
                 raise
         return self._simulations[key]
+
+    def _simulate(self, run: RunSpec, device: DeviceSpec) -> Simulation:
+        return simulate(run, device, settings=self._settings)
+
+
+class EpochSimulations(Simulations):
+    """Judges by simulated epochs of batches of different lengths.
+
+    Args:
+        lengths: the data set. What a run says of batch and sequence is how many sequences are in a batch, and what
+            they are truncated to.
+        estimate: which shapes to look at first.
+        settings, guess, on_trial: as `Simulations` has them.
+    """
+
+    def __init__(
+        self,
+        lengths: Lengths,
+        estimate: Estimate,
+        settings: AllocatorSettings | None,
+        guess: Guess,
+        on_trial: Callable[[RunSpec, DeviceSpec], None] = lambda run, device: None,
+    ) -> None:
+        super().__init__(settings, guess, on_trial)
+        self._lengths, self._estimate = lengths, estimate
+        self.largest_batch = min(LARGEST_BATCH, lengths.largest_batch)
+
+    def largest(self, run: RunSpec, axis: Axis, device: DeviceSpec, most: int) -> int:
+        """See `lorafa_prof.thresholds.Engine.largest`: with another batch size all batches are others.
+
+        Raises:
+            BadInputError: the batch size of a rule that has none.
+        """
+        self._lengths.require_axis(axis)
+        return self._by_looking(run, axis, device, most, self._begin(run, axis, device, most))
+
+    def _simulate(self, run: RunSpec, device: DeviceSpec) -> Simulation:
+        return simulate_epoch(run, self._lengths, device, settings=self._settings, estimate=self._estimate)
