@@ -61,8 +61,6 @@ class Batching:
         rule, colon, number = text.partition(":")
         if rule != "tokens" or not colon:
             require_choice("batching", text, RULES)
-            if text == "tokens:N":
-                raise BadInputError("tokens:N is for a number in the place of N: tokens:16384")
             return cls(rule=text, **options)  # type: ignore[arg-type]  # one of RULES
         if not number.isascii() or not number.isdecimal() or len(number) > 20:
             raise BadInputError(f"tokens:{number[:40]} has no whole number of tokens: write it as tokens:16384")
