@@ -39,7 +39,8 @@ class BatchLengths:
     worst_bs: int
     worst_seq: int
     peak_allocated_bytes: Mapping[str, int]
-    """Quantiles of the batches' peaks, by name ("p50", "p95", "p99", "max"): as many of the batches stay within."""
+    """Quantiles of the batches' peaks, by name ("p50", "p95", "p99", "max"): as many of the batches stay within. A
+    simulation has the largest alone where batches of a budget of tokens are nearly alike."""
     steps_played: int | None = None
     """Steps whose allocations were played in their order to learn what is reserved; None: reserved is not known."""
     shapes_recorded: int | None = None

@@ -74,7 +74,8 @@ def simulate_epoch(
     estimated = estimate(run, epoch.shapes)
     guesses = by_tokens(run, epoch.shapes) if estimated is None else estimated
     worst = _largest(epoch, guesses, known)
-    quantiles = {name: known.peak(i) for name, i in shape_ranks(epoch, guesses).items() if name != "max"}
+    ranks = {} if lengths.batching.rule == "tokens" else shape_ranks(epoch, guesses)  # which nearly all are as large
+    quantiles = {name: known.peak(i) for name, i in ranks.items() if name != "max"}
     turns = _in_turn(epoch, worst, known)
     known.prepare(turns)
     largest = known.exact(worst)
@@ -253,10 +254,12 @@ class EpochSimulation(Simulation):
 
     def _which_steps(self) -> str:
         by = "closed forms" if self.ranked else "their tokens"
+        largest = unexceeded(self.epoch.shapes).size
         return (
             f"{self.steps} steps in the epoch's order: the first ones, those up to the largest batch, and that once "
-            f"more at the end; {self.recorded} of {len(self.epoch.shapes)} shapes recorded, ranked by {by}; ids, masks "
-            "and labels always as large as those of the largest batch"
+            f"more at the end; {self.recorded} of {len(self.epoch.shapes)} shapes recorded; the largest is one of "
+            f"{min(MOST_CANDIDATES, largest)}, by {by}, of {largest} that no other exceeds in sequences and tokens; "
+            "ids, masks and labels always as large as those of the largest batch"
         )
 
     def _on(self, device: DeviceSpec) -> Simulation:

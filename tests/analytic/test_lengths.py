@@ -20,7 +20,7 @@ from lorafa_prof.thresholds import find_threshold
 from lorafa_prof.units import parse_bytes
 from tests.analytic.runs import run_of
 
-CARD = dataclasses.replace(load_device("a100-80gb"), total_bytes=parse_bytes("700MiB"))
+CARD = dataclasses.replace(load_device("a100-80gb"), total_bytes=parse_bytes("900MiB"))
 RULES = ("random", "sorted", "grouped", "file", "tokens:1500", "packed")
 
 
@@ -90,10 +90,12 @@ def test_the_largest_batch_size_that_fits() -> None:
 
 def test_the_longest_sequences_that_fit() -> None:
     """Along the axis of sequences, what is truncated to."""
-    run = long_run("llama", bs=16)
-    found = find_threshold(EpochForms(lengths_of("tokens:9000", 400)), run, "seq", CARD)
-    assert found.at_max is not None
-    assert found.max >= 1
+    run, lengths = long_run("llama", bs=12), lengths_of("sorted", 400)
+    found = find_threshold(EpochForms(lengths), run, "seq", CARD)
+    assert found.first_oom == found.max + 1 < 900
+    for seq, fits in ((found.max, True), (found.first_oom, False)):
+        most = max(batch.memory.peak_allocated_bytes or 0 for batch in each_batch(run.replace(seq=seq), lengths))
+        assert (most + (CARD.context_bytes or 0) <= CARD.total_bytes) is fits
 
 
 def test_a_budget_has_no_batch_size() -> None:

@@ -119,6 +119,7 @@ def test_the_largest_batch_of_an_epoch(rule: str) -> None:
     assert said.shapes_recorded is not None
     assert said.shapes_recorded <= 20
     peaks = list(said.peak_allocated_bytes.values())
+    assert len(peaks) == (1 if rule.startswith("tokens") else 4)
     assert peaks == sorted(peaks)
     assert peaks[-1] == prediction.memory.peak_allocated_bytes
 
@@ -144,7 +145,7 @@ def test_steps_that_are_played_are_those_that_were_recorded() -> None:
 # -- the CPU's real steps ----------------------------------------------------------------------------------------
 
 
-BATCHES = ((3, 37, True), (3, 22, True), (2, 32, False), (3, 48, True), (1, 40, True), (3, 41, True))
+BATCHES = ((3, 37, True), (2, 32, False), (3, 48, True), (1, 40, True))
 
 
 @pytest.mark.parametrize(
