@@ -12,7 +12,7 @@ from lorafa_prof.cli import main
 from tests.support.configs import tiny_configs
 
 PREDICT = ("predict", "--model", "llama2-7b", "--method", "lora", "--bs", "2", "--seq", "1024")
-OOM = ("oom", "--model", "llama2-7b", "--method", "lora", "--gpu", "a100-80gb", "--seq", "1024")
+OOM = ("oom", "--model", "llama2-7b", "--method", "lora", "--gpu", "a100-80gb", "--seq", "2048")
 VALUES = [100, 2000, 300, 400, 250, 60, 700]
 
 
@@ -48,7 +48,7 @@ def test_what_people_read(capsys: pytest.CaptureFixture[str], file: str) -> None
     text = answered(capsys, *PREDICT, "--lengths", file, "--batching", "file")
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in text.splitlines()]
     assert ["largest batch is", "2 x 1,024"] in rows
-    assert ["padding", "39.2%"] in rows
+    assert ["padding", "30.0%"] in rows
     assert "half of the batches within" in text
     said = " ".join(text.split())
     assert "number 0 of 4 from 0 on: 2 x 1024 tokens; batches by the rule file; the last one has what is left" in said
@@ -88,9 +88,9 @@ def test_no_shuffle_has_no_seed(capsys: pytest.CaptureFixture[str], file: str) -
 def test_the_largest_batch_size(capsys: pytest.CaptureFixture[str], file: str) -> None:
     """Not all sequences at once; a batch that holds the whole data set is where the search ends."""
     (found,) = json.loads(answered(capsys, *OOM, "--lengths", file, "--format", "json"))["thresholds"]
-    assert (found["max"], found["first_oom"], found["advice"]) == (6, 7, [])
+    assert (found["max"], found["first_oom"], found["advice"]) == (3, 4, [])
     assert any("batches by the rule random" in line for line in found["assumptions"])
-    small = [option if option != "1024" else "64" for option in OOM]
+    small = [option if option != "2048" else "64" for option in OOM]
     (found,) = json.loads(answered(capsys, *small, "--lengths", file, "--format", "json"))["thresholds"]
     assert (found["max"], found["first_oom"], found["limit"]) == (7, None, 7)
 
