@@ -152,67 +152,73 @@ class Recorded:
     shapes: Shapes
     platform: Cuda
     settings: AllocatorSettings
-    _exact: dict[int, Recording] = field(default_factory=dict)
-    _between: dict[int, Recording] = field(default_factory=dict)
+    _exact: dict[RunSpec, Recording] = field(default_factory=dict)
+    _between: dict[RunSpec, Recording] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._exact)
 
     def exact(self, number: int) -> Recording:
         """Return the step of a shape as it was recorded."""
-        if number not in self._exact:
-            found = record(run_at(self.run, self.shapes, number), self.platform)
-            if not found.again:
-                raise UnsupportedError(
-                    "steps of this run keep what they make: its batches of different lengths are not simulated"
-                )
-            self._exact[number] = found
-        return self._exact[number]
+        return self._recorded(run_at(self.run, self.shapes, number))
 
     def at(self, number: int) -> Recording:
         """Return the step of a shape that has been prepared for: as recorded, or as others of its kind have it."""
-        return self._exact.get(number) or self._between[number]
+        run = run_at(self.run, self.shapes, number)
+        return self._exact.get(run) or self._between[run]
 
     def needed(self, numbers: Sequence[int]) -> int:
         """Return how many recordings there are when all these shapes are prepared for, if they are as they seem."""
-        chosen = {number for alike in self._by_kind(numbers) for number in self._chosen(alike)}
+        chosen = {run for alike in self._by_kind(numbers) for run in _chosen(alike)}
         return len(chosen | self._exact.keys())
 
     def prepare(self, numbers: Sequence[int]) -> None:
         """Record what it takes for `at` to answer for some shapes."""
         for alike in self._by_kind(numbers):
-            for number in self._chosen(alike):
-                self.exact(number)
-            self._prepare_rest([number for number in alike if number not in self._exact])
+            for run in _chosen(alike):
+                self._recorded(run)
+            self._prepare_rest([run for run in alike if run not in self._exact])
 
     def peak(self, number: int) -> int:
         """Return the most that is allocated where every batch has this shape: as `simulate` says of that run."""
         trace = self.exact(number).trace(LEAST_STEPS, self.platform)
         return replay(trace.events, trace.sizes, settings=self.settings, streams=trace.streams).allocated.size
 
-    def _by_kind(self, numbers: Sequence[int]) -> list[list[int]]:
-        kinds: dict[object, list[int]] = {}
-        for number in dict.fromkeys(numbers):
-            kinds.setdefault(kind_of(run_at(self.run, self.shapes, number)), []).append(number)
+    def _by_kind(self, numbers: Sequence[int]) -> list[list[RunSpec]]:
+        kinds: dict[object, list[RunSpec]] = {}
+        for run in dict.fromkeys(run_at(self.run, self.shapes, number) for number in dict.fromkeys(numbers)):
+            kinds.setdefault(kind_of(run), []).append(run)
         return list(kinds.values())
 
-    def _chosen(self, alike: list[int]) -> list[int]:
-        at = {int(self.shapes.seq[number]): number for number in alike}
-        return [at[seq] for seq in spread(at)]
+    def _recorded(self, run: RunSpec) -> Recording:
+        if run not in self._exact:
+            found = record(run, self.platform)
+            if not found.again:
+                raise UnsupportedError(
+                    "steps of this run keep what they make: its batches of different lengths are not simulated"
+                )
+            self._exact[run] = found
+        return self._exact[run]
 
-    def _prepare_rest(self, rest: list[int]) -> None:
+    def _prepare_rest(self, rest: list[RunSpec]) -> None:
         if not rest:
             return
-        kind = kind_of(run_at(self.run, self.shapes, rest[0]))
-        series = Series([found for found in self._exact.values() if kind_of(found.run) == kind])
-        for number in rest:
-            self._prepare_one(number, series)
+        kind = kind_of(rest[0])
+        series = Series([found for run, found in self._exact.items() if kind_of(run) == kind])
+        for run in rest:
+            self._prepare_one(run, series)
 
-    def _prepare_one(self, number: int, series: Series) -> None:
+    def _prepare_one(self, run: RunSpec, series: Series) -> None:
         try:
-            self._between[number] = series.at(int(self.shapes.seq[number]))
+            self._between[run] = series.at(run.seq)
         except DifferentStepsError:
-            self.exact(number)
+            self._recorded(run)
+
+
+def _chosen(alike: Sequence[RunSpec]) -> list[RunSpec]:
+    """Return the runs to record of some that differ in their lengths alone."""
+    at = {run.seq: run for run in alike}
+    return [at[seq] for seq in spread(at)]
 
 
 @dataclass(frozen=True)
