@@ -80,11 +80,21 @@ def simulate_epoch(
     known.prepare(turns)
     largest = known.exact(worst)
     alike = {i: _with_batch_of(largest, known.at(i)) for i in set(turns)}
+    _refuse_replacing(run, list(alike.values()))
     return EpochSimulation(
         recording=largest, platform=platform, settings=settings, steps=len(turns), versions=versions, device=device,
         played=tuple(alike[i] for i in turns), lengths=lengths, asked=run, epoch=epoch, worst=worst,
         quantiles=quantiles, recorded=len(known), ranked=estimated is not None, estimate=estimate,
     )  # fmt: skip
+
+
+def _refuse_replacing(run: RunSpec, recordings: Sequence[Recording]) -> None:
+    """Refuse steps that replace what the one before has kept, where another step has it under another number."""
+    if any(found.replaced != recordings[0].replaced for found in recordings):
+        raise UnsupportedError(
+            f"each step of {run.method.name} makes anew what the one before has kept, which is not simulated where "
+            "padded and full batches, or lengths of different kinds, take turns; --engine analytic does without"
+        )
 
 
 def _largest(epoch: Epoch, guesses: Integers, known: Recorded) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.lengths import Batching, Lengths
 from lorafa_prof.lengths.epoch import Epoch
 from lorafa_prof.simulate.cpu_platform import Cpu
@@ -122,6 +122,13 @@ def test_the_largest_batch_of_an_epoch(rule: str) -> None:
     assert len(peaks) == (1 if rule.startswith("tokens") else 4)
     assert peaks == sorted(peaks)
     assert peaks[-1] == prediction.memory.peak_allocated_bytes
+
+
+def test_steps_that_replace_what_was_kept() -> None:
+    """AdaLoRA's importances, where one batch has padding and the next has none: refused, and not taken for another's."""
+    lengths = Lengths(source="x", lengths=np.array([40, 20, 33, 33]), batching=Batching(rule="file"))
+    with pytest.raises(UnsupportedError, match="each step of adalora makes anew"):
+        simulate_epoch(long_run("adalora", bs=2), lengths)
 
 
 def test_steps_that_are_played_are_those_that_were_recorded() -> None:
