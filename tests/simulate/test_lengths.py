@@ -125,7 +125,7 @@ def test_the_largest_batch_of_an_epoch(rule: str) -> None:
 
 
 def test_steps_that_replace_what_was_kept() -> None:
-    """AdaLoRA's importances, where one batch has padding and the next has none: refused, and not taken for another's."""
+    """AdaLoRA's importances, where one batch has padding and the next has none: refused."""
     lengths = Lengths(source="x", lengths=np.array([40, 20, 33, 33]), batching=Batching(rule="file"))
     with pytest.raises(UnsupportedError, match="each step of adalora makes anew"):
         simulate_epoch(long_run("adalora", bs=2), lengths)
