@@ -38,7 +38,7 @@ BENEATH: dict[str, set[str]] = {
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
-    "measure": {"results", "workload"},
+    "measure": {"results", "workload", "speed"},
     "compare": {"results"},
     "reports": {"results"},
     "cli": {"advice", "analytic", "claims", "simulate", "measure", "compare", "reports"},
