@@ -30,7 +30,7 @@ BENEATH: dict[str, set[str]] = {
     "results": {"ledger"},
     "search": {"__init__"},
     "registry": {"__init__"},
-    "speed": {"results"},
+    "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
