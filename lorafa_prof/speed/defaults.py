@@ -16,6 +16,7 @@ from lorafa_prof.speed.published import (
     MATMUL,
     ON_CHIP_FLOPS_PER_BYTE,
     ON_CHIP_SOURCE,
+    Points,
     Share,
 )
 
@@ -86,11 +87,17 @@ def _attention(device: DeviceSpec, sources: dict[str, str]) -> dict[str, Attenti
         peak = device.peak_flops.get(dtype)
         if peak is not None:
             found[dtype] = AttentionRates(
-                forward=Curve(tuple((size, share * peak) for size, share in shares.forward)),
-                backward=Curve(tuple((size, share * peak) for size, share in shares.backward)),
+                forward=_curve(shares.forward, peak),
+                backward=_curve(shares.backward, peak),
+                causal_forward=_curve(shares.causal_forward, peak),
+                causal_backward=_curve(shares.causal_backward, peak),
             )
             sources[f"attention.{dtype}"] = f"share of the peak on {shares.card}: {shares.source}"
     return found
+
+
+def _curve(shares: Points, peak: float) -> Curve:
+    return Curve(tuple((size, share * peak) for size, share in shares))
 
 
 def _matmul_share(device: DeviceSpec, dtype: str) -> Share:

@@ -82,12 +82,21 @@ class MatmulRates:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionRates:
-    """What fused attention of one dtype achieves: FLOP/s by FLOPs per byte that it moves, which rises with the
-    sequence's length.
+    """What fused attention of one dtype achieves: FLOP/s by the number of keys, with which it rises.
+
+    Of causal attention the operations that are not masked count, half of all.
     """
 
     forward: Curve
     backward: Curve
+    causal_forward: Curve
+    causal_backward: Curve
+
+    def of(self, *, causal: bool, backward: bool) -> Curve:
+        """Return the rates of one kernel."""
+        if backward:
+            return self.causal_backward if causal else self.backward
+        return self.causal_forward if causal else self.forward
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from lorafa_prof.speed.profile import (
 LARGEST_FILE = 2**22
 _KEYS = tuple(field.name for field in fields(DeviceProfile))
 _PRODUCT_KEYS = tuple(field.name for field in fields(TimedProduct))
+_ATTENTION_KEYS = tuple(field.name for field in fields(AttentionRates))
 #: Beyond these a figure is a slip of the unit.
 _RATES, _BYTES_PER_S, _SECONDS, _SIZES = (1e6, 1e20), (1e6, 1e16), (0.0, 10.0), (1e-6, 1e18)
 _RATIOS = (1e-3, 1e3)
@@ -114,8 +115,8 @@ def _timed(node: Node) -> TimedProduct:
 
 
 def _attention(node: Node) -> AttentionRates:
-    entry = node.members(("forward", "backward"))
-    return AttentionRates(forward=_curve(entry["forward"], _RATES), backward=_curve(entry["backward"], _RATES))
+    entry = node.members(_ATTENTION_KEYS)
+    return AttentionRates(**{key: _curve(each, _RATES) for key, each in entry.items()})
 
 
 def _host(node: Node) -> HostTimes:

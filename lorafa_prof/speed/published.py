@@ -70,58 +70,101 @@ LATENCY_S = Share(
 ON_CHIP_FLOPS_PER_BYTE = 312e12 / (5120 * 1.41e9)
 ON_CHIP_SOURCE = "NVIDIA A100 whitepaper: L2 reads of 5120 bytes a clock; other cards as many for their peak"
 
-_FA2_H100 = "Dao-AILab/flash-attention pull request 1791 (FlashAttention-2 on Hopper), head size 128, 8192 tokens"
-_FA2_BY_LENGTH = "pull request 2688 (head size 64, 512 to 8192 tokens, not causal)"
+_FA2_BY_LENGTH = "Dao-AILab/flash-attention pull request 2688 (head size 64, 512 to 8192 tokens, not causal)"
+
+Points = tuple[tuple[float, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionShares:
-    """Shares of the peak of bf16 or fp16 that fused attention achieves, by FLOPs per byte that it has to move."""
+    """Shares of the peak of bf16 or fp16 that FlashAttention-2 achieves, by the length of the sequence in tokens.
 
-    forward: tuple[tuple[float, float], ...]
-    backward: tuple[tuple[float, float], ...]
+    Of causal attention half the operations count, as its kernels leave the other half out.
+    """
+
+    forward: Points
+    backward: Points
+    causal_forward: Points
+    causal_backward: Points
     card: str
     source: str
 
 
-#: FLOPs per byte of s tokens, heads alike: s / 2 in the forward (4 s^2 d over q, k, v, o), 5 s / 8 in the backward
-#: (10 s^2 d over q, k, v, o, their gradients and the output's); half of that where it is causal.
+def _of(peak: float, *points: tuple[float, float], causal: float = 1.0) -> Points:
+    """Return (tokens, TFLOP/s) as shares of a peak; `causal` scales rates of attention that is not."""
+    return tuple((tokens, rate * causal / peak) for tokens, rate in points)
+
+
+#: Rate of causal attention over that of full attention at 2048 tokens, where it was not measured: the RTX 4090's.
+_CAUSAL_FORWARD, _CAUSAL_BACKWARD = 151.19 / 169.28, 99.23 / 124.57
+_CAUSAL_SOURCE = "causal where not measured as on the RTX 4090 (apache/tvm tl_doc/flash_perf.md)"
+#: Rate of the backward over its best one by the length of the sequence, on Hopper.
+_BY_LENGTH = (
+    (512, 189.86 / 299.23),
+    (1024, 238.75 / 299.23),
+    (2048, 263.71 / 299.23),
+    (4096, 279.8 / 299.23),
+    (8192, 1),
+)
+#: The A100's best backward, TFLOP/s: 63 % of its peak.
+_A100_BEST = 0.63 * 312
+
 ATTENTION: Mapping[str, AttentionShares] = {
-    # Forward: causal, 1024 and 4096 tokens. Backward: its best, 63 % in the paper, falls with shorter sequences as on
-    # Hopper: 190, 239, 264, 280, 299 TFLOP/s at 512, 1024, 2048, 4096, 8192 tokens.
     "ampere 8.0": AttentionShares(
-        ((256, 143.7 / 312), (1024, 156.3 / 312)),
-        ((320, 0.63 * 190 / 299), (640, 0.63 * 239 / 299), (1280, 0.63 * 264 / 299), (2560, 0.63 * 280 / 299),
-         (5120, 0.63)),
-        "A100",
-        "forward: liangan1/GPU_travel, performance/flash-attn, FlashAttention-2, causal, head size 128: 143.7, 156.3 "
-        "TFLOP/s; backward: FlashAttention-2 (arXiv 2307.08691), at best 63 % of the peak, by length as in "
-        f"Dao-AILab/flash-attention {_FA2_BY_LENGTH}",
+        forward=_of(312, (1024, 179.11), (4096, 184.04)),
+        causal_forward=_of(312, (1024, 143.7), (4096, 156.27)),
+        backward=_of(312, *((tokens, share * _A100_BEST) for tokens, share in _BY_LENGTH)),
+        # at 8192 tokens as on Hopper: 287.1 of 290.6
+        causal_backward=(
+            *_of(312, *((t, share * _A100_BEST) for t, share in _BY_LENGTH[:3]), causal=_CAUSAL_BACKWARD),
+            *_of(312, (8192, _A100_BEST * 287.1 / 290.6)),
+        ),
+        card="A100",
+        source="forward: liangan1/GPU_travel, performance/flash-attn, head size 128, 1024 and 4096 tokens; backward: "
+        f"FlashAttention-2 (arXiv 2307.08691), at best 63 % of the peak, by length as in {_FA2_BY_LENGTH}; "
+        f"{_CAUSAL_SOURCE}",
     ),
     "hopper": AttentionShares(
-        ((256, 252.5 / 989), (512, 284.1 / 989), (2048, 284.1 / 989)),
-        ((320, 189.9 / 989), (640, 238.8 / 989), (1280, 263.7 / 989), (2560, 287.1 / 989)),
-        "H100",
-        f"{_FA2_H100}, causal: 284.1 forward, 287.1 backward; by length as in {_FA2_BY_LENGTH}",
+        forward=_of(989, (512, 252.49), (1024, 294.78), (2048, 308.09), (4096, 311.97), (8192, 369.9)),
+        causal_forward=_of(989, (1024, 197.91), (2048, 259.23), (8192, 284.1)),
+        backward=_of(989, (512, 189.86), (1024, 238.75), (2048, 263.71), (4096, 279.8), (8192, 290.6)),
+        causal_backward=(
+            *_of(989, (512, 189.86), (1024, 238.75), (2048, 263.71), causal=_CAUSAL_BACKWARD),
+            *_of(989, (8192, 287.1)),
+        ),
+        card="H100",
+        source="8192 tokens: Dao-AILab/flash-attention pull request 1791, head size 128; forward, causal: "
+        f"triton-lang/triton pull request 2459, head size 64; else {_FA2_BY_LENGTH}; {_CAUSAL_SOURCE}",
     ),
     "ada": AttentionShares(
-        ((512, 151.2 / 165.2), (1024, 1.0)),
-        ((640, 99.2 / 165.2), (1280, 124.6 / 165.2)),
-        "RTX 4090",
-        "apache/tvm tl_doc/flash_perf.md, flash_attn, 2048 tokens, head size 128: forward 151.2 causal, 169.3 not; "
-        "backward 99.2 and 124.6 TFLOP/s",
+        forward=((2048, 1.0),),
+        causal_forward=_of(165.2, (2048, 151.19)),
+        backward=_of(165.2, (2048, 124.57)),
+        causal_backward=_of(165.2, (2048, 99.23)),
+        card="RTX 4090",
+        source="apache/tvm tl_doc/flash_perf.md, flash_attn, 2048 tokens, head size 128",
     ),
     "ampere 8.6": AttentionShares(
-        ((256, 84.1 / 111.1), (2048, 81.7 / 111.1)),
-        ((320, 52.9 / 111.1), (640, 62.5 / 111.1), (1280, 70.1 / 111.1), (2560, 74.8 / 111.1), (5120, 77.4 / 111.1)),
-        "RTX A5000",
-        "gpu-mode/ring-attention issue 10, FlashAttention-2, head size 64, 512 to 8192 tokens, not causal, of 111.1",
+        forward=_of(111.1, (512, 84.08), (1024, 81.02), (2048, 81.31), (4096, 81.69), (8192, 81.86)),
+        causal_forward=_of(111.1, (512, 84.08), (8192, 81.86), causal=_CAUSAL_FORWARD),
+        backward=_of(111.1, (512, 52.88), (1024, 62.54), (2048, 70.07), (4096, 74.8), (8192, 77.42)),
+        causal_backward=_of(
+            111.1, (512, 52.88), (1024, 62.54), (2048, 70.07), (4096, 74.8), (8192, 77.42), causal=_CAUSAL_BACKWARD
+        ),
+        card="RTX A5000",
+        source="gpu-mode/ring-attention issue 10, head size 64, 512 to 8192 tokens, not causal, of 111.1; "
+        f"{_CAUSAL_SOURCE}",
     ),
     "blackwell 10.0": AttentionShares(
-        ((256, 308.4 / 2250), (512, 359.3 / 2250), (1024, 381.0 / 2250)),
-        ((320, 243.1 / 2250), (640, 280.6 / 2250), (1280, 301.6 / 2250), (2560, 314.7 / 2250), (5120, 329.1 / 2250)),
-        "B200",
-        "Dao-AILab/flash-attention issue 1589, FlashAttention-2, head size 64, 512 to 8192 tokens, not causal",
+        forward=_of(2250, (512, 308.4), (1024, 359.3), (2048, 380.99)),
+        causal_forward=_of(2250, (512, 308.4), (1024, 359.3), (2048, 380.99), causal=_CAUSAL_FORWARD),
+        backward=_of(2250, (512, 243.05), (1024, 280.64), (2048, 301.61), (4096, 314.71), (8192, 329.09)),
+        causal_backward=_of(
+            2250, (512, 243.05), (1024, 280.64), (2048, 301.61), (4096, 314.71), (8192, 329.09), causal=_CAUSAL_BACKWARD
+        ),
+        card="B200",
+        source="Dao-AILab/flash-attention issue 1589, head size 64, 512 to 8192 tokens, not causal; "
+        f"{_CAUSAL_SOURCE}",
     ),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lorafa_prof.speed.profile import DeviceProfile, MatmulRates
-from lorafa_prof.speed.work import MatrixProduct, OpWork
+from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
 
 #: Tiles of the result that one multiprocessor computes at a time, (rows, columns), as the kernels of cuBLAS and
 #: CUTLASS have them.
@@ -50,10 +50,7 @@ class Rates:
         """
         if work.kernels == 0:
             return 0.0
-        key = (
-            work.kind, work.dtype, work.flops, work.moved_bytes, work.product, work.kernels,
-            work.kind == "attention" and is_backward(work),
-        )  # fmt: skip
+        key = (work.kind, work.dtype, work.flops, work.moved_bytes, work.product, work.attention, work.kernels)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._work_out(work)
@@ -79,9 +76,13 @@ class Rates:
         return moved / bandwidth.at(moved) if moved else 0.0
 
     def _attention_seconds(self, work: OpWork) -> float:
-        rates = self.profile.attention[work.dtype]
-        curve = rates.backward if is_backward(work) else rates.forward
-        return work.flops / curve.at(work.flops / max(work.moved_bytes, 1)) if work.flops else 0.0
+        """Return the time of attention's arithmetic; of causal attention only what is not masked is computed."""
+        rates, shape = self.profile.attention[work.dtype], work.attention
+        if shape is None:
+            return work.flops / rates.forward.at(1)
+        share = unmasked(shape) if shape.causal else 1.0
+        curve = rates.of(causal=shape.causal, backward=shape.backward)
+        return share * work.flops / curve.at(shape.keys)
 
     def product_seconds(self, product: MatrixProduct, dtype: str) -> float:
         """Return the time of a product's arithmetic, by tiles and waves."""
@@ -144,9 +145,12 @@ def _apart(one: int, other: int) -> float:
     return math.log2(one / other) ** 2
 
 
-def is_backward(work: OpWork) -> bool:
-    """Return whether an operation is the backward of another, which a recomputed forward in the backward is not."""
-    return "backward" in work.op
+def unmasked(shape: AttentionProduct) -> float:
+    """Return the share of the scores that causal attention computes: each query's keys up to its own."""
+    whole = min(shape.queries, shape.keys)
+    # the first `whole` queries see 1, 2, ..., `whole` keys, all later ones all keys
+    seen = whole * (whole + 1) / 2 + (shape.queries - whole) * shape.keys
+    return seen / (shape.queries * shape.keys)
 
 
 def missing(works: Sequence[OpWork], profile: DeviceProfile) -> tuple[str, ...]:

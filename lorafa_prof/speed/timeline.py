@@ -19,10 +19,6 @@ from lorafa_prof.speed.work import MatrixProduct, OpWork
 
 #: Kinds of operations, and what is left.
 KINDS = ("matmul", "attention", "memory", "waiting")
-#: Operations for whose result the host waits.
-SYNCHRONISING = frozenset(
-    f"aten.{name}" for name in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select")
-)
 #: Operations that are told of as the ones that take most.
 TOP = 10
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -110,7 +106,7 @@ class _Clocks:
         busy = self._rates.seconds(work)
         if work.kernels:
             self._device = max(self._device, self._host + (0.0 if self._alone else self._latency)) + busy
-            if self._alone or work.op in SYNCHRONISING:
+            if self._alone or work.waits:
                 self._host = max(self._host, self._device)
         self._account(work, before, busy)
 

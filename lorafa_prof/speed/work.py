@@ -23,6 +23,38 @@ class MatrixProduct:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionProduct:
+    """Shape of fused attention: all its products in one kernel."""
+
+    batch: int
+    heads: int
+    """Of the queries."""
+    key_heads: int
+    """Of keys and values: fewer where queries share them."""
+    queries: int
+    """Positions."""
+    keys: int
+    width: int
+    """Of a head of queries and keys."""
+    value_width: int
+    causal: bool
+    """Whether the kernel leaves out what comes later, block by block; a mask that it is given it only adds."""
+    backward: bool = False
+
+    @property
+    def flops(self) -> int:
+        """In full, as if nothing were masked; a backward makes the scores again: five products, not four."""
+        widths = 3 * self.width + 2 * self.value_width if self.backward else self.width + self.value_width
+        return 2 * self.batch * self.heads * self.queries * self.keys * widths
+
+    @property
+    def needed_flops(self) -> int:
+        """In full, but without the scores that a backward makes again."""
+        again = 2 * self.batch * self.heads * self.queries * self.keys * self.width
+        return self.flops - again if self.backward else self.flops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpWork:
     """What one operator does on the device."""
 
@@ -37,7 +69,7 @@ class OpWork:
     """Of its arithmetic, as the project writes it: "bf16"."""
     flops: int
     """Executed floating-point operations of products and attention, a multiplication and an addition each one; 0 for
-    what only moves memory."""
+    what only moves memory. Attention counts in full whatever it masks, as PyTorch's counter has it: see `attention`."""
     read_bytes: int
     """Bytes that it has to read at least once."""
     written_bytes: int
@@ -45,8 +77,17 @@ class OpWork:
     """The shape of a matrix product; None for all else."""
     kernels: int = 1
     """Kernels that it launches on the device; 0 for a view, which costs the host alone."""
+    attention: AttentionProduct | None = None
+    """The shape of fused attention; None for all else."""
+    waits: bool = False
+    """Whether the host waits for its result, and with it for all that was launched before."""
 
     @property
     def moved_bytes(self) -> int:
         """Bytes between memory and processor at least."""
         return self.read_bytes + self.written_bytes
+
+    @property
+    def needed_flops(self) -> int:
+        """Those of `flops` that are no repetition within the kernel."""
+        return self.flops if self.attention is None else self.attention.needed_flops

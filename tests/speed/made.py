@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lorafa_prof.speed.profile import AttentionRates, Curve, DeviceProfile, HostTimes, MatmulRates
-from lorafa_prof.speed.work import MatrixProduct, OpWork
+from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
+
+
+def attention_rates(forward: Curve, backward: Curve) -> AttentionRates:
+    """Rates at which causal attention runs like any other."""
+    return AttentionRates(forward=forward, backward=backward, causal_forward=forward, causal_backward=backward)
 
 
 def profile(**changes: Any) -> DeviceProfile:
@@ -17,7 +22,7 @@ def profile(**changes: Any) -> DeviceProfile:
         "measured": False,
         "peak_flops": {"bf16": 125e12, "fp32": None},
         "matmul": {"bf16": MatmulRates(flops_per_s=100e12)},
-        "attention": {"bf16": AttentionRates(forward=Curve.level(50e12), backward=Curve.level(25e12))},
+        "attention": {"bf16": attention_rates(Curve.level(50e12), Curve.level(25e12))},
         "bandwidth": Curve.level(1e12),
         "units": 100,
         "on_chip_bytes_per_s": None,
@@ -47,3 +52,13 @@ def product(m: int, n: int, k: int, batch: int = 1, **changes: Any) -> OpWork:
         "product": MatrixProduct(batch=batch, m=m, n=n, k=k),
     }  # fmt: skip
     return OpWork(**{**fields, **changes})
+
+
+def attention(tokens: int, *, causal: bool = False, backward: bool = False, **changes: Any) -> OpWork:
+    """Attention of one head of width 100 over so many tokens, in bf16."""
+    shape = AttentionProduct(
+        batch=1, heads=1, key_heads=1, queries=tokens, keys=tokens, width=100, value_width=100, causal=causal,
+        backward=backward,
+    )  # fmt: skip
+    name = f"aten._scaled_dot_product_flash_attention{'_backward' if backward else ''}"
+    return memory(0, op=name, kind="attention", flops=shape.flops, attention=shape, **changes)

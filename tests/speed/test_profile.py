@@ -101,7 +101,8 @@ class TestDefaults:
             assert made.sources[f"matmul.{dtype}"]
         for dtype, attention in made.attention.items():
             peak = device.peak_flops[dtype] or 0
-            assert all(rate <= peak for _, rate in (*attention.forward.points, *attention.backward.points))
+            curves = [attention.of(causal=c, backward=b) for c in (False, True) for b in (False, True)]
+            assert all(rate <= peak for curve in curves for _, rate in curve.points)
             assert made.sources[f"attention.{dtype}"]
         assert made.bandwidth is not None
         assert device.bandwidth is not None

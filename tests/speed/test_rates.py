@@ -9,10 +9,10 @@ from hypothesis import given, strategies as st
 
 from lorafa_prof.catalog import load_device
 from lorafa_prof.speed.defaults import default_profile
-from lorafa_prof.speed.profile import AttentionRates, Curve, MatmulRates, TimedProduct
-from lorafa_prof.speed.rates import Rates, missing
+from lorafa_prof.speed.profile import Curve, MatmulRates, TimedProduct
+from lorafa_prof.speed.rates import Rates, missing, unmasked
 from lorafa_prof.speed.work import MatrixProduct
-from tests.speed.made import memory, product, profile
+from tests.speed.made import attention, attention_rates, memory, product, profile
 
 sizes = st.integers(1, 20_000)
 
@@ -93,20 +93,25 @@ class TestOthers:
         assert Rates(profile()).seconds(memory(10**9, kernels=0)) == 0.0
 
     def test_attention_has_rates_of_its_own_for_the_backward(self) -> None:
-        """50 and 25 TFLOP/s; a recomputed forward, in the backward, is a forward."""
+        """50 and 25 TFLOP/s: four products of 2 x 1000^2 x 100, and five; a recomputed forward is a forward."""
         rates = Rates(profile(kernel_s=0.0))
-        forward = memory(0, op="aten._scaled_dot_product_flash_attention", kind="attention", flops=10**12)
-        backward = dataclasses.replace(forward, op="aten._scaled_dot_product_flash_attention_backward")
-        again = dataclasses.replace(forward, phase="recompute")
-        assert rates.seconds(forward) == rates.seconds(again) == pytest.approx(0.02)
-        assert rates.seconds(backward) == pytest.approx(0.04)
+        assert rates.seconds(attention(1000)) == pytest.approx(4e8 / 50e12)
+        assert rates.seconds(attention(1000, phase="recompute")) == pytest.approx(4e8 / 50e12)
+        assert rates.seconds(attention(1000, backward=True)) == pytest.approx(10e8 / 25e12)
+
+    def test_causal_attention_computes_half(self) -> None:
+        """Of 1000 keys a query sees 500.5 on average; queries beyond all keys see all."""
+        rates = Rates(profile(kernel_s=0.0))
+        assert rates.seconds(attention(1000, causal=True)) == pytest.approx(0.5005 * 4e8 / 50e12)
+        shape = dataclasses.replace(attention(1000).attention, queries=3, keys=2)  # type: ignore[type-var]
+        assert unmasked(shape) == pytest.approx((1 + 2 + 2) / 6)
 
     def test_attention_is_faster_for_long_sequences(self) -> None:
-        """The rate rises with the FLOPs for each byte."""
-        rising = AttentionRates(forward=Curve(((100, 10e12), (1000, 20e12))), backward=Curve.level(1e12))
+        """The rate rises with the number of keys."""
+        rising = attention_rates(Curve(((100, 10e12), (10_000, 20e12))), Curve.level(1e12))
         rates = Rates(profile(attention={"bf16": rising}, kernel_s=0.0))
-        work = memory(10**9, op="aten.attention", kind="attention", flops=10**12)
-        assert rates.seconds(work) == pytest.approx(0.05)
+        assert rates.seconds(attention(10_000)) == pytest.approx(4e10 / 20e12)
+        assert rates.seconds(attention(1000)) == pytest.approx(4e8 / (10e12 * 2**0.5))
 
     def test_what_is_not_known_is_told_in_a_sentence(self) -> None:
         """A dtype without a rate, a card without a bandwidth; views need neither."""

@@ -13,7 +13,7 @@ from lorafa_prof.speed.profile import Curve, DeviceProfile, HostTimes, MatmulRat
 from lorafa_prof.speed.rates import Rates
 from lorafa_prof.speed.timeline import StepTimeline, timeline
 from lorafa_prof.speed.work import OpWork
-from tests.speed.made import memory, product, profile
+from tests.speed.made import attention, memory, product, profile
 
 MS = 10**9  # bytes that take a millisecond
 
@@ -69,7 +69,7 @@ class TestScenarios:
 
     def test_the_host_waits_where_it_asks_for_a_value(self) -> None:
         """After a loss is read, the next operation is issued with the device idle."""
-        reading = memory(8, op="aten._local_scalar_dense")
+        reading = memory(8, op="aten._local_scalar_dense", waits=True)
         found = timeline([memory(MS), reading, memory(MS)], bare())
         assert found.step_s == pytest.approx(2e-3 + 20e-6, rel=1e-4)
         assert timeline([memory(MS), memory(8), memory(MS)], bare()).step_s == pytest.approx(2e-3 + 10e-6, rel=1e-4)
@@ -127,9 +127,7 @@ operations = st.one_of(
         kernels=st.integers(0, 3),
     ),
     st.builds(product, st.integers(1, 4096), st.integers(1, 4096), st.integers(1, 4096)),
-    st.builds(
-        memory, st.integers(1, 10**7), kind=st.just("attention"), flops=st.integers(0, 10**10), op=st.just("aten.sdpa")
-    ),
+    st.builds(attention, st.integers(1, 10**4), causal=st.booleans(), backward=st.booleans()),
 )
 steps = st.lists(operations, max_size=30)
 
