@@ -85,7 +85,7 @@ class CudaBench:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=self.torch_name)
 
     def seconds(self, run: Run, limit_s: float) -> float:
-        """See `Bench.seconds`. The card is kept busy while the host queues a run, so that nothing waits for the host."""
+        """See `Bench.seconds`. While the host queues a run the card is kept busy, and waits for nothing."""
         began = time.perf_counter()
         run()
         torch.cuda.synchronize()

@@ -119,9 +119,9 @@ class TestDefaults:
         assert "fp16" in made.matmul
 
     def test_published_figures_come_out(self) -> None:
-        """The A100's best product in bf16 and its bandwidth, as their sources have them."""
+        """The A100's large product in bf16 and its bandwidth, as their sources have them."""
         made = default_profile(load_device("a100-80gb"))
-        assert made.matmul["bf16"].flops_per_s == pytest.approx(271.2e12)
+        assert made.matmul["bf16"].flops_per_s == pytest.approx(230e12)
         assert made.bandwidth is not None
         assert made.bandwidth.at(1e9) == pytest.approx(1.81e12, rel=1e-3)
         assert made.on_chip_bytes_per_s == pytest.approx(5120 * 1.41e9)

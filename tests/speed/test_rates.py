@@ -52,10 +52,10 @@ class TestProducts:
         assert work.flops / rates.seconds(work) < 0.1 * 312e12
 
     def test_large_products_on_an_a100_are_bound_by_arithmetic(self) -> None:
-        """A product of a 7B model over 16,384 tokens runs within 3 % of the best that was measured."""
+        """A product of a 7B model over 16,384 tokens runs within 3 % of the rate of large ones."""
         rates = Rates(default_profile(load_device("a100-80gb")))
         work = product(16384, 4096, 4096)
-        assert 0.97 < work.flops / rates.seconds(work) / 271.2e12 <= 1
+        assert 0.97 < work.flops / rates.seconds(work) / 230e12 <= 1
 
     def test_the_floor_is_added_for_each_kernel(self) -> None:
         """Two kernels: twice the 2 us."""
