@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from lorafa_prof.measure.marks import ModuleMarks
 from lorafa_prof.measure.timing import Work
 from lorafa_prof.measure.trace import RECOMPUTE
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.arithmetic import Shape, attention_flops, beyond_torch
 from lorafa_prof.workload.naming import counted_parameters, table_elements
 
 aten = torch.ops.aten
-Shape = Sequence[int]
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
-    """Five products: fused kernels make the scores again."""
-    return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
 def _attention_backward_needed(grad: Shape, query: Shape, key: Shape, value: Shape, *_: Any, **__: Any) -> int:
     """Four products, two for each of the forward's: what the gradients need when the scores are kept."""
     del grad
-    return 2 * int(sdpa_flop_count(query, key, value))
-
-
-def _grouped_product(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    """Rows of a, each against one of b's matrices; or, where both have two dimensions, sums over groups of rows."""
-    return 2 * math.prod(a) * b[-1]
-
-
-def _product_4bit(a: Shape, packed: Shape, shape: Shape, *_: Any, **__: Any) -> int:
-    del packed
-    return 2 * math.prod(a) * shape[0]
-
-
-def _product_8bit(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(a) * b[0]
+    return 2 * attention_flops(query, key, value)
 
 
 _BACKWARDS = (
@@ -56,24 +31,6 @@ _BACKWARDS = (
     aten._scaled_dot_product_flash_attention_for_cpu_backward,
 )
 
-#: bitsandbytes' operators, there once it has been imported.
-_QUANTIZED: dict[str, Any] = {
-    "gemm_4bit": _product_4bit, "gemv_4bit": _product_4bit, "int8_linear_matmul": _product_8bit
-}  # fmt: skip
-
-
-def _beyond_torch() -> dict[Any, Any]:
-    """Return formulas for operators that torch's table leaves out, those of bitsandbytes if it has been imported."""
-    formulas: dict[Any, Any] = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-        aten._grouped_mm: _grouped_product,
-    }
-    for name, formula in _QUANTIZED.items():
-        if hasattr(torch.ops.bitsandbytes, name):
-            formulas[getattr(torch.ops.bitsandbytes, name)] = formula
-    return formulas
-
 
 def count_work(work: Workload, beside: contextlib.AbstractContextManager[Any] | None = None) -> Work:
     """Run forward and backward once more, and return the operations and tokens of a step.
@@ -82,7 +39,7 @@ def count_work(work: Workload, beside: contextlib.AbstractContextManager[Any] | 
         work: whose step it is.
         beside: stands around it, to see more of the same step.
     """
-    beyond = _beyond_torch()
+    beyond = beyond_torch()
     executed = FlopCounterMode(display=False, custom_mapping=beyond)
     needed = FlopCounterMode(
         display=False, custom_mapping={**beyond, **dict.fromkeys(_BACKWARDS, _attention_backward_needed)}

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
-from lorafa_prof.results import Fit, Memory, Prediction, Throughput
+from lorafa_prof.results import Fit, Memory, Prediction
 from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
@@ -22,6 +22,7 @@ from lorafa_prof.simulate.recording import Recording, micro_batches
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
+from lorafa_prof.simulate.works import step_throughput
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.units import allocated, format_bytes
 from lorafa_prof.workload.lora_ga import has_pre_pass
@@ -152,7 +153,7 @@ class Simulation:
             run=self.recording.run,
             versions={"engine": "simulate", **self.versions},
             memory=self.memory(),
-            throughput=Throughput(),
+            throughput=step_throughput(self.recording, self.platform.traits),
             parameters=self.recording.parameters,
             fit=tuple(self._on(device)._fit(device, largest_batch) for device in devices),
             assumptions=self._assumptions(devices),
@@ -246,7 +247,7 @@ class Simulation:
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
-        lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
+        lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "step time and MFU"]
         if self.recording.run.loss == "fused":
             lines.append(LIGER_ITSELF)
         if self.recording.run.shard == "fsdp":

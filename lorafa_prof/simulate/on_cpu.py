@@ -12,13 +12,15 @@ from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
-from lorafa_prof.results import Memory, Prediction, Throughput
+from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import communicated, shared_assumptions
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
+from lorafa_prof.simulate.works import step_throughput
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.conditions import without_onednn
@@ -76,7 +78,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
         run=run,
         versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
         memory=_memory(trace, levels, ledger),
-        throughput=Throughput(),
+        throughput=step_throughput(recording, DeviceTraits(None, None)),
         parameters=recording.parameters,
         assumptions=(
             "the second step, on the CPU; gradients are set to None after each",
@@ -87,7 +89,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             *shared_assumptions(run),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
-        unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),
+        unmodelled=(_ON_ANY_HOST, "step time and MFU", *_outside_the_catalog(run)),
         ledger=ledger,
         communication_bytes=communicated(recording),
     )
