@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,10 +181,9 @@ def bandwidth_curve(timed: Sequence[tuple[int, float]], overhead_s: float) -> Cu
     return curve(points)
 
 
-def sustained(timed: Sequence[tuple[MatrixProduct, float]], overhead_s: float) -> float:
+def sustained(timed: Sequence[tuple[MatrixProduct, float]]) -> float:
     """Return the highest rate of all products, FLOP/s."""
-    rates = [flops(shape) / max(seconds - overhead_s, 1e-9) for shape, seconds in timed]
-    return max(rate for rate in rates if math.isfinite(rate))
+    return max(flops(shape) / seconds for shape, seconds in timed)
 
 
 def flops(product: MatrixProduct) -> int:

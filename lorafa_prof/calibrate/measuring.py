@@ -113,11 +113,14 @@ class _Parts:
         return attention_rates(timed)
 
     def products(self, dtype: str, among: int) -> list[tuple[MatrixProduct, float]]:
-        """Return products of one dtype with their times, without what comes from timing."""
+        """Return products of one dtype with their times, all that they take included."""
         self._tell(f"matrix products in {dtype}")
         shapes = CPU_PRODUCTS if self._is_cpu else CUDA_PRODUCTS
-        timed = products(self._bench, dtype, shapes, self._deadline("products", among))
-        return [(shape, max(seconds - self.without_work_s, 1e-9)) for shape, seconds in timed]
+        return products(self._bench, dtype, shapes, self._deadline("products", among))
+
+    def net(self, seconds: float) -> float:
+        """Return a time without what an operation takes without work, of which a tenth is left in any case."""
+        return max(seconds - self.without_work_s, seconds / 10)
 
     def _deadline(self, part: str, among: int) -> Deadline:
         return Deadline(self._budget * SHARES[part] / among)
@@ -145,7 +148,7 @@ def _assembled(
     timed: Mapping[str, Sequence[tuple[MatrixProduct, float]]],
     **fields: Any,
 ) -> DeviceProfile:
-    best = {dtype: sustained(found, 0.0) for dtype, found in timed.items()}
+    best = {dtype: sustained(found) for dtype, found in timed.items()}
     wide = next((best[dtype] for dtype in ("bf16", "fp16") if dtype in best), None)
     bare = DeviceProfile(
         **fields,
@@ -163,7 +166,8 @@ def _assembled(
             **dict.fromkeys(("bandwidth", "host", "kernel_s", "latency_s"), MEASURED),
         },
     )  # fmt: skip
-    return replace(bare, matmul={dtype: _over_model(bare, dtype, found) for dtype, found in timed.items()})
+    net = {dtype: [(shape, parts.net(seconds)) for shape, seconds in found] for dtype, found in timed.items()}
+    return replace(bare, matmul={dtype: _over_model(bare, dtype, found) for dtype, found in net.items()})
 
 
 def _over_model(profile: DeviceProfile, dtype: str, timed: Sequence[tuple[MatrixProduct, float]]) -> MatmulRates:
