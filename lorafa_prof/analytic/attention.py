@@ -127,15 +127,16 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     state: tuple[int, ...] = (2,) if flash else ()
     rng = [tape.new("attention rng state", state, "int64"), tape.new("attention rng offset", (), "int64")]
     scores, symbols = elements(("b", h, "s", "s"))
-    tape.count_flops("attention", (2 * scores * (d + v_dim), symbols))
+    kind = "causal attention" if options.causal and mask is None else "attention"
+    tape.count_flops(kind, (2 * scores * (d + v_dim), symbols))
     if tape.needs_grad(q, k, v):
         inputs = [(name, x.shape, x.requires_grad) for name, x in zip("qkv", (q, k, v), strict=True)]
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             # the gradients take four products; the fused kernels make the scores again for them
-            tape.count_flops("attention", (4 * scores * (d + v_dim), symbols), backward=True)
-            tape.count_flops("attention scores again", (2 * scores * d, symbols), backward=True)
+            tape.count_flops(kind, (4 * scores * (d + v_dim), symbols), backward=True)
+            tape.count_flops(f"{kind} scores again", (2 * scores * d, symbols), backward=True)
             made = [tape.new(f"gradient of {name}", shape, dtype) for name, shape, _ in inputs]
             scratch = _backward_scratch(tape, options, dtype)
             del scratch

@@ -13,7 +13,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lorafa_prof.calibrate.bench import Bench
 from lorafa_prof.speed.profile import Curve
-from lorafa_prof.speed.rates import unmasked
 from lorafa_prof.speed.work import AttentionProduct, MatrixProduct
 
 #: (batch, m, n, k): layers of models over few and many tokens, adapters' ranks, gradients of weights.
@@ -138,8 +137,7 @@ def attention(
                     value_width=width, causal=causal, backward=is_backward,
                 )  # fmt: skip
                 seconds = max(bench.seconds(run, limit / 2) - overhead_s, 1e-9)
-                rate = shape.flops * (unmasked(shape) if causal else 1.0) / seconds
-                found.append(TimedAttention(tokens, causal, is_backward, rate))
+                found.append(TimedAttention(tokens, causal, is_backward, shape.causal_flops / seconds))
     return found
 
 

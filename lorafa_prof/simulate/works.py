@@ -69,7 +69,10 @@ def step_throughput(recording: Recording, device: DeviceTraits) -> Throughput:
     by_6n = None
     if recording.table_elements is not None:
         by_6n = 6 * (recording.parameters["total"] - recording.table_elements) * run.bs * run.seq * run.accumulation
-    return Throughput(model_flops=flops.model, executed_flops=flops.executed, model_flops_6n=by_6n)
+    return Throughput(
+        model_flops=flops.model, executed_flops=flops.executed, model_flops_6n=by_6n,
+        model_flops_causal=flops.model_causal, executed_flops_causal=flops.executed_causal,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +82,18 @@ class Flops:
     model: int
     """That the method needs: nothing that is computed again."""
     executed: int
+    model_causal: int
+    """Of attention by a causal kernel only the scores up to the diagonal."""
+    executed_causal: int
 
     @classmethod
     def of(cls, works: Iterable[OpWork]) -> Flops:
         """Add up the operations of a step."""
         passes = [work for work in works if work.flops and work.phase in _PASSES]
+        once = [work for work in passes if work.phase != RECOMPUTE]
         return cls(
-            model=sum(work.needed_flops for work in passes if work.phase != RECOMPUTE),
+            model=sum(work.needed_flops for work in once),
             executed=sum(work.flops for work in passes),
+            model_causal=sum(work.needed_causal_flops for work in once),
+            executed_causal=sum(work.causal_flops for work in passes),
         )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from lorafa_prof.speed.profile import DeviceProfile, MatmulRates
-from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
+from lorafa_prof.speed.work import MatrixProduct, OpWork
 
 #: Tiles of the result that one multiprocessor computes at a time, (rows, columns), as the kernels of cuBLAS and
 #: CUTLASS have them.
@@ -80,9 +80,7 @@ class Rates:
         rates, shape = self.profile.attention[work.dtype], work.attention
         if shape is None:
             return work.flops / rates.forward.at(1)
-        share = unmasked(shape) if shape.causal else 1.0
-        curve = rates.of(causal=shape.causal, backward=shape.backward)
-        return share * work.flops / curve.at(shape.keys)
+        return shape.causal_flops / rates.of(causal=shape.causal, backward=shape.backward).at(shape.keys)
 
     def product_seconds(self, product: MatrixProduct, dtype: str) -> float:
         """Return the time of a product's arithmetic, by tiles and waves."""
@@ -143,14 +141,6 @@ def nearby_ratio(rates: MatmulRates, product: MatrixProduct) -> float:
 
 def _apart(one: int, other: int) -> float:
     return math.log2(one / other) ** 2
-
-
-def unmasked(shape: AttentionProduct) -> float:
-    """Return the share of the scores that causal attention computes: each query's keys up to its own."""
-    whole = min(shape.queries, shape.keys)
-    # the first `whole` queries see 1, 2, ..., `whole` keys, all later ones all keys
-    seen = whole * (whole + 1) / 2 + (shape.queries - whole) * shape.keys
-    return seen / (shape.queries * shape.keys)
 
 
 def missing(works: Sequence[OpWork], profile: DeviceProfile) -> tuple[str, ...]:

@@ -44,14 +44,36 @@ class AttentionProduct:
     @property
     def flops(self) -> int:
         """In full, as if nothing were masked; a backward makes the scores again: five products, not four."""
-        widths = 3 * self.width + 2 * self.value_width if self.backward else self.width + self.value_width
-        return 2 * self.batch * self.heads * self.queries * self.keys * widths
+        return self._of(self.queries * self.keys, again=1)
 
     @property
     def needed_flops(self) -> int:
         """In full, but without the scores that a backward makes again."""
-        again = 2 * self.batch * self.heads * self.queries * self.keys * self.width
-        return self.flops - again if self.backward else self.flops
+        return self._of(self.queries * self.keys, again=0)
+
+    @property
+    def causal_flops(self) -> int:
+        """Those of `flops` whose scores a causal kernel has to make; all of them where it is not causal."""
+        return self._of(self._pairs, again=1)
+
+    @property
+    def needed_causal_flops(self) -> int:
+        """Those of `needed_flops` whose scores a causal kernel has to make; all of them where it is not causal."""
+        return self._of(self._pairs, again=0)
+
+    @property
+    def _pairs(self) -> int:
+        """Query and key positions that see each other: of position i (from 0) the first i + 1."""
+        if not self.causal:
+            return self.queries * self.keys
+        square = min(self.queries, self.keys)
+        return square * (square + 1) // 2 + (self.queries - square) * self.keys
+
+    def _of(self, pairs: int, again: int) -> int:
+        """Return the operations for so many scores in each head; a backward makes them `again` so many times."""
+        one = self.width + self.value_width
+        widths = 2 * one + again * self.width if self.backward else one
+        return 2 * self.batch * self.heads * pairs * widths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +91,7 @@ class OpWork:
     """Of its arithmetic, as the project writes it: "bf16"."""
     flops: int
     """Executed floating-point operations of products and attention, a multiplication and an addition each one; 0 for
-    what only moves memory. Attention counts in full whatever it masks, as PyTorch's counter has it: see `attention`."""
+    what only moves memory. Attention counts in full whatever it masks, as for PyTorch's counter: `causal_flops`."""
     read_bytes: int
     """Bytes that it has to read at least once."""
     written_bytes: int
@@ -91,3 +113,13 @@ class OpWork:
     def needed_flops(self) -> int:
         """Those of `flops` that are no repetition within the kernel."""
         return self.flops if self.attention is None else self.attention.needed_flops
+
+    @property
+    def causal_flops(self) -> int:
+        """Those of `flops` that a causal kernel does not leave out: counted to the diagonal, not to whole blocks."""
+        return self.flops if self.attention is None else self.attention.causal_flops
+
+    @property
+    def needed_causal_flops(self) -> int:
+        """Those of `needed_flops` that a causal kernel does not leave out."""
+        return self.flops if self.attention is None else self.attention.needed_causal_flops
