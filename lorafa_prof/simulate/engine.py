@@ -171,8 +171,9 @@ class Simulation:
             largest_batch: look for it, which takes more recordings.
             profile: of the device of its name, in place of its default one.
         """
-        fits = tuple(self._on(device)._fit(device, largest_batch) for device in devices)
-        times = [self._on(device).step_time(device, profile) for device in devices if self.recording.notes_all]
+        on = [(self._on(device), device) for device in devices]
+        fits = tuple(there._fit(device, largest_batch) for there, device in on)
+        times = [there.step_time(device, profile) for there, device in on if self.recording.notes_all]
         flops = step_throughput(self.recording, self.platform.traits)
         return Prediction(
             engine="simulate",

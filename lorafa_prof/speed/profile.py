@@ -50,7 +50,7 @@ class Curve:
             return self.points[max(number - 1, 0)][1]
         (low, slow), (high, fast) = self.points[number - 1], self.points[number]
         share = math.log(size / low) / math.log(high / low)
-        return slow * (fast / slow) ** share
+        return slow * math.exp(share * math.log(fast / slow))
 
     @cached_property
     def _sizes(self) -> list[float]:
