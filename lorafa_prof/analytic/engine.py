@@ -230,7 +230,7 @@ def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
     return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
-        "step time and MFU",
+        "step time and MFU (--engine simulate with --gpu has them)",
         *plan.optimizer.notes,
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
