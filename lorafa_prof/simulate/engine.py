@@ -17,8 +17,8 @@ from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
-from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, micro_batches
+from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
@@ -51,22 +51,34 @@ def predict(
 
 
 def simulate(
-    run: RunSpec, device: DeviceSpec | None = None, *, settings: AllocatorSettings | None = None
+    run: RunSpec,
+    device: DeviceSpec | None = None,
+    *,
+    settings: AllocatorSettings | None = None,
+    recordings: Recordings | None = None,
 ) -> Simulation:
     """Record a step of `run` with the kernels of `device` (None: of a card before Hopper) and replay it until settled.
+
+    Recordings that are kept are taken, and kept from now on; None: this one's own.
 
     Raises:
         as `predict`.
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
-    platform = Cuda(device_traits(device), versions["torch"])
-    recording = record(run, platform)
+    platform = platform_of(device)
+    recordings = Recordings() if recordings is None else recordings
+    recording = recordings.of(run, platform)
     settings = AllocatorSettings() if settings is None else settings
     steps = LEAST_STEPS if recording.again else recording.steps
-    simulation = Simulation(recording, platform, settings, steps, versions, device)
+    simulation = Simulation(recording, platform, settings, steps, versions, device, recordings)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
+
+
+def platform_of(device: DeviceSpec | None) -> Cuda:
+    """Return what runs the kernels of a card (None: of one before Hopper) under the installed releases."""
+    return Cuda(device_traits(device), installed_versions()["torch"])
 
 
 def device_traits(device: DeviceSpec | None) -> DeviceTraits:
@@ -91,6 +103,7 @@ class Simulation:
     steps: int
     versions: Mapping[str, str]
     device: DeviceSpec | None
+    recordings: Recordings
 
     @cached_property
     def trace(self) -> Trace:
@@ -178,7 +191,7 @@ class Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
         if device_traits(device) == self.platform.traits:
             return self
-        return simulate(self.recording.run, device, settings=self.settings)
+        return simulate(self.recording.run, device, settings=self.settings, recordings=self.recordings)
 
     def _fit(self, device: DeviceSpec, largest_batch: bool) -> Fit:
         outside = device.context_bytes or 0
@@ -197,7 +210,7 @@ class Simulation:
     @cached_property
     def thresholds(self) -> Thresholds:
         """Where this run stops fitting."""
-        return Thresholds(self.recording, self.platform, self.settings, self.steps)
+        return Thresholds(self.recording.run, self.platform, self.settings, self.steps, self.recordings)
 
     def _assumptions(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         run = self.recording.run

@@ -11,9 +11,10 @@ the recordings, and the lengths that may be asked for, are a multiple of 128 tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
@@ -104,16 +105,25 @@ class Shapes:
     recordings: tuple[Recording, ...]
 
     @classmethod
-    def of(cls, run: RunSpec, platform: Platform, axes: tuple[Axis, ...], known: Iterable[Recording] = ()) -> Shapes:
-        """Record `run` at as many shapes as are needed; recordings that are known already are taken.
+    def of(
+        cls, run: RunSpec, platform: Platform, axes: tuple[Axis, ...],
+        recorded: Callable[[RunSpec], Recording] | None = None,
+    ) -> Shapes:  # fmt: skip
+        """Record `run` at as many shapes as are needed.
+
+        Args:
+            run: at any of its shapes.
+            platform: the device whose kernels run.
+            axes: along which shapes differ.
+            recorded: where recordings come from; None: each is made.
 
         Raises:
             DifferentStepsError: the shapes do not run the same operators, or a size is no polynomial.
             UnsupportedError, BadInputError: as `record`.
         """
         points = _points(run, axes)
-        have = {(r.run.bs, r.run.seq): r for r in known}
-        recordings = tuple(have.get(p) or record(run.replace(bs=p[0], seq=p[1]), platform) for p in points)
+        made = partial(record, platform=platform) if recorded is None else recorded
+        recordings = tuple(made(run.replace(bs=bs, seq=seq)) for bs, seq in points)
         shapes = cls(run, axes, Polynomials(_TERMS[axes], points), recordings)
         shapes.at(*points[-1])  # looks at every event, and at every size at every point
         return shapes
