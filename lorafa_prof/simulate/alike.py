@@ -8,7 +8,7 @@ dtypes and numbers is made as the first one was, without that.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def _unseen() -> Any:
 _UNSEEN: Callable[[], Any] = _unseen
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_function(func: Any) -> bool:
     """Return whether an operator's schema says that it writes nothing and returns no views."""
     schema = func._schema

@@ -30,7 +30,7 @@ class Recordings:
 
     def __init__(self, most: int = MOST_KEPT) -> None:
         self._recorded: _Kept[_Recorded] = _Kept(most)
-        self._shapes: _Kept[_Family] = _Kept(8)
+        self._shapes: _Kept[_Family] = _Kept(max(1, most // 8))
         self._worked_out: _Kept[tuple[Shapes, Recording]] = _Kept(most)
 
     def of(self, run: RunSpec, platform: Cuda) -> Recording:

@@ -25,6 +25,7 @@ class Simulations:
         settings: of the caching allocator; None: PyTorch's defaults.
         guess: where to begin to look along an axis; what is found does not depend on it.
         on_trial: told of each step before it is recorded.
+        recordings: where steps come from; None: those of this one alone.
     """
 
     name = "simulate"
@@ -36,9 +37,10 @@ class Simulations:
         settings: AllocatorSettings | None,
         guess: Guess,
         on_trial: Callable[[RunSpec, DeviceSpec], None] = lambda run, device: None,
+        recordings: Recordings | None = None,
     ) -> None:
         self._settings, self._guess, self._on_trial = settings, guess, on_trial
-        self._recordings = Recordings()
+        self._recordings = Recordings() if recordings is None else recordings
         self._simulations: dict[tuple[RunSpec, str], Simulation] = {}
         self._steps: dict[RunSpec, int] = {}
         self._verdicts: dict[tuple[RunSpec, str, int], Verdict] = {}
