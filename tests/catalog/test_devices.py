@@ -98,7 +98,7 @@ class TestTheCatalog:
 
     @pytest.mark.parametrize("name", NAMES)
     def test_torch_sees_a_little_less_than_is_sold(self, name: str) -> None:
-        """ECC and the driver take up to a tenth, of each card so much; vendors' GB of memory chips count 2**30 bytes, the
+        """ECC and the driver take up to a tenth, of each card so much; vendors' GB of memory chips are 2**30 bytes, the
         H200's too.
         """
         memory = entry_of(name)["memory"]
