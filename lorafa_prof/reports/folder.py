@@ -35,7 +35,7 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _require_room(target: Path) -> Path:
-    """Return the name of a folder that can be made: some file systems have no room for one, whatever permissions say."""
+    """Return the name of a folder that can be made: some file systems refuse one, whatever permissions say."""
     probe = _beside(target.parent)
     try:
         probe.mkdir()
