@@ -33,13 +33,13 @@ class Recordings:
         self._shapes: _Kept[_Family] = _Kept(max(1, most // 8))
         self._worked_out: _Kept[tuple[Shapes, Recording]] = _Kept(most)
 
-    def of(self, run: RunSpec, platform: Cuda) -> Recording:
-        """Return the recording of a run on a card.
+    def of(self, run: RunSpec, platform: Cuda, *, notes_all: bool = False) -> Recording:
+        """Return the recording of a run on a card; with `notes_all` one that has the calls of all operators.
 
         Raises:
             UnsupportedError, BadInputError: as `record`.
         """
-        return self._find(run, platform).recording
+        return self._find(run, platform, notes_all=notes_all).recording
 
     def at_batch(self, run: RunSpec, bs: int, platform: Cuda) -> Recording | None:
         """Return the recording of a run at a batch from two on, worked out from those of a few batches.
@@ -59,13 +59,13 @@ class Recordings:
         known.add((id(shapes), bs), (shapes, shapes.at(bs, run.seq)))
         return known.of((id(shapes), bs))[-1][1]
 
-    def _find(self, run: RunSpec, platform: Cuda) -> _Recorded:
+    def _find(self, run: RunSpec, platform: Cuda, *, notes_all: bool = False) -> _Recorded:
         key = _key(run)
         for known in self._recorded.of(key):
-            if known.choices.are_those_of(platform.traits):
+            if known.recording.notes_all >= notes_all and known.choices.are_those_of(platform.traits):
                 return known
         own = Cuda(platform.traits, platform.torch_version)  # whose choices are those of this run alone
-        made = _Recorded(record(run, own), own.choices)
+        made = _Recorded(record(run, own, notes_all=notes_all), own.choices)
         self._recorded.add(key, made)
         return made
 

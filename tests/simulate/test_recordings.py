@@ -43,9 +43,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """What is recorded from now on by `Recordings`."""
     runs: list[RunSpec] = []
 
-    def noted(run: RunSpec, platform: Cuda) -> Recording:
+    def noted(run: RunSpec, platform: Cuda, *, notes_all: bool) -> Recording:
         runs.append(run)
-        return record(run, platform)
+        return record(run, platform, notes_all=notes_all)
 
     monkeypatch.setattr(recordings, "record", noted)
     return runs
@@ -88,6 +88,16 @@ def test_batches_from_few_recordings_serve_other_cards(recorded: list[RunSpec]) 
     assert first is not None
     assert [each.bs for each in recorded] == [2, 3, 5]
     assert content(first) == content(record(run.replace(bs=7), on(ADA)))
+
+
+def test_all_calls_serve_where_fewer_are_asked_for(recorded: list[RunSpec]) -> None:
+    """Not the other way round."""
+    run, kept = run_of("llama", "lora", layers=1), Recordings()
+    few, all_ = kept.of(run, on(ADA)), kept.of(run, on(ADA), notes_all=True)
+    assert (few.notes_all, all_.notes_all, len(recorded)) == (False, True, 2)
+    assert kept.of(run, on(AMPERE), notes_all=True) is all_
+    alone = Recordings()
+    assert alone.of(run, on(ADA), notes_all=True) is alone.of(run, on(ADA))
 
 
 def test_only_so_many_are_kept(recorded: list[RunSpec]) -> None:
