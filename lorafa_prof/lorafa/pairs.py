@@ -24,7 +24,7 @@ OTHER: dict[Side, Side] = {"A": "B", "B": "A"}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """The adapter of one layer. Its parameters are looked up anew each time, since wrappers such as FSDP2 replace them."""
+    """The adapter of one layer; its parameters are looked up anew each time, since FSDP2 and others replace them."""
 
     path: str
     """The layer's name in the model."""
