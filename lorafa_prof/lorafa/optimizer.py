@@ -210,18 +210,22 @@ class LoraFA(torch.optim.Optimizer):
 
     def _update(self, batch: _Batch, step: int, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        decay = float(group["lr"]) * group["weight_decay"]
-        size = float(group["lr"]) * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        # decay comes after the step: (B - size u)(1 - decay) = B (1 - decay) - size (1 - decay) u
-        rate = size * (1 - decay)
+        unbiased = math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        # decay comes after the step: (B - lr unbiased u) left = B left - rate u
+        left = 1 - float(group["lr"]) * group["weight_decay"]
+        rate = float(group["lr"]) * unbiased * left
         gradients = _projected(batch)
         device = batch.values[0].device
         if device.type in _FUSED if self._fused is None else self._fused:
+            # the kernel decays by its own rate: rate within = 1 - left
+            within = group["weight_decay"] / (unbiased * left) if left > 0 else 0.0
+            if left <= 0:
+                torch._foreach_mul_(batch.values, left)
             if device not in self._settled:
                 self._settled[device] = torch.tensor(_SETTLED, device=device)
             torch._fused_adamw_(
                 batch.values, gradients, batch.first, batch.second, [], [self._settled[device]] * len(gradients),
-                lr=rate, beta1=beta1, beta2=beta2, weight_decay=decay / rate if rate else 0.0, eps=group["eps"],
+                lr=rate, beta1=beta1, beta2=beta2, weight_decay=within, eps=group["eps"],
                 amsgrad=False, maximize=False,
             )  # fmt: skip
         else:
@@ -230,7 +234,7 @@ class LoraFA(torch.optim.Optimizer):
             torch._foreach_addcmul_(batch.second, gradients, gradients, 1 - beta2)
             denominators = torch._foreach_sqrt(batch.second)
             torch._foreach_add_(denominators, group["eps"])
-            torch._foreach_mul_(batch.values, 1 - decay)
+            torch._foreach_mul_(batch.values, left)
             torch._foreach_addcdiv_(batch.values, batch.first, denominators, -rate)
         own = [_local(each.parameter) for each in batch.trained]
         if own[0].dtype != batch.values[0].dtype:
