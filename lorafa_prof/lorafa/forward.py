@@ -57,7 +57,7 @@ class _AddAdapter(torch.autograd.Function):
         rows = result.reshape(-1, b.shape[0])
         if result.dtype == dtype:
             return torch.addmm(rows, projected, b.to(dtype).t(), alpha=scaling).view(result.shape)
-        return rows.add((projected @ b.to(dtype).t()).to(result.dtype), alpha=scaling).view(result.shape)
+        return rows.add(projected @ b.to(dtype).t(), alpha=scaling).to(result.dtype).view(result.shape)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # torch's

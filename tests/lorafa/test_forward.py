@@ -42,8 +42,9 @@ def keeping() -> Iterator[list[torch.Tensor]]:
     kept: dict[int, torch.Tensor] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and tensor._base is None:
-            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        whole = tensor if tensor._base is None else tensor._base
+        if not isinstance(whole, torch.nn.Parameter):
+            kept.setdefault(whole.untyped_storage().data_ptr(), whole)
         return tensor
 
     found: list[torch.Tensor] = []
@@ -135,7 +136,7 @@ class TestPefts:
 
     @pytest.mark.parametrize("products", ["input", "adapter"])
     def test_fp32_adapters_over_a_bf16_base(self, products: Any) -> None:
-        """With the adapter's dtype the same result to the bit as PEFT's; with the input's to the rounding of bf16."""
+        """With the adapter's dtype PEFT's result, rounded to bf16 once; with the input's to the rounding of bf16."""
         ours, theirs = (adapted(torch.bfloat16, adapter_dtype=torch.float32) for _ in range(2))
         lorafa.prepare(ours, products=products)
         x = inputs(torch.bfloat16)
@@ -143,7 +144,8 @@ class TestPefts:
         assert out.dtype == expected.dtype == torch.bfloat16
         assert (out - expected).double().norm() < 2**-7 * expected.double().norm()
         if products == "adapter":
-            torch.testing.assert_close(out, expected, rtol=2**-8, atol=1e-3)
+            torch.testing.assert_close(out, expected, rtol=2**-7, atol=1e-6)
+            assert (out != expected).double().mean() < 0.02  # where fp32's own rounding turns a tie
 
     def test_gpt2s_layer(self) -> None:
         """Conv1D, whose weight is transposed."""
@@ -261,17 +263,18 @@ class TestSurroundings:
     def test_autocast(self, trains: str) -> None:
         """Within 2 % of fp32's result and gradients, which have the parameters' dtype; the products are in bf16."""
         model = prepared(trains=trains)
-        model(inputs()).square().sum().backward()
+        model(inputs()).sin().sum().backward()
         exact = gradients(model)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             out = model(inputs())
             assert model.base_model.model.up(inputs()).dtype == torch.bfloat16
-        out.square().sum().backward()
+        out.sin().sum().backward()
         for name, value in gradients(model).items():
             assert value.dtype == torch.float32
             assert (value - exact[name]).norm() < 0.05 * exact[name].norm(), name
 
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracer does
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     @pytest.mark.parametrize("trains", ["A", "B"])
     def test_compile(self, trains: str, dropout: float) -> None:
