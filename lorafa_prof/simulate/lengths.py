@@ -17,17 +17,19 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.lengths.epoch import Epoch, Lengths, Shapes
 from lorafa_prof.lengths.reading import Integers
 from lorafa_prof.lengths.summary import assumed, largest_of, not_counted, run_at, shape_ranks, summary
-from lorafa_prof.results import BatchLengths, Prediction
+from lorafa_prof.results import BatchLengths, Prediction, Throughput
 from lorafa_prof.simulate.allocator.replay import replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.engine import LEAST_STEPS, Simulation, device_traits
+from lorafa_prof.simulate.engine import LEAST_STEPS, Simulation, device_traits, platform_of
 from lorafa_prof.simulate.platforms import Cuda
-from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, trace_of
+from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.series import Series, kind_of, spread
 from lorafa_prof.simulate.shapes import DifferentStepsError
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.step import StepTime
 from lorafa_prof.workload.versions import installed_versions
 
 #: Shapes that are recorded to learn which is the largest; steps that are played in their order.
@@ -52,6 +54,7 @@ def simulate_epoch(
     *,
     settings: AllocatorSettings | None = None,
     estimate: Estimate = by_tokens,
+    recordings: Recordings | None = None,
 ) -> EpochSimulation:
     """Record what is needed of an epoch's batches, and put its first steps, and those around its largest, in order.
 
@@ -61,6 +64,7 @@ def simulate_epoch(
         device: whose kernels run; None: those of a card before Hopper.
         settings: of the caching allocator; None: PyTorch's defaults.
         estimate: which shapes to look at first, and the ranks of all others.
+        recordings: those that are kept; None: its own.
 
     Raises:
         UnsupportedError: as `simulate`, or a run whose steps are not alike.
@@ -68,9 +72,10 @@ def simulate_epoch(
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
     epoch = lengths.epoch(run.bs, run.seq, run.accumulation)
-    platform = Cuda(device_traits(device), versions["torch"])
+    platform = platform_of(device)
+    recordings = Recordings() if recordings is None else recordings
     settings = AllocatorSettings() if settings is None else settings
-    known = Recorded(run, epoch.shapes, platform, settings)
+    known = Recorded(run, epoch.shapes, platform, settings, recordings)
     estimated = estimate(run, epoch.shapes)
     guesses = by_tokens(run, epoch.shapes) if estimated is None else estimated
     worst = _largest(epoch, guesses, known)
@@ -83,6 +88,7 @@ def simulate_epoch(
     _refuse_replacing(run, list(alike.values()))
     return EpochSimulation(
         recording=largest, platform=platform, settings=settings, steps=len(turns), versions=versions, device=device,
+        recordings=recordings,
         played=tuple(alike[i] for i in turns), lengths=lengths, asked=run, epoch=epoch, worst=worst,
         quantiles=quantiles, recorded=len(known), ranked=estimated is not None, estimate=estimate,
     )  # fmt: skip
@@ -162,6 +168,7 @@ class Recorded:
     shapes: Shapes
     platform: Cuda
     settings: AllocatorSettings
+    kept: Recordings
     _exact: dict[RunSpec, Recording] = field(default_factory=dict)
     _between: dict[RunSpec, Recording] = field(default_factory=dict)
 
@@ -202,7 +209,7 @@ class Recorded:
 
     def _recorded(self, run: RunSpec) -> Recording:
         if run not in self._exact:
-            found = record(run, self.platform)
+            found = self.kept.of(run, self.platform)
             if not found.again:
                 raise UnsupportedError(
                     "steps of this run keep what they make: its batches of different lengths are not simulated"
@@ -259,14 +266,19 @@ class EpochSimulation(Simulation):
             shapes_recorded=self.recorded,
         )  # fmt: skip
 
-    def prediction(self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = False) -> Prediction:
-        """Return the prediction, held against `devices`; the largest batch size is not looked for."""
+    def prediction(
+        self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = False, profile: DeviceProfile | None = None
+    ) -> Prediction:
+        """Return the prediction, held against `devices`; neither the largest batch size nor times are looked for."""
         del largest_batch
-        found = super().prediction(devices, largest_batch=False)
+        found = super().prediction(devices, largest_batch=False, profile=profile)
         return replace(
             found, lengths=self.said, assumptions=(*assumed(self.said, self.asked), *found.assumptions),
-            unmodelled=(*found.unmodelled, *not_counted(self.said, self.asked)),
+            unmodelled=(*found.unmodelled, *not_counted(self.said, self.asked)), throughput=Throughput(),
         )  # fmt: skip
+
+    def _untimed(self, times: Sequence[StepTime]) -> tuple[str, ...]:
+        return ("step time, MFU and FLOPs of batches of different lengths (closed forms have the mean of the FLOPs)",)
 
     def _which_steps(self) -> str:
         by = "closed forms" if self.ranked else "their tokens"
@@ -282,5 +294,6 @@ class EpochSimulation(Simulation):
         if device_traits(device) == self.platform.traits:
             return self
         return simulate_epoch(
-            self.asked, self.lengths, device, settings=self.settings, estimate=self.estimate
+            self.asked, self.lengths, device, settings=self.settings, estimate=self.estimate,
+            recordings=self.recordings,
         )  # fmt: skip

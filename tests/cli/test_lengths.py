@@ -114,6 +114,12 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], file: str, name: st
     assert said in refused(capsys, *PREDICT, *(file if option == "FILE" else option for option in options))
 
 
+def test_no_times(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    """The time of a mean step is not the mean of the times: a profile has no say."""
+    with_profile = ("--engine", "simulate", "--profile", "cpu.json")
+    assert "--profile is for step times" in refused(capsys, *PREDICT, "--lengths", file, *with_profile)
+
+
 def test_what_oom_refuses(capsys: pytest.CaptureFixture[str], file: str) -> None:
     """Batches are not measured, nor advised on; those of a budget have no size."""
     with_file = (*OOM, "--lengths", file)
