@@ -33,6 +33,7 @@ BENEATH: dict[str, set[str]] = {
     "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
+    "capacity": {"analytic"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
     "claims": {"analytic"},
     "lorafa": {"specs"},
@@ -42,7 +43,7 @@ BENEATH: dict[str, set[str]] = {
     "calibrate": {"measure"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "claims", "simulate", "measure", "calibrate", "compare", "reports"},
+    "cli": {"advice", "capacity", "analytic", "claims", "simulate", "measure", "calibrate", "compare", "reports"},
     "__main__": {"cli"},
 }
 
