@@ -11,7 +11,8 @@ from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
-from lorafa_prof.errors import ContradictionError, UnsupportedError
+from lorafa_prof.contradictions import refuse_contradictions
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
@@ -77,19 +78,13 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (
-            run.checkpointing == "selective",
-            "selective checkpointing",
-            "--checkpointing none or full (--engine simulate does all)",
-        ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
+    refuse_contradictions(run)
     refuse_unshareable(run)
     refuse_zero(run)
     run.check_optimizer()
-    if run.method.name == "full" and run.resolved_quant != "none":
-        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
@@ -194,8 +189,10 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
         lines.append(FUSED_LOSS)
     if is_shared(run):
         lines.append(f"the first of {run.gpus} GPUs, whose shards are the largest; each has a batch of its own")
-    if run.checkpointing == "full":
+    if run.checkpointing != "none":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
+    if run.checkpointing == "selective":
+        lines.append("selective checkpointing keeps the results of matrix products and of attention kernels")
     return (*lines, *of_model)
 
 

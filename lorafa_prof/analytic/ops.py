@@ -276,7 +276,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
         bias = None if bias is None else autocast_to(bias, tape.autocast, "autocast bias")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     rows = x.shape[:-1]
-    out = tape.new(name, (*rows, k), x.dtype)
+    out = tape.result(name, (*rows, k), x.dtype)
     flops = matmul_flops(rows, m, k)
     if tape.needs_grad(x, weight, bias):
         need_x, need_w = x.requires_grad, weight.requires_grad
@@ -311,7 +311,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     heads = a.shape[1]
     out_columns: int | str = "s" if columns == 0 else columns
     width = inner or columns
-    out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
+    out = tape.result(name, (*a.shape[:3], out_columns), a.dtype)
     flops = elements(("b", heads, "s", "s", width))
     flops = (2 * flops[0], flops[1])
     if tape.needs_grad(a, b):
@@ -359,8 +359,8 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
     k, m = int(weight.shape[0]), int(weight.shape[1])
     flops = matmul_flops(x.shape[:-1], m, k)
     tape.count_flops("linear", flops)
-    dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
-    out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
+    dense = None if tape.takes_results else tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
+    out = tape.result("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
     del dense
     if tape.needs_grad(x):
         shape = x.shape

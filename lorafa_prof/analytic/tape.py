@@ -133,6 +133,7 @@ class Tape:
         self._checkpoints = False  # whether anything was run without keeping what it saves
         self._frame: CheckpointFrame | None = None
         self._recomputing: CheckpointFrame | None = None
+        self._run_from = 0  # the first storage of what runs now: the forward, or a recomputation
 
     # -- places ---------------------------------------------------------------------------------------------------
 
@@ -161,6 +162,23 @@ class Tape:
         self.items.append(Item(self.module, name, shape, dtype, category))
         self.events.append(index)
         return Tensor(self, Storage(self, index), shape, dtype)
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether products and attention kernels do not run now, since their results have been kept."""
+        return self._recomputing is not None and self._recomputing.selective
+
+    def result(self, name: str, shape: Shape, dtype: str) -> Tensor:
+        """Return what a product or an attention kernel makes: what selective checkpointing keeps in the forward.
+
+        Where such a region is recomputed it is what was kept.
+        """
+        if self._recomputing is not None and self._recomputing.selective:
+            return Tensor(self, self._recomputing.take(), shape, dtype)
+        out = self.new(name, shape, dtype)
+        if self._frame is not None and self._frame.selective:
+            self._frame.keep(out.storage)
+        return out
 
     def view(self, x: Tensor, shape: Shape) -> Tensor:
         """Return a tensor on the same storage that passes its gradient straight through."""
@@ -217,7 +235,7 @@ class Tape:
     def _retract(self, outputs: Sequence[Storage | None], last_saved: Storage | None) -> None:
         """Undo the births of an operation's outputs: autograd packs inputs before the kernel runs, and stops there.
 
-        An operation that saved one of its own outputs has run.
+        An operation that saved one of its own outputs has run. Only what came last can have been for nothing.
         """
         if last_saved is not None and any(out is last_saved for out in outputs):
             return
@@ -225,6 +243,8 @@ class Tape:
             if out is not None and self.events[-1] == out.index:
                 self.events.pop()
                 out.retracted = True
+            elif self._recomputing is not None:
+                self._recomputing.give_back(out)
 
     def _edge(self, x: Tensor) -> Edge:
         if isinstance(x, Parameter):
@@ -258,12 +278,15 @@ class Tape:
             self.items[storage.index].saved = True
 
     def never_run(self, x: Tensor) -> None:
-        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun."""
+        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun.
+
+        What the forward has kept is kept all the same, where it is taken for a recomputation.
+        """
         waiting = [x.node] if x.node is not None else []
         while waiting:
             node = waiting.pop()
             for kept in node.saved:
-                if isinstance(kept, Storage):
+                if isinstance(kept, Storage) and kept.index >= self._run_from:
                     self.items[kept.index].saved = False
             for edge in filter(None, node.edges):
                 if isinstance(edge.target, Node):
@@ -271,10 +294,16 @@ class Tape:
                 elif self._recomputing is None:
                     edge.target.uses -= 1
 
-    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor, selective: bool = False) -> Tensor:
+        """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False).
+
+        Args:
+            function: what is run, now and once more in the backward.
+            inputs: what it is given.
+            selective: keep the results of products and attention kernels (create_selective_checkpoint_contexts).
+        """
         self._checkpoints = True
-        frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
+        frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs), selective=selective)
         outer, self._frame = self._frame, frame
         for x in inputs:
             self._mark_saved(x.storage)
@@ -286,7 +315,7 @@ class Tape:
     def _recompute(self, frame: CheckpointFrame) -> None:
         module = self.module
         self.enter(frame.module, "recompute")
-        self._recomputing, self.autocast = frame, frame.autocast
+        self._recomputing, self.autocast, self._run_from = frame, frame.autocast, len(self.items)
         try:
             frame.function()
         except EarlyStop:
@@ -398,6 +427,11 @@ class Tape:
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
     def count_flops(self, kind: str, number: Size, *, backward: bool = False) -> None:
-        """Add `number` floating-point operations of a kind ("linear", "attention") to the pass that is running."""
+        """Add `number` floating-point operations of a kind ("linear", "attention") to the pass that is running.
+
+        Selective checkpointing keeps the results of all that has any: recomputing adds none then.
+        """
+        if self.takes_results and not backward:
+            return
         where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
         self.flops.append((len(self.events), where, kind, number))

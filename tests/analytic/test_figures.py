@@ -115,8 +115,8 @@ def test_largest_batches_are_those_of_the_bisection(family: str) -> None:
 
 def test_what_predict_refuses_is_refused() -> None:
     """Before anything is computed, or when the plan is made."""
-    with pytest.raises(UnsupportedError, match="selective"):
-        RunFigures(run_of("llama", "lora", checkpointing="selective"))
+    with pytest.raises(UnsupportedError, match="fused loss for seq-cls"):
+        RunFigures(run_of("roberta", "lora", loss="fused"))
     with pytest.raises(ContradictionError, match="freezes A"):
         RunFigures(run_of("llama", "lora", optimizer="lorafa"))
     with pytest.raises(UnsupportedError, match="does not model the method lora-ga"):

@@ -299,8 +299,40 @@ def test_parts_of_checkpointed_models(model: str, method: str, options: dict[str
     assert simulated(run)[0] == closed_form(run)
 
 
+SELECTIVE: dict[str, dict[str, Any]] = {
+    "eager": {"attn": "eager"},
+    "eager, autocast": {"attn": "eager", "amp": True, "dtype": "fp32"},
+    "sdpa, one sequence": {"bs": 1, "changes": {"vocab_size": 12000}},
+    "sdpa, dropout": {"dropout": 0.1, "amp": True, "changes": {"vocab_size": 6000}},
+    "eager, fp16": {"attn": "eager", "dtype": "fp16"},
+}
+
+
+def selective_cases() -> list[Any]:
+    """Every family with every method and option; one in thirteen by default."""
+    made = []
+    for i, family in enumerate((*FAMILIES, "roberta", "mixtral", "deepseek_v2")):
+        for j, method in enumerate(("full", "lora", "lora-fa", "vera", "dora", "qlora")):
+            for k, (name, options) in enumerate(SELECTIVE.items()):
+                experts = family in ("mixtral", "deepseek_v2")
+                if experts and (method == "dora" or "dropout" in name):
+                    continue  # PEFT has neither for experts
+                if family == "t5" and (method == "qlora" or "fp16" in name):
+                    continue  # closed forms have neither
+                marks = () if (i + j + k) % 13 == 0 else pytest.mark.slow
+                made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "method", "options"), selective_cases())
+def test_parts_of_selectively_checkpointed_layers(family: str, method: str, options: dict[str, Any]) -> None:
+    """Results of products and attention stay, to be taken when their layer runs again; all others come anew."""
+    run = run_of(family, method, layers=6, checkpointing="selective", optimizer="sgd", **options)
+    assert simulated(run)[0] == closed_form(run)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "t5", "roberta"])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_what_the_forward_leaves(family: str, checkpointing: str, method: str) -> None:
     """Autograd keeps the same: with checkpointing also the leaf that enable_input_require_grads makes, and all that a

@@ -97,7 +97,7 @@ def _product(b: Parameter, a: Parameter) -> Tensor:
     tape = a.tape
     left, right = (ops.autocast_to(x, tape.autocast, "autocast adapter") if tape.autocast else x for x in (b, a))
     (k, inner), m = left.shape, right.shape[1]
-    out = tape.new("B A", (k, m), left.dtype)
+    out = tape.result("B A", (k, m), left.dtype)
     flops = ops.matmul_flops((k,), int(inner), int(m))
     tape.count_flops("linear", flops)
     if tape.needs_grad(left, right):
@@ -130,7 +130,7 @@ def _baddbmm(weight: Parameter, left: Tensor, right: Tensor) -> Tensor:
     """weight + scaling * left @ right over the experts; each factor's gradient is a product, then scaled."""
     tape = weight.tape
     experts, k, inner = (int(width) for width in left.shape)
-    out = ops.like(weight, "adapted experts")
+    out = tape.result("adapted experts", weight.shape, weight.dtype)
     flops = ops.matmul_flops((experts, k), inner, int(right.shape[2]))
     tape.count_flops("linear", flops)
     if tape.needs_grad(left, right):
