@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lorafa_prof.errors import ContradictionError
 from lorafa_prof.specs import RunSpec
 
@@ -12,18 +14,16 @@ def refuse_contradictions(run: RunSpec) -> None:
     Raises:
         ContradictionError: options of which one has to go; the text says why.
     """
-    quantised = run.resolved_quant != "none"
-    refused = (
-        (
-            run.method.name == "full" and quantised,
-            f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method",
-        ),
-        (
-            run.method.name == "adalora" and run.checkpointing == "selective",
-            "PEFT's AdaLoRA adds to base layers' results in place, which selective checkpointing keeps: "
-            + "--checkpointing full",
-        ),
-    )
-    for asked, why in refused:
-        if asked:
-            raise ContradictionError(why)
+    for why in _contradictions(run):
+        raise ContradictionError(why)
+
+
+def _contradictions(run: RunSpec) -> Iterator[str]:
+    method, quant = run.method.name, run.resolved_quant
+    if method == "full" and quant != "none":
+        yield f"full fine-tuning cannot train {quant} weights: name an adapter method"
+    if method == "adalora" and run.checkpointing == "selective":
+        yield (
+            "PEFT's AdaLoRA adds to what its base layers return, in place, and that is what selective checkpointing "
+            "keeps: name --checkpointing full"
+        )
