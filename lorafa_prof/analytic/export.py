@@ -39,6 +39,7 @@ from lorafa_prof.analytic.moments import Moment, candidate_moments
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.analytic.workspaces import cublas_workspaces
+from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results import PART_FIELDS
 from lorafa_prof.specs import LARGEST_BATCH, LARGEST_RANK, LARGEST_SEQUENCE, DeviceSpec, MethodSpec, ModelSpec, RunSpec
@@ -102,6 +103,11 @@ def steps_of(task: Task) -> list[Answer]:
         run = RunSpec(
             model=model, method=MethodSpec(name=method, rank=SENTINEL), bs=1 if single else 2, seq=seq, **chosen
         )
+        try:
+            refuse_contradictions(run)
+        except ContradictionError as error:
+            answers.append(str(error))
+            continue
         alike = _alike(run)
         if alike is None:
             answers.append(MIXED)
