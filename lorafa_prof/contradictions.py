@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from lorafa_prof.errors import ContradictionError
 from lorafa_prof.specs import RunSpec
 
-
 #: The dtype that PEFT gives adapters over quantised weights if it is not told to cast them to fp32: that in which 4-bit
 #: layers multiply; int8 layers have none.
 _OVER_QUANTISED = {"nf4": "bf16", "nf4-dq": "bf16", "int8": "fp32"}
@@ -34,11 +33,11 @@ def _contradictions(run: RunSpec) -> Iterator[str]:
         elif quant == "int8":
             yield f"PEFT makes adapters over int8 weights in fp32: not {asked}"
         else:
-            yield f"PEFT makes adapters over {quant} weights in bf16, in which these are multiplied, or fp32: not {asked}"
+            yield f"PEFT makes adapters over {quant} weights in bf16, their compute dtype, or in fp32: not {asked}"
     if run.prepare_kbit == "trl" and not run.amp:
         yield (
-            "--prepare-kbit trl is what TRL's SFTTrainer leaves with bf16=True, which is autocast: add --amp (without it "
-            "a Llama's norms hand fp32 to a head in bf16, and the step fails)"
+            "--prepare-kbit trl is what TRL's SFTTrainer leaves with bf16=True, which is autocast: add --amp (without "
+            "it a Llama's norms hand fp32 to a head in bf16, and the step fails)"
         )
     if method == "adalora" and run.checkpointing == "selective":
         yield (

@@ -15,7 +15,7 @@ from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, NO_OUTLIERS, managed_lines
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -78,7 +78,6 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
-        (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
     refuse_contradictions(run)
@@ -182,8 +181,7 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     if run.method.name != "full":
         lines.append(f"adapters in {as_deepspeed_casts(run).resolved_adapter_dtype}")
     if run.resolved_quant != "none":
-        double = "with" if run.resolved_quant == "nf4-dq" else "without"
-        lines.append(f"linear weights in nf4 {double} double quantisation")
+        lines += _QUANTISED[run.resolved_quant]
         lines.append(_PREPARED[run.prepare_kbit])
     if run.loss == "fused":
         lines.append(FUSED_LOSS)
@@ -196,6 +194,11 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     return (*lines, *of_model)
 
 
+_QUANTISED = {
+    "nf4": ("linear weights in nf4 without double quantisation",),
+    "nf4-dq": ("linear weights in nf4 with double quantisation",),
+    "int8": ("linear weights in int8, with one scale a row", NO_OUTLIERS),
+}
 _PREPARED = {
     "none": "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
     "peft": "norms, embeddings and head are in fp32, as prepare_model_for_kbit_training casts them",

@@ -26,11 +26,12 @@ class Edge(NamedTuple):
 class Node:
     """One operation of the autograd graph."""
 
-    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
+    __slots__ = ("backward", "edges", "grads", "held", "module", "name", "outputs", "saved", "seq")
 
     def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
         self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
         self.saved: list[Storage | Placeholder] = []
+        self.held: Storage | None = None  # by an attribute of the node, which goes with the graph and not before
         self.grads: list[Tensor | None] | None = None
         self.outputs = 1
 

@@ -333,7 +333,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     return out
 
 
-# -- embedding, quantised product, loss --------------------------------------------------------------------------------
+# -- embedding, loss ---------------------------------------------------------------------------------------------------
 
 
 def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Tensor:
@@ -344,37 +344,6 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
         shape, dtype = weight.shape, weight.dtype
         tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
     return out
-
-
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
-    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
-
-    Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
-    """
-    del bias
-    tape = x.tape
-    source = x.dtype
-    x = cast(x, COMPUTE_DTYPE, "compute input")
-    k, m = int(weight.shape[0]), int(weight.shape[1])
-    flops = matmul_flops(x.shape[:-1], m, k)
-    tape.count_flops("linear", flops)
-    dense = None if tape.takes_results else tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
-    out = tape.result("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
-    del dense
-    if tape.needs_grad(x):
-        shape = x.shape
-
-        def backward(g: Grads) -> list[Tensor | None]:
-            dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-            dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
-            grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
-            del dense
-            tape.count_flops("linear", flops, backward=True)
-            return [grad]
-
-        tape.record("MatMul4Bit", [x], out, [], backward)
-    return cast(out, source, "linear output")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -208,6 +208,8 @@ class Tape:
         outputs: Tensor | Sequence[Tensor],
         saved: Sequence[Tensor | None],
         backward: Backward,
+        *,
+        held: Tensor | None = None,
     ) -> None:
         """Put an operation into the graph.
 
@@ -217,10 +219,13 @@ class Tape:
             outputs: what it returned.
             saved: what its backward needs. Parameters cost nothing more, other storages are kept alive.
             backward: from the outputs' gradients to the inputs' (None where `inputs` needs none).
+            held: what the node keeps past autograd's book of saved tensors: neither is it dropped where a region is
+                checkpointed, nor released when the node has run.
         """
         edges = [self._edge(x) if x is not None and x.requires_grad else None for x in inputs]
         node = Node(self._seq, self.module, name, edges, backward)
         self._seq += 1
+        node.held = None if held is None else held.storage
         outs = [outputs] if isinstance(outputs, Tensor) else outputs
         try:
             kept = [self._save(x) for x in saved if x is not None]

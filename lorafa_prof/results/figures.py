@@ -66,7 +66,9 @@ def managed_lines(managed_bytes: int | None) -> tuple[str, ...]:
 
 #: What a prediction with the fused loss rests on, in every engine.
 FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
-#: What nobody has compared of it, and of FSDP2 on CUDA.
+#: What one with int8 weights rests on.
+NO_OUTLIERS = "no column of a layer's input has outliers"
+#: What nobody has compared of the fused loss, and of FSDP2 on CUDA.
 LIGER_ITSELF = "liger-kernel itself: the buffers follow its source, and no run of it has been compared"
 FSDP_TABLES = "FSDP2 on CUDA: the small tables of addresses inside chunk_cat and split_with_sizes_copy"
 

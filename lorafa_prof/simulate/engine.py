@@ -9,7 +9,7 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, NO_OUTLIERS, managed_lines
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -224,7 +224,7 @@ class Simulation:
         if has_pre_pass(run):
             lines.append(self._pass_and_training())
         if run.resolved_quant == "int8":
-            lines.append("no column of a layer's input has outliers")
+            lines.append(NO_OUTLIERS)
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
