@@ -39,7 +39,8 @@ class Held:
 Forward = Callable[[Tensor], Tensor]
 AdapterForward = Callable[[Tensor, Tensor], Tensor]
 """From the module's input and its base layer's result to the adapted result."""
-MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward"]
+MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward | None"]
+"""Adds an adapter to a layer and returns its forward; None: the layer runs as it is."""
 
 
 class Units(Protocol):

@@ -15,7 +15,14 @@ from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, NO_OUTLIERS, managed_lines
+from lorafa_prof.results.figures import (
+    FSDP_TABLES,
+    FUSED_LOSS,
+    LIGER_ITSELF,
+    NO_OUTLIERS,
+    managed_lines,
+    pass_and_training,
+)
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -62,6 +69,7 @@ def predict(
             *run_assumptions(run, plan.assumptions),
             *plan.sharing.assumptions,
             *managed_lines(plan.managed_bytes),
+            *_pass_and_training(plan, run, workspace),
             device_assumption(device),
         ),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
@@ -87,6 +95,12 @@ def refuse_unmodelled(run: RunSpec) -> None:
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
+
+
+def _pass_and_training(plan: StepPlan, run: RunSpec, workspace: int) -> tuple[str, ...]:
+    """Say which peak is whose where there is a pass before training: the verdict goes by the larger one."""
+    peaks = plan.peaks_apart(run.bs, run.seq)
+    return () if peaks is None else (pass_and_training(*(peak + workspace for peak in peaks)),)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

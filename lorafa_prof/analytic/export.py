@@ -60,6 +60,8 @@ LIMITS = {"bs": LARGEST_BATCH, "seq": LARGEST_SEQUENCE, "rank": LARGEST_RANK}
 #: What autocast (to bf16), the base and the adapters may be together here: one 16-bit dtype, and fp32.
 MIXED = "bf16 and fp16 in one run are left out of this page; lorafa-prof predict has them"
 
+RANK_DECIDES = "what LoRA-GA decomposes depends on the rank in more than its sizes; lorafa-prof predict has it"
+
 _PARTS = {name: category.value for name, category in PART_FIELDS.items() if name != "workspace_bytes"}
 
 
@@ -146,6 +148,8 @@ def _alike(run: RunSpec) -> RunSpec | None:
 
 
 def _traced(run: RunSpec) -> Answer:
+    if run.method.name == "lora-ga":
+        return RANK_DECIDES
     try:
         refuse_unmodelled(run)
         traced = plan(run)

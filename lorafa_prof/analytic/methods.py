@@ -85,9 +85,9 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro", "lora-ga")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
-    """LoRA: A and B are trained, so A's input stays for backward."""
+    """LoRA: A and B are trained, so A's input stays for backward. LoRA-GA's are, once there are any (`lora_ga`)."""
     return _low_rank(builder, layer, train_a=True, train_b=True)
 
 

@@ -105,7 +105,12 @@ class StepPlan:
 
     @cached_property
     def static(self) -> list[tuple[Kind, int]]:
-        """Tensors that are there through the whole step: (kind, how many)."""
+        """Tensors that are there from the beginning of the timeline to its end: (kind, how many)."""
+        return self.kept
+
+    @cached_property
+    def kept(self) -> list[tuple[Kind, int]]:
+        """Tensors that are there through a whole step: (kind, how many)."""
         counts: Counter[Kind] = Counter()
         for held in self.sharing.held():
             counts[_parameter_kind(held)] += held.count
@@ -178,6 +183,11 @@ class StepPlan:
     def _columns(self) -> list[tuple[int, ...]]:
         """The events as columns: kinds, changes, places."""
         return list(zip(*self.timeline.events, strict=True))
+
+    def peaks_apart(self, bs: int, seq: int) -> tuple[int, int] | None:
+        """Return the peak before training and that of training, in bytes; None: there is nothing before it."""
+        del bs, seq
+        return None
 
     def alive(self, position: int) -> list[tuple[Kind, int]]:
         """Return what is alive at a position of the timeline: (kind, how many), static tensors first."""
@@ -289,6 +299,10 @@ def plan(run: RunSpec) -> StepPlan:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
     with _collector_paused():
+        if run.method.name == "lora-ga":
+            from lorafa_prof.analytic.lora_ga import plan_after_pass  # which makes a plan of its own kind
+
+            return plan_after_pass(run)
         return StepPlan(run, trace_step(as_deepspeed_casts(run)))
 
 

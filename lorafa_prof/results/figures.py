@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorafa_prof.ledger import Category, Ledger
+from lorafa_prof.units import format_bytes
 
 #: Version of the JSON layout; raised when a reader of the old one would misread the new one.
 SCHEMA = 1
@@ -101,3 +102,11 @@ class Throughput:
     mfu: float | None = None
     mfu_6n: float | None = None
     hfu: float | None = None
+
+
+def pass_and_training(before: int, training: int) -> str:
+    """Say which of LoRA-GA's peaks is whose, bytes: the verdict goes by the larger one."""
+    return (
+        f"LoRA-GA's gradient pass before training allocates up to {format_bytes(before)}, "
+        f"training up to {format_bytes(training)}"
+    )

@@ -9,7 +9,14 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, NO_OUTLIERS, managed_lines
+from lorafa_prof.results.figures import (
+    FSDP_TABLES,
+    FUSED_LOSS,
+    LIGER_ITSELF,
+    NO_OUTLIERS,
+    managed_lines,
+    pass_and_training,
+)
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -23,7 +30,7 @@ from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
-from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.units import allocated
 from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.versions import installed_versions
 
@@ -241,8 +248,7 @@ class Simulation:
             size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
             live += size if event >= 0 else -size
             highest = max(highest, live)
-        before, training = (format_bytes(peak) for peak in (*peaks, highest))
-        return f"LoRA-GA's gradient pass before training allocates up to {before}, training up to {training}"
+        return pass_and_training(*peaks, highest)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
