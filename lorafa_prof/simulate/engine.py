@@ -248,7 +248,8 @@ class Simulation:
             size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
             live += size if event >= 0 else -size
             highest = max(highest, live)
-        return pass_and_training(*peaks, highest)
+        [before] = peaks
+        return pass_and_training(before, highest)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
