@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 
 from lorafa_prof.analytic.frontier import Plans, largest_within
-from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.step_plan import Peak, StepPlan
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lorafa_prof.analytic.builder import Builder, Linear, targeted
-from lorafa_prof.analytic.plan import StepPlan
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
+from lorafa_prof.analytic.step_plan import StepPlan
 from lorafa_prof.analytic.tape import GRADIENTS, TEMPORARIES, Tape, Tensor
 from lorafa_prof.analytic.timeline import Kind, Timeline, build_timeline, generic
 from lorafa_prof.analytic.trace import StepTrace, trace_step
@@ -187,14 +187,11 @@ def _begun(tape: Tape, layer: Adapted, run: RunSpec, alike: list[Tensor]) -> lis
     b = tape.new("B, unscaled", (k, rank), "fp32")
     del diagonal
     b = tape.new("B", (k, rank), "fp32", TEMPORARIES if casts else ADAPTER)
-    pair = [b]
+    a = tape.new("A", (rank, m), run.dtype, ADAPTER) if casts else kept["V"]
     if casts:
-        pair = [tape.new("A", (rank, m), run.dtype, ADAPTER), tape.new("B", (k, rank), run.dtype, ADAPTER)]
-    elif k < m:
-        pair.append(tape.new("A", (rank, m), "fp32", ADAPTER))
-    else:
-        pair.append(kept["V"])
-    del b
+        b = tape.new("B", (k, rank), run.dtype, ADAPTER)
+    # the vectors of a wide matrix's rows lie in columns, and are laid out anew
+    pair = [tape.new("A", (rank, m), run.dtype, ADAPTER) if k < m else a, b]
     weight = tape.new("weight in fp32", (k, m), "fp32") if casts else None
     factors = [tape.new(f"{n} in fp32", shape, "fp32") for n, shape in (("B", (k, rank)), ("A", (rank, m))) if casts]
     product = tape.new("B A", (k, m), "fp32")
@@ -206,7 +203,7 @@ def _begun(tape: Tape, layer: Adapted, run: RunSpec, alike: list[Tensor]) -> lis
         weight = tape.new("W - B A in 16 bits", (k, m), run.dtype)
     del weight  # the old weight goes as the new one takes its place
     alike.pop()
-    del wide, kept, offset
+    del wide, kept, offset, a
     return pair
 
 

@@ -49,6 +49,7 @@ GOLDEN = {
     "pissa": LORA,
     "lora-plus": LORA,
     "lora-pro": LORA,
+    "lora-ga": LORA,
     "dora": Golden(
         trained=8 * (96 + 160) + 160,
         frozen=0,
