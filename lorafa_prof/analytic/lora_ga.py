@@ -168,7 +168,7 @@ def _initialise(tape: Tape, layers: Sequence[Adapted], run: RunSpec) -> None:
     for layer, alike in zip(layers, gradients, strict=True):
         adapters += _begun(tape, layer, run, alike)
         for _ in alike:
-            adapters += [tape.new(name, shape, run.dtype, ADAPTER) for name, shape in _pair(layer, run)]
+            adapters += [tape.new(name, shape, run.dtype, _category(run)) for name, shape in _pair(layer, run)]
         alike.clear()
 
 
@@ -176,6 +176,11 @@ def _pair(layer: Adapted, run: RunSpec) -> tuple[tuple[str, tuple[int, int]], tu
     rank = run.method.rank
     in_place = run.dtype == "fp32" and layer.rows >= layer.columns
     return ("A", (_vectors(layer, run) if in_place else rank, layer.columns)), ("B", (layer.rows, rank))
+
+
+def _category(run: RunSpec) -> str:
+    """What A and B are as they are made: adapters, unless these are casts of them."""
+    return ADAPTER if run.dtype == run.resolved_adapter_dtype else TEMPORARIES
 
 
 def _begun(tape: Tape, layer: Adapted, run: RunSpec, alike: list[Tensor]) -> list[Tensor]:
@@ -187,11 +192,12 @@ def _begun(tape: Tape, layer: Adapted, run: RunSpec, alike: list[Tensor]) -> lis
     b = tape.new("B, unscaled", (k, rank), "fp32")
     del diagonal
     b = tape.new("B", (k, rank), "fp32", TEMPORARIES if casts else ADAPTER)
-    a = tape.new("A", (rank, m), run.dtype, ADAPTER) if casts else kept["V"]
+    kind = _category(run)
+    a = tape.new("A", (rank, m), run.dtype, TEMPORARIES if k < m else kind) if casts else kept["V"]
     if casts:
-        b = tape.new("B", (k, rank), run.dtype, ADAPTER)
+        b = tape.new("B", (k, rank), run.dtype, kind)
     # the vectors of a wide matrix's rows lie in columns, and are laid out anew
-    pair = [tape.new("A", (rank, m), run.dtype, ADAPTER) if k < m else a, b]
+    pair = [tape.new("A", (rank, m), run.dtype, kind) if k < m else a, b]
     weight = tape.new("weight in fp32", (k, m), "fp32") if casts else None
     factors = [tape.new(f"{n} in fp32", shape, "fp32") for n, shape in (("B", (k, rank)), ("A", (rank, m))) if casts]
     product = tape.new("B A", (k, m), "fp32")
