@@ -246,6 +246,7 @@ class Linear:
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.hands_on = head and builder.run.loss == "fused"
         self.quant: Quantization = "none" if head else builder.run.resolved_quant
+        self.by_inputs = builder.spec.architecture == "gpt2" and not head  # transformers' Conv1D
         self.weight = tied_to if tied_to is not None else self._weight(builder)
         # bitsandbytes casts the bias of a quantised layer once and for all, in its first forward
         dtype = ops.COMPUTE_DTYPE if self.quant in ("nf4", "nf4-dq") else None
@@ -274,10 +275,10 @@ class Linear:
     def base(self, x: Tensor) -> Tensor:
         """Run the layer without its adapter."""
         if self.quant == "none":
-            return ops.linear(x, self.weight, self.bias)
+            return ops.linear(x, self.weight, self.bias, by_inputs=self.by_inputs)
         if self.quant == "int8":
             return ops_quantized.int8_linear(x, self.weight, self.bias)
-        return ops_quantized.dequantized_linear(x, self.weight, self.bias)
+        return ops_quantized.dequantized_linear(x, self.weight, self.bias, double=self.quant == "nf4-dq")
 
 
 def hold_nf4(builder: Builder, numel: int, *, double: bool) -> None:

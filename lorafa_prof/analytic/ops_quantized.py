@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
+from lorafa_prof.analytic.sizes import Shape, elements
+from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tape, Tensor
 
 
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None, *, double: bool) -> Tensor:
     """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
 
     Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
+    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product. With double
+    quantisation the scales are dequantised before.
     """
     del bias
     tape = x.tape
@@ -19,8 +20,12 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
     x = ops.cast(x, ops.COMPUTE_DTYPE, "compute input")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     flops = ops.matmul_flops(x.shape[:-1], m, k)
-    tape.count_flops("linear", flops)
-    dense = None if tape.takes_results else tape.new("dequantised weight", weight.shape, ops.COMPUTE_DTYPE)
+    product = Product(ops.COMPUTE_DTYPE, (), x.shape[:-1], (m,), (k,))
+    dense = None
+    if not tape.takes_results:
+        dense = tape.new("dequantised weight", weight.shape, ops.COMPUTE_DTYPE)
+        _dequantised(weight, dense, double=double)
+    tape.count_flops("linear", flops, of=product)
     out = tape.result("linear output", (*x.shape[:-1], k), ops.COMPUTE_DTYPE)
     del dense
     if tape.needs_grad(x):
@@ -28,14 +33,30 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
 
         def backward(g: Grads) -> list[Tensor | None]:
             dense = tape.new("dequantised weight", weight.shape, weight.dtype)
+            _dequantised(weight, dense, double=double)
             dense = ops.cast(dense, ops.COMPUTE_DTYPE, "dequantised weight")
             grad = tape.new("gradient of linear input", shape, ops.COMPUTE_DTYPE)
             del dense
-            tape.count_flops("linear", flops, backward=True)
+            tape.count_flops("linear", flops, backward=True, of=product.backwards[0])
             return [grad]
 
         tape.record("MatMul4Bit", [x], out, [], backward)
     return ops.cast(out, source, "linear output")
+
+
+def _dequantised(weight: Tensor, dense: Tensor, *, double: bool) -> None:
+    """Note what dequantising a 4-bit weight moves: half a byte a value, a scale for 64 of them, one for 256 scales."""
+    tape = dense.tape
+    if tape.moves is None:
+        return
+    numel = elements(weight.shape)[0]
+    scales = Tensor(tape, None, (-(-numel // 64),), "fp32")
+    if double:
+        codes = Tensor(tape, None, scales.shape, "uint8")
+        of_codes = Tensor(tape, None, (-(-numel // (64 * 256)),), "fp32")
+        tape.moved("dequantise scales", [codes, of_codes], [scales])
+        tape.moved("add offset", [scales], [scales])
+    tape.moved("dequantise", [Tensor(tape, None, (-(-numel // 2),), "uint8"), scales], [dense])
 
 
 def int8_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Tensor:

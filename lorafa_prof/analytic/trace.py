@@ -54,12 +54,13 @@ def build_model(run: RunSpec, make_adapter: MakeAdapter | None = None) -> tuple[
     return builder, build(builder)
 
 
-def trace_step(run: RunSpec, make_adapter: MakeAdapter | None = None) -> StepTrace:
+def trace_step(run: RunSpec, make_adapter: MakeAdapter | None = None, *, moves: bool = False) -> StepTrace:
     """Trace forward, loss and backward of one step of `run`.
 
     Args:
         run: the configuration.
         make_adapter: as of `build_model`.
+        moves: note what operations read and write that only move memory.
 
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
@@ -67,6 +68,7 @@ def trace_step(run: RunSpec, make_adapter: MakeAdapter | None = None) -> StepTra
     builder, model = build_model(run, make_adapter)
     tape = builder.tape
     tape.accumulates = run.accumulation > 1
+    tape.moves = [] if moves else None
     if run.amp:
         tape.autocast = "bf16"
     sharing = _WAYS[run.shard](builder, run)
