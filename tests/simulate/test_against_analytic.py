@@ -100,9 +100,7 @@ def rest() -> list[Any]:
     for i, architecture in enumerate(ARCHITECTURES):
         for j, method in enumerate(METHODS):
             if method == "lora-ga" or architecture == "bert":
-                continue  # closed forms have neither
-            if architecture in ("roberta", "xlm-roberta"):
-                continue  # their peak is inside attention's kernel, where the two count differently
+                continue  # the first has a test of its own, closed forms do not have the second
             if architecture == "gemma" or method in ("lora-fa-peft", "pissa", "lora-plus", "lora-fb", "lora-qv"):
                 if architecture in ("mixtral", "deepseek_v2") and method == "pissa":
                     continue  # PEFT has no decomposition for experts
@@ -115,6 +113,10 @@ def rest() -> list[Any]:
 def test_the_rest_of_the_methods(architecture: str, method: str) -> None:
     """Each architecture of the catalog with methods that share their forms with others."""
     options = {} if method == "lora-pro" else {"optimizer": "adamw"}
+    if architecture in ("roberta", "xlm-roberta"):
+        # a classifier's loss is small: the peak is in a layer, with flash attention inside its backward, whose
+        # accumulators `simulated` leaves out
+        options["attn"] = "eager"
     run = architecture_run(architecture, method, layers=5, changes={"vocab_size": 6000}, **options)
     assert simulated(run)[0] == closed_form(run)
 

@@ -126,6 +126,9 @@ PROOFS: tuple[Proof, ...] = (
         tests=("test_parts_of_selectively_checkpointed_layers",), says="", fixed={"checkpointing": "selective"},
     ),
     Proof(
+        letter="A", engine="both", file="simulate/test_lora_ga_in_closed_form.py", tests=("test_every_phase",), says="",
+    ),
+    Proof(
         letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_int8_weights",), says="",
         fixed={"quant": "int8"},
     ),
