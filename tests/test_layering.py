@@ -27,6 +27,7 @@ BENEATH: dict[str, set[str]] = {
     "ledger": {"specs"},
     "sharding": {"specs"},
     "catalog": {"specs"},
+    "configs": {"catalog"},
     "results": {"ledger"},
     "search": {"__init__"},
     "registry": {"__init__"},
@@ -41,7 +42,7 @@ BENEATH: dict[str, set[str]] = {
     "measure": {"results", "workload"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "claims", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "claims", "configs", "simulate", "measure", "compare", "reports"},
     "__main__": {"cli"},
 }
 
@@ -67,9 +68,9 @@ QUICK = {
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.
-WHERE_USED = {"pandas", "matplotlib", "huggingface_hub"}
+WHERE_USED = {"pandas", "matplotlib", "huggingface_hub", "yaml"}
 #: Distributions whose module has another name.
-MODULE_OF = {"nvidia-ml-py": "pynvml"}
+MODULE_OF = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, emit_measurements, is_results_file
 from lorafa_prof.cli.measuring import Sweep
@@ -70,6 +71,7 @@ def command(
     from lorafa_prof.measure.isolate import find_place
     from lorafa_prof.measure.stop import Stop
 
+    configuration()
     options = {
         "device": device, "steps": steps, "warmup": warmup, "trace": trace,
         "cap_bytes": None if cap is None else parse_bytes(cap),

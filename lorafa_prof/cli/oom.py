@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.engines import model_for, simulations
 from lorafa_prof.cli.methods import for_each_method
@@ -86,6 +87,7 @@ def command(
         raise BadInputError("--device, --timeout and --restart go with --engine measure")
     from lorafa_prof.analytic.thresholds import ClosedForms
 
+    files = configuration()
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
     wants_advice = engine != "measure" if advice is None else advice
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
@@ -103,7 +105,7 @@ def command(
         found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments))
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
-    _emit(found, format, output)
+    _emit(files.on(found), format, output)
 
 
 def _refuse_processes() -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
+from lorafa_prof.cli.configuration import config_option, require_model
 from lorafa_prof.cli.ranges import integers
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
@@ -116,6 +118,8 @@ class _Option:
         """Return the values of an axis, each once; a click callback."""
         if not texts:
             return (self.default,)
+        if self.names[0] in ctx.meta and ctx.get_parameter_source(self.names[-1]) is ParameterSource.DEFAULT_MAP:
+            return (False,)  # the denial on the command line counts before a configuration file
         try:
             if self.kind is int:
                 return integers(self.what, ",".join(texts), most=self.most)
@@ -154,7 +158,9 @@ def _float(text: str) -> float:
         raise BadInputError(f"{text[:40]!r} is not a number; write a comma list as 0,0.05,0.1") from None
 
 
-_MODEL = click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder.")
+_MODEL = click.option(
+    "--model", callback=require_model, help="Alias, hub id, or path to a config.json or model folder.  [required]"
+)
 #: Says `trust_remote_code`: how a model is found, and so no part of what a run is.
 trust_option = click.option(
     "--trust-remote-code", is_flag=True,
@@ -222,18 +228,19 @@ _OPTIONS = (
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    return _with(function, _MODEL, *(option.single() for option in (*_SIZES, *_OPTIONS)), trust_option)
+    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    return _with(function, _MODEL, config_option, *options, trust_option)
 
 
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
     sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)
-    return _with(function, _MODEL, *sizes, *(option.single() for option in _OPTIONS), trust_option)
+    return _with(function, _MODEL, config_option, *sizes, *(option.single() for option in _OPTIONS), trust_option)
 
 
 def grid_options(function: Function) -> Function:
     """Add the run options, but the model, to a command that takes many values of each, as tuples."""
-    return _with(function, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
+    return _with(function, config_option, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
 
 
 def _with(function: Function, *options: Callable[[Any], Any]) -> Function:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.methods import for_each_method
 from lorafa_prof.cli.options import (
@@ -77,6 +78,7 @@ def command(
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
+    files = configuration()
     from lorafa_prof import catalog
     from lorafa_prof.cli.engines import model_for, simulating
 
@@ -95,6 +97,7 @@ def command(
             raise BadInputError("--snapshot is of one method: name it with --method")
         predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
         predictions = for_each_method(name_list(methods), lambda name: predict_one(run_of(name)))
+    predictions = files.on(predictions)
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from lorafa_prof import __version__
+from lorafa_prof.cli.configuration import configuration, require_model
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
 from lorafa_prof.cli.engines import model_for
 from lorafa_prof.cli.methods import asked_methods
@@ -40,8 +41,8 @@ MOST_JOBS = 8
 
 @click.command()
 @click.option(
-    "--model", "models", required=True, multiple=True, metavar="M,...",
-    help="Alias, hub id, or path to a config.json or model folder.",
+    "--model", "models", multiple=True, metavar="M,...", callback=require_model,
+    help="Alias, hub id, or path to a config.json or model folder.  [required]",
 )  # fmt: skip
 @click.option(
     "--method", "methods", multiple=True, metavar="M,...", help=f"Method.  [default: {', '.join(DEFAULT_METHODS)}]"
@@ -86,6 +87,7 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     from lorafa_prof.catalog import load_device
 
+    configuration()
     if engine == "analytic":
         # Before numpy is loaded: its products here are too small for a second thread to do more than wait for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
