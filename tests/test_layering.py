@@ -36,13 +36,17 @@ BENEATH: dict[str, set[str]] = {
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
     "claims": {"analytic"},
+    "runs": {"specs"},
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
     "measure": {"results", "workload"},
     "compare": {"results"},
+    "engines": {"analytic", "simulate"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "claims", "configs", "simulate", "measure", "compare", "reports"},
+    "thresholds_asked": {"advice", "compare", "engines", "runs"},
+    "api": {"configs", "thresholds_asked", "reports"},
+    "cli": {"api", "claims", "measure"},
     "__main__": {"cli"},
 }
 

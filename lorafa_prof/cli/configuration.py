@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,8 +12,7 @@ from lorafa_prof.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from lorafa_prof.configs import Reading
-
-Result = TypeVar("Result")
+    from lorafa_prof.configs.applied import Applied
 
 #: Where a context keeps what the files say.
 _KEY = "lorafa_prof.configuration"
@@ -69,49 +67,20 @@ def require_model(ctx: click.Context, param: click.Parameter, value: Any) -> Any
     raise click.MissingParameter(ctx=ctx, param=param, message="" if reading is None else "The files name no model.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """What the files of --config add to results."""
-
-    assumptions: tuple[str, ...] = ()
-    unmodelled: tuple[str, ...] = ()
-
-    def on(self, results: list[Result]) -> list[Result]:
-        """Return predictions or thresholds with what the files say among their assumptions."""
-        return [self._on_one(result) for result in results] if self.assumptions else results
-
-    def _on_one(self, result: Any) -> Any:
-        return replace(
-            result,
-            assumptions=(*result.assumptions, *self.assumptions),
-            unmodelled=(*result.unmodelled, *self.unmodelled),
-        )
-
-
-def configuration() -> Configuration:
+def configuration() -> Applied:
     """Return what the files of --config add to the results of the command that runs, and say it on stderr.
 
     Raises:
         UnsupportedError: a file has for an option what no engine models, and the command line does not override it.
     """
-    from lorafa_prof.catalog.json_files import one_line
+    from lorafa_prof.configs.applied import applied
+    from lorafa_prof.configs.reading import OPTIONS
 
     ctx = click.get_current_context()
-    reading: Reading | None = ctx.meta.get(_KEY)
-    if reading is None:
-        return Configuration()
-    for option, reason in reading.refused.items():
-        if not _is_given(ctx, option):
-            raise UnsupportedError(reason)
-    overridden = [option for option in reading.settings if _is_given(ctx, option)]
-    lines = reading.lines()
-    if overridden:
-        lines.append(f"overridden on the command line: {', '.join(overridden)}")
-    lines = [one_line(line, 2000) for line in lines]
-    unmodelled = tuple(one_line(line, 500) for line in reading.unmodelled)
-    for line in (*lines, *(f"not modelled: {line}" for line in unmodelled)):
+    files = applied(ctx.meta.get(_KEY), [option for option in OPTIONS if _is_given(ctx, option)])
+    for line in (*files.lines, *(f"not modelled: {line}" for line in files.unmodelled)):
         click.echo(f"lorafa-prof: {line}", err=True)
-    return Configuration(assumptions=tuple(lines), unmodelled=unmodelled)
+    return files
 
 
 def _is_given(ctx: click.Context, option: str) -> bool:

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how the run options become a `RunSpec`."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from click.core import ParameterSource
 
 from lorafa_prof.cli.configuration import config_option, require_model
 from lorafa_prof.cli.ranges import integers
-from lorafa_prof.errors import BadInputError, UnsupportedError
-from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.layers import shares_of
+from lorafa_prof.runs import DEFAULT_METHODS, name_list
 from lorafa_prof.specs import (
     LARGEST_BATCH,
     LARGEST_RANK,
     LARGEST_SEQUENCE,
-    METHODS,
     MOST_GPUS,
     MOST_MICRO_BATCHES,
     AdapterDtype,
@@ -28,19 +28,13 @@ from lorafa_prof.specs import (
     KbitPreparation,
     Loss,
     MethodSpec,
-    ModelSpec,
     Optimizer,
     Quantization,
-    RunnableModel,
-    RunSpec,
     Shard,
     require_choice,
 )
 
 Function = TypeVar("Function", bound=Callable[..., object])
-
-#: What a command answers for where --method names none.
-DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -311,59 +305,6 @@ def limit_options(what: str) -> Callable[[Function], Function]:
         ),
     )  # fmt: skip
     return lambda function: _with(function, *options)
-
-
-def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:
-    """Return the names of a repeatable option whose values may be comma lists, each once.
-
-    Raises:
-        BadInputError: an empty name, as an unset variable of a script leaves it.
-    """
-    names = [name.strip() for value in values for name in value.split(",")]
-    if not all(names):
-        raise BadInputError(f"an empty name among the values of {what}")
-    return list(dict.fromkeys(names))
-
-
-def run_spec(
-    model: ModelSpec | RunnableModel,
-    method: str,
-    *,
-    rank: int,
-    targets: str,
-    dropout: float,
-    layers: str = ALL,
-    **options: Any,
-) -> RunSpec:
-    """Return the run that the options describe for one method.
-
-    Raises:
-        BadInputError: a value out of range, or an empty target.
-    """
-    require_choice("method", method, METHODS)
-    names = tuple(name.strip() for name in targets.split(","))
-    if not all(names):
-        raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    adapted = layers_of(layers, model)
-    spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
-    return RunSpec(model=model, method=spec, **options)
-
-
-def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:
-    """Return the layers of a model that --layers names; None for all of them.
-
-    Raises:
-        BadInputError: another text, no layer at all, or one that the model does not have.
-        UnsupportedError: nothing says how many layers the model has.
-    """
-    if text == ALL:
-        return None
-    if model.depth is None:
-        raise UnsupportedError(
-            f"{model.name}: its configuration does not say how many layers there are, of which --layers could choose"
-        )
-    uneven = isinstance(model, ModelSpec) and model.num_decoder_layers not in (0, model.num_layers)
-    return parse_layers(text, model.depth, model.name, uneven=uneven)
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,18 +15,15 @@ from lorafa_prof.cli.options import (
     allocator_options,
     cards_option,
     methods_option,
-    name_list,
     run_options,
-    run_spec,
 )
+from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.runs import name_list, run_spec
 
 if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
-    from lorafa_prof.specs import RunSpec
-
-ENGINES = ("analytic", "simulate")
 
 
 def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -80,27 +78,27 @@ def command(
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     files = configuration()
     from lorafa_prof import catalog
-    from lorafa_prof.cli.engines import model_for, simulating
+    from lorafa_prof.engines import model_for, predictor
 
+    names = name_list(methods)
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     devices = [catalog.load_device(name) for name in name_list(gpus_asked)]
-
-    def run_of(name: str) -> RunSpec:
-        return run_spec(model, name, **options)
-
-    if engine == "analytic":
-        from lorafa_prof.analytic import predict
-
-        predictions = for_each_method(name_list(methods), lambda name: predict(run_of(name), devices))
-    else:
-        if snapshot and len(name_list(methods)) != 1:
-            raise BadInputError("--snapshot is of one method: name it with --method")
-        predict_one = simulating(devices, allocator_conf(alloc_conf, expandable_segments), snapshot)
-        predictions = for_each_method(name_list(methods), lambda name: predict_one(run_of(name)))
+    if snapshot and len(names) != 1:
+        raise BadInputError("--snapshot is of one method: name it with --method")
+    conf = allocator_conf(alloc_conf, expandable_segments)
+    predict = predictor(engine, devices, conf, None if snapshot is None else partial(_write_snapshot, snapshot))
+    predictions = for_each_method(names, lambda name: predict(run_spec(model, name, **options)))
     predictions = files.on(predictions)
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
+
+
+def _write_snapshot(path: str, data: bytes) -> None:
+    from lorafa_prof.cli.emit import write_stdout_bytes
+    from lorafa_prof.reports.output import write_bytes_atomically
+
+    write_stdout_bytes(data) if path == "-" else write_bytes_atomically(path, data)
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

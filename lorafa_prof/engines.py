@@ -1,4 +1,4 @@
-"""The engine that runs the real step, imported when a command asks for it, and told what the command line says."""
+"""The engines by name: imported when they are asked for, so that one that is not costs nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.specs import require_choice
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
@@ -23,26 +24,52 @@ class PredictOnCard(Protocol):
         ...
 
 
+#: Those that predict.
+ENGINES = ("analytic", "simulate")
 #: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
 _TALKATIVE = ("bitsandbytes", "transformers", "peft")
 
 
+def predictor(
+    engine: str,
+    devices: Sequence[DeviceSpec],
+    conf: str | None = None,
+    snapshot: Callable[[bytes], object] | None = None,
+) -> Callable[[RunSpec], Prediction]:
+    """Return a function that predicts a run.
+
+    Args:
+        engine: "analytic" or "simulate".
+        devices: cards to hold it against.
+        conf: allocator settings, as `simulating` takes them.
+        snapshot: as `simulating` takes it.
+
+    Raises:
+        as `simulating`.
+        UnknownNameError: no such engine.
+    """
+    require_choice("engine", engine, ENGINES)
+    if engine == "simulate":
+        return simulating(devices, conf, snapshot)
+    from lorafa_prof.analytic import predict
+
+    return lambda run: predict(run, devices)
+
+
 def simulating(
-    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None
+    devices: Sequence[DeviceSpec], conf: str | None, snapshot: Callable[[bytes], object] | None = None
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
     Args:
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
-        snapshot: a file that a memory snapshot of the run is written to; "-": stdout.
+        snapshot: is given a memory snapshot of the run.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
-    from lorafa_prof.cli.emit import write_stdout_bytes
-    from lorafa_prof.reports.output import write_bytes_atomically
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
@@ -51,9 +78,8 @@ def simulating(
 
     def predict(run: RunSpec) -> Prediction:
         simulation = simulate(run, devices[0] if devices else None, settings=settings)
-        if snapshot:
-            data = simulation.snapshot()
-            write_stdout_bytes(data) if snapshot == "-" else write_bytes_atomically(snapshot, data)
+        if snapshot is not None:
+            snapshot(simulation.snapshot())
         return simulation.prediction(devices)
 
     return predict
