@@ -13,7 +13,7 @@ from lorafa_prof.cli import main
 from tests.support.tool_files import ADAPTER, AXOLOTL_QLORA, DEEPSPEED, PARTS, TRAINING_ARGUMENTS, WHOLE, ToolFile
 
 #: What the files that name no model are given beside them.
-MORE = ("--model", "llama3.2-1b", "--method", "full,lora", "--seq", "512")
+MORE = ("--model", "llama3.2-1b", "--method", "lora,dora", "--seq", "512")
 
 
 @pytest.fixture(autouse=True)
