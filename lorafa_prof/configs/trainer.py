@@ -85,6 +85,8 @@ def _precision(draft: Draft, *, trl: bool) -> None:
 def _checkpointing(draft: Draft, *, default: bool) -> None:
     key = "activation_checkpointing" if draft.has("activation_checkpointing") else "gradient_checkpointing"
     on = draft.switch(key)
+    if key == "activation_checkpointing":
+        draft.unused_if(("gradient_checkpointing",), f"{key}, its newer name, is there as well")
     checkpointing = default if on is None else on
     draft.set("checkpointing", "full" if checkpointing else "none", key, explicit=on is not None)
     for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
@@ -225,8 +227,9 @@ def _uncounted(draft: Draft) -> None:
 def _sft(draft: Draft) -> None:
     """Take the keys of `SFTConfig` and `ModelConfig`."""
     shared.model(draft, "model_name_or_path")
-    key = "max_seq_length" if draft.has("max_seq_length") else "max_length"
+    key = "max_length" if draft.has("max_length") or not draft.has("max_seq_length") else "max_seq_length"
     shared.positive(draft, "seq", key, 1024)
+    draft.unused_if(("max_seq_length",) if key == "max_length" else (), "max_length, its newer name, is there as well")
     for name in ("packing", "padding_free"):
         if draft.switch(name):
             draft.note(f"{name}: rows are full, as every sequence is taken here; a batch becomes one row of its tokens")

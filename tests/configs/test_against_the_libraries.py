@@ -39,6 +39,10 @@ def test_every_training_argument_is_known() -> None:
 
 def _something(field: Any) -> Any:
     """A value for a field that changes nothing: its default, or what turns it off."""
+    if field.name == "optim":
+        return "sgd"
+    if field.name.endswith(("_kwargs", "_config")):
+        return {}
     default = field.default if field.default is not dataclasses.MISSING else None
     return default if isinstance(default, (bool, int, float)) else False
 
