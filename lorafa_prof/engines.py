@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import BadInputError, MissingComponentError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import require_choice
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+    from lorafa_prof.speed.profile import DeviceProfile
     from lorafa_prof.thresholds import Engine, Guess
 
 
@@ -35,6 +36,7 @@ def predictor(
     devices: Sequence[DeviceSpec],
     conf: str | None = None,
     snapshot: Callable[[bytes], object] | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run.
 
@@ -43,21 +45,55 @@ def predictor(
         devices: cards to hold it against.
         conf: allocator settings, as `simulating` takes them.
         snapshot: as `simulating` takes it.
+        profile: by which steps are timed: of one of the devices, or of the CPU, which then is what is simulated.
 
     Raises:
         as `simulating`.
+        BadInputError: a card's settings beside the profile of a CPU.
         UnknownNameError: no such engine.
     """
     require_choice("engine", engine, ENGINES)
-    if engine == "simulate":
-        return simulating(devices, conf, snapshot)
-    from lorafa_prof.analytic import predict
+    if engine == "analytic":
+        from lorafa_prof.analytic import predict
 
-    return lambda run: predict(run, devices)
+        return lambda run: predict(run, devices)
+    if profile is not None and profile.kind == "cpu":
+        if conf or snapshot is not None:
+            raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
+        threads = profile.environment.get("threads")
+        return lambda run: simulate_on_cpu(run, threads if isinstance(threads, int) else 1, profile)
+    return simulating(devices, conf, snapshot, profile)
+
+
+def profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
+    """Return the profile in a file; the card that it is of joins the devices where none was named.
+
+    Raises:
+        BadInputError: a profile of none of the devices, or of a card that the catalog does not know.
+    """
+    from lorafa_prof.catalog import load_device
+    from lorafa_prof.speed.profile_file import read_profile
+
+    found = read_profile(path)
+    if found.kind == "cpu":
+        if devices:
+            raise BadInputError(f"{path}: a profile of a CPU ({found.full_name}), which goes without --gpu")
+    elif not devices:
+        try:
+            devices.append(load_device(found.name))
+        except UnknownNameError as error:
+            raise BadInputError(f"{path}: {error}; describe it in a JSON file of that name, for --gpu") from error
+    elif found.name not in [device.name for device in devices]:
+        named = ", ".join(device.name for device in devices)
+        raise BadInputError(f"{path}: a profile of {found.name}, which --gpu does not name ({named})")
+    return found
 
 
 def simulating(
-    devices: Sequence[DeviceSpec], conf: str | None, snapshot: Callable[[bytes], object] | None = None
+    devices: Sequence[DeviceSpec],
+    conf: str | None,
+    snapshot: Callable[[bytes], object] | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
@@ -65,6 +101,7 @@ def simulating(
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
         snapshot: is given a memory snapshot of the run.
+        profile: of the card of its name, by which its step is timed; the others have their default profiles.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -77,10 +114,10 @@ def simulating(
         from lorafa_prof.simulate.engine import simulate
 
     def predict(run: RunSpec) -> Prediction:
-        simulation = simulate(run, devices[0] if devices else None, settings=settings)
+        simulation = simulate(run, devices[0] if devices else None, settings=settings, timed=bool(devices))
         if snapshot is not None:
             snapshot(simulation.snapshot())
-        return simulation.prediction(devices)
+        return simulation.prediction(devices, profile=profile)
 
     return predict
 
@@ -173,36 +210,37 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
 def simulating_on_cards() -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
-    Asked for the largest batch as well, it takes more recordings. Cards with the same kernels, asked for one after the
-    other, share a recording.
+    Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
+        from lorafa_prof.simulate.recordings import Recordings
+    recordings = Recordings(most=8)
     known: dict[tuple[object, ...], Simulation] = {}
 
     def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
         key = (run, device_traits(device))
         if key not in known:
             known.clear()
-            known[key] = simulate(run, device)
+            known[key] = simulate(run, device, recordings=recordings)
         on_card = replace(known[key], device=device)
         return on_card.prediction([device] if device else [], largest_batch=largest_batch)
 
     return predict
 
 
-def simulate_on_cpu(run: RunSpec, threads: int) -> Prediction:
-    """Predict what a run takes on the CPU, in so many threads.
+def simulate_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = None) -> Prediction:
+    """Predict what a run takes on the CPU, in so many threads; how long by a profile of it, where one is given.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
     with _importing_the_real_step():
         from lorafa_prof.simulate.on_cpu import predict_on_cpu
-    return predict_on_cpu(run, threads)
+    return predict_on_cpu(run, threads, profile)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ BENEATH: dict[str, set[str]] = {
     "results": {"ledger"},
     "search": {"__init__"},
     "registry": {"__init__"},
-    "speed": {"results"},
+    "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
@@ -40,18 +40,19 @@ BENEATH: dict[str, set[str]] = {
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
-    "measure": {"results", "workload"},
+    "measure": {"results", "workload", "speed"},
+    "calibrate": {"measure"},
     "compare": {"results"},
     "engines": {"analytic", "simulate"},
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
     "api": {"configs", "thresholds_asked", "reports"},
-    "cli": {"api", "claims", "measure"},
+    "cli": {"api", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
-REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
+REAL_STEP = {"lorafa", "workload", "simulate", "measure", "calibrate"}
 #: Layers of the quick engine: they start at the speed of Python.
 QUICK = {
     "__init__",

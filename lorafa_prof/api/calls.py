@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lorafa_prof.api.answers import Predictions, Thresholds
 from lorafa_prof.api.options import Path, RunOptions, asked
-from lorafa_prof.engines import predictor, simulations
+from lorafa_prof.engines import predictor, profile_in, simulations
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import for_each_method, name_list
 from lorafa_prof.specs import DeviceSpec, RunSpec, require_choice
@@ -34,6 +34,7 @@ def predict(
     config: Path | Sequence[Path] = (),
     trust_remote_code: bool = False,
     alloc_conf: str | None = None,
+    profile: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Predictions:
     """Predict the memory of one training step, part by part, and whether it fits: `lorafa-prof predict`.
@@ -46,12 +47,13 @@ def predict(
         config: configuration files of other tools, whose options count where this call says nothing.
         trust_remote_code: run Python code that lies in the model's folder (engine "simulate").
         alloc_conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine "simulate").
+        profile: a file that `lorafa-prof calibrate` wrote, for step times on its device (engine "simulate").
         **options: see `RunOptions`.
 
     Returns:
-        A sequence with a `Prediction` a method. `memory` has integers of bytes at the peak of a GPU, `throughput`
-        FLOPs of a step, `parameters` elements, `fit` a verdict a card; each says what it assumes and what it does not
-        model. What the figures come from: docs/analytic.md and docs/simulate.md.
+        A sequence with a `Prediction` a method. `memory` has integers of bytes at the peak of a GPU, `throughput` FLOPs
+        (and for one card, by "simulate", seconds) of a step, `parameters` elements, `fit` a verdict a card; each says
+        what it assumes and what it does not model. What the figures come from: docs/analytic.md and docs/simulate.md.
 
     Raises:
         BadInputError: a name or value that is none, or options that exclude each other.
@@ -59,10 +61,12 @@ def predict(
         MissingComponentError: the engine needs what is not installed; the text holds the command.
     """
     require_choice("engine", engine, Engine)
-    if engine == "analytic" and alloc_conf is not None:
-        raise BadInputError("alloc_conf goes with engine='simulate'")
+    if engine == "analytic" and (alloc_conf is not None or profile is not None):
+        raise BadInputError("alloc_conf and profile go with engine='simulate'")
     question = asked(model, method, config, options, engine=engine, trust=trust_remote_code)
-    answer, remarks = predictor(engine, _cards(gpus), alloc_conf), list[str]()
+    devices, remarks = _cards(gpus), list[str]()
+    measured = None if profile is None else profile_in(profile, devices)
+    answer = predictor(engine, devices, alloc_conf, profile=measured)
     found = for_each_method(question.methods, lambda name: answer(question.run(name)), remarks.append)
     return Predictions(question.files.on(found), remarks)
 

@@ -35,6 +35,11 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 @methods_option()
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
 @cards_option("Card to hold it against", ".")
+@click.option(
+    "--profile",
+    metavar="FILE",
+    help="Profile that calibrate wrote, for step times on its device (engine simulate).  [default: that of the card]",
+)
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
 @allocator_options
@@ -52,6 +57,7 @@ def command(
     methods: tuple[str, ...],
     engine: str,
     gpus_asked: tuple[str, ...],
+    profile: str | None,
     explain: bool,
     check: bool,
     expandable_segments: bool,
@@ -61,7 +67,9 @@ def command(
     output: str | None,
     **options: Any,
 ) -> None:
-    """Predict the memory of one training step, part by part, and whether it fits.
+    """Predict the memory of one training step, part by part, whether it fits, and how long it takes.
+
+    Step times are by --engine simulate, for each --gpu.
 
     \b
     Examples:
@@ -70,15 +78,15 @@ def command(
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
-        raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
+    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments or profile):
+        raise BadInputError("--snapshot, --alloc-conf, --expandable-segments and --profile go with --engine simulate")
     if snapshot == "-" and output is None:
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     files = configuration()
     from lorafa_prof import catalog
-    from lorafa_prof.engines import model_for, predictor
+    from lorafa_prof.engines import model_for, predictor, profile_in
 
     names = name_list(methods)
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
@@ -86,7 +94,8 @@ def command(
     if snapshot and len(names) != 1:
         raise BadInputError("--snapshot is of one method: name it with --method")
     conf = allocator_conf(alloc_conf, expandable_segments)
-    predict = predictor(engine, devices, conf, None if snapshot is None else partial(_write_snapshot, snapshot))
+    taken = None if snapshot is None else partial(_write_snapshot, snapshot)
+    predict = predictor(engine, devices, conf, taken, None if profile is None else profile_in(profile, devices))
     predictions = for_each_method(names, lambda name: predict(run_spec(model, name, **options)))
     predictions = files.on(predictions)
     _emit(predictions, explain, format, output)
