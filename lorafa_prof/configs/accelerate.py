@@ -35,8 +35,8 @@ def read(draft: Draft) -> Reading:
         draft.unused_if(("num_processes",), "distributed_type is NO")
     else:
         shared.positive(draft, "gpus", "num_processes")
-        if kind == "MULTI_GPU":
-            draft.set("shard", "ddp", "distributed_type")
+        # Of DeepSpeed, stage 2 is accelerate's own choice; the sections below say more.
+        draft.set("shard", _KINDS[kind], "distributed_type", explicit=kind != "DEEPSPEED")
     _section(draft, "fsdp_config", kind == "FSDP")
     _section(draft, "deepspeed_config", kind == "DEEPSPEED")
     shared.no(draft, ("parallelism_config", "megatron_lm_config"), "splits of a sequence or a layer over GPUs")
@@ -50,7 +50,7 @@ def read(draft: Draft) -> Reading:
     return draft.finish()
 
 
-_KINDS = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
+_KINDS = {"NO": "none", "MULTI_GPU": "ddp", "FSDP": "fsdp", "DEEPSPEED": "zero2"}
 
 
 def _precision(draft: Draft) -> None:
@@ -81,7 +81,7 @@ def _section(draft: Draft, key: str, wanted: bool) -> None:
 def _fsdp(section: Draft, prefix: str) -> None:
     strategy = section.take(f"{prefix}fsdp_sharding_strategy")
     name = str(strategy if strategy is not None else "FULL_SHARD").upper()
-    section.set("shard", "fsdp", f"{prefix}fsdp_sharding_strategy", explicit=True)
+    section.set("shard", "fsdp", f"{prefix}fsdp_sharding_strategy")
     if name not in ("FULL_SHARD", "1"):
         section.refuse("shard", f"{prefix}fsdp_sharding_strategy", f"{name[:30]} is not modelled; --shard fsdp is full")
     trainer.fsdp_arguments(section, prefix)

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from lorafa_prof.catalog.json_files import kind_of, one_line
-from lorafa_prof.configs.reading import OPTIONS, Reading, Setting, Value
+from lorafa_prof.configs.reading import OPTIONS, Reading, Setting, Unused, Value
 from lorafa_prof.errors import BadInputError, UnsupportedError
 
+#: Why a key is not used that no reader has heard of.
+NOT_KNOWN = "not known here"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -31,8 +33,7 @@ class Draft:
         self._taken: set[str] = set()
         self._settings: dict[str, Setting] = {}
         self._refused: dict[str, str] = {}
-        self._unused: list[str] = []
-        self._ignored: list[str] = []
+        self._unused: list[Unused] = []
         self._notes: list[str] = []
         self._unmodelled: list[str] = []
 
@@ -179,7 +180,7 @@ class Draft:
     def unused(self, key: str, reason: str) -> None:
         """List a key as not used, and why."""
         self._taken.add(key)
-        self._unused.append(f"{self.file}: {one_line(key, 60)} ({reason})")
+        self._unused.append(Unused(file=self.file, key=one_line(key, 60), reason=reason))
 
     def unused_if(self, keys: Iterable[str], reason: str) -> None:
         """List those of the keys that are there as not used, and why."""
@@ -191,8 +192,7 @@ class Draft:
         """List those of the keys that are there as without effect on memory."""
         for key in keys:
             if key in self._data and key not in self._taken:
-                self._taken.add(key)
-                self._ignored.append(f"{self.file}: {one_line(key, 60)}")
+                self.unused(key, "")
 
     def note(self, text: str) -> None:
         """Say how something was understood."""
@@ -209,18 +209,16 @@ class Draft:
         self._settings |= {n: s for n, s in reading.settings.items() if s.explicit or n not in self._settings}
         self._refused |= reading.refused
         self._unused += reading.unused
-        self._ignored += reading.ignored
         self._notes += reading.notes
         self._unmodelled += reading.unmodelled
 
     def finish(self) -> Reading:
         """Return the reading; keys that were not taken are listed as not used."""
         for key in sorted(set(self._data) - self._taken):
-            self._unused.append(f"{self.file}: {one_line(key, 60)} (not known here)")
+            self.unused(key, NOT_KNOWN)
         return Reading(
             formats={self.file: self.tool}, settings=dict(self._settings), refused=dict(self._refused),
-            unused=tuple(self._unused), ignored=tuple(self._ignored), notes=tuple(self._notes),
-            unmodelled=tuple(self._unmodelled),
+            unused=tuple(self._unused), notes=tuple(self._notes), unmodelled=tuple(self._unmodelled),
         )  # fmt: skip
 
 

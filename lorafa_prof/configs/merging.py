@@ -31,8 +31,7 @@ def read_configs(paths: Sequence[str]) -> Reading:
     merged = Reading(
         formats={file: tool for r in readings for file, tool in r.formats.items()}, settings=settings,
         refused={o: reason for o, reason in refused.items() if o not in settings or not settings[o].explicit},
-        unused=tuple(line for r in readings for line in r.unused),
-        ignored=tuple(line for r in readings for line in r.ignored),
+        unused=tuple(key for r in readings for key in r.unused),
         notes=tuple(line for r in readings for line in r.notes),
         unmodelled=tuple(line for r in readings for line in r.unmodelled),
     )  # fmt: skip
@@ -58,8 +57,16 @@ def _as_it_runs(reading: Reading, *, zero: bool) -> Reading:
         settings["amp"] = replace(settings["amp"], value=False)
         notes.append("under DeepSpeed there is no autocast: accelerate leaves precision to it")
     shared = settings.get("shard")
+    unmodelled = list(reading.unmodelled)
+    if shared is not None and shared.value == "fsdp" and "amp" in settings and settings["amp"].value:
+        unmodelled.append(
+            f"{shared.source}: under FSDP with bf16 accelerate gathers weights in bf16; here they are gathered as kept"
+        )
+        if "method" in settings and settings["method"].value == "full" and "dtype" in settings:
+            settings["dtype"] = replace(settings["dtype"], value="fp32")
+            notes.append("under FSDP with bf16 accelerate casts what is trained to fp32")
     clip = settings.get("clip")
     if shared is not None and shared.value != "none" and clip is not None and clip.value and not clip.explicit:
         del settings["clip"]
         notes.append("clipping, which is the Trainer's default, is not counted over several GPUs")
-    return replace(reading, settings=settings, notes=tuple(notes))
+    return replace(reading, settings=settings, notes=tuple(notes), unmodelled=tuple(unmodelled))

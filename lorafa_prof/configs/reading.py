@@ -26,6 +26,16 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unused:
+    """One key that is not used."""
+
+    file: str
+    key: str
+    reason: str
+    """Empty: it has no effect on a step's memory or arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """One configuration file, or several taken together."""
 
@@ -35,10 +45,8 @@ class Reading:
     """By the names in `OPTIONS`."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """What the file says of an option that no engine models, with the reason; the option is to be given otherwise."""
-    unused: tuple[str, ...] = ()
-    """Keys that are not used, each with the reason."""
-    ignored: tuple[str, ...] = ()
-    """Keys without any effect on a step's memory or arithmetic, as "lora.yml: learning_rate"."""
+    unused: tuple[Unused, ...] = ()
+    """Keys that are not used."""
     notes: tuple[str, ...] = ()
     """How something was understood that could be understood otherwise."""
     unmodelled: tuple[str, ...] = ()
@@ -60,10 +68,12 @@ class Reading:
             if assumed:
                 found.append(f"{file}, defaults of {tool}: {assumed}")
         found += self.notes
-        found += [f"not used: {line}" for line in self.unused]
-        if self.ignored:
-            found.append(f"no effect on memory: {', '.join(self.ignored)}")
-        return found
+        by_reason: dict[tuple[str, str], list[str]] = {}
+        for unused in self.unused:
+            by_reason.setdefault((unused.reason, unused.file), []).append(unused.key)
+        harmless = {file: keys for (reason, file), keys in by_reason.items() if not reason}
+        found += [f"{f}: not used ({why}): {', '.join(keys)}" for (why, f), keys in by_reason.items() if why]
+        return found + [f"{file}: no effect on memory: {', '.join(keys)}" for file, keys in harmless.items()]
 
 
 def _flag(name: str) -> str:

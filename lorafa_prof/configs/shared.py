@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lorafa_prof.catalog.model_catalog import hub_ids
 from lorafa_prof.configs.draft import Draft
 
 #: `TrainingArguments(optim=...)` as the run option has it.
@@ -60,8 +61,22 @@ def model(draft: Draft, key: str) -> None:
         return
     if name.startswith(("/", "~", ".", "\\")) or "\\" in name or name.count("/") > 1 or ":" in name:
         draft.refuse("model", key, "paths in a file are not followed; name the model with --model")
-    else:
-        draft.set("model", name, key)
+        return
+    draft.set("model", name, key)
+    alias = _namesake(name)
+    if alias is not None:
+        draft.note(f"{key}: {name} is not in the catalog; {alias} has a model of the same name (--model {alias})")
+
+
+def _namesake(name: str) -> str | None:
+    """Return the catalog's model that another owner's is called like, as mirrors are; None where there is none."""
+    if "/" not in name:
+        return None
+    of_name = {hub_id.casefold(): alias for alias, hub_id in hub_ids().items()}
+    if name.casefold() in of_name:
+        return None
+    ending = f"/{name.rpartition('/')[2].casefold()}"
+    return next((alias for hub_id, alias in of_name.items() if hub_id.endswith(ending)), None)
 
 
 def positive(draft: Draft, option: str, key: str, default: int | None = None) -> None:

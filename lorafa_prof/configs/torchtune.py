@@ -34,6 +34,10 @@ _HARMLESS = (
     "enable_async_checkpointing", "custom_sharded_layers", "cudnn_deterministic_mode", "collate_fn", "model_type",
     "epochs_to_save",
 )  # fmt: skip
+_TOKENIZER = (
+    COMPONENT, "path", "merges_file", "merges_path", "vocab_path", "prompt_template", "special_tokens_path",
+    "truncation_type",
+)  # fmt: skip
 
 
 def is_one(data: dict[str, Any]) -> bool:
@@ -162,6 +166,5 @@ def _sequence(draft: Draft) -> None:
         draft.note("tokenizer.max_seq_len is empty: sequences are as long as the data's; --seq says how long")
     else:
         shared.positive(section, "seq", "tokenizer.max_seq_len")
-    section.ignore([f"tokenizer.{name}" for name in (COMPONENT, "path", "merges_file", "prompt_template",
-                                                     "special_tokens_path", "truncation_type")])  # fmt: skip
+    section.ignore([f"tokenizer.{name}" for name in _TOKENIZER])
     draft.absorb(section)

@@ -118,7 +118,7 @@ def test_other_files_are_not_opened(folder: Path, capsys: pytest.CaptureFixture[
     (folder / "zero.json").write_text("not even JSON")
     (folder / "f.yml").write_text("base_model: llama2-7b\nsequence_len: 256\ndeepspeed: zero.json")
     _, said = predicted(capsys, "--config", "f.yml")
-    assert "deepspeed (another file, which is not opened: give it with --config as well)" in said
+    assert "not used (another file, which is not opened: give it with --config as well): deepspeed" in said
 
 
 def test_under_deepspeed_there_is_no_autocast(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,3 +157,22 @@ def test_a_sweep_varies_what_a_file_fixes(folder: Path, capsys: pytest.CaptureFi
 def test_a_model_is_still_required(capsys: pytest.CaptureFixture[str]) -> None:
     """Without files and without --model, as ever."""
     assert "Missing option '--model'" in refused(capsys, "predict", "--bs", "2")
+
+
+def test_a_mirror_of_a_model_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy of a catalog's model by another owner is not taken for it in silence; its namesake is offered."""
+    (folder / "f.yml").write_text("base_model: SomeMirror/Meta-Llama-3-8B\nsequence_len: 256")
+    assert main(["predict", "--config", "f.yml"]) == 2
+    assert "llama3-8b has a model of the same name (--model llama3-8b)" in capsys.readouterr().err
+
+
+def test_full_fine_tuning_under_fsdp_is_in_fp32(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """accelerate casts what is trained to fp32 where it mixes precisions under FSDP, whatever it was loaded in."""
+    (folder / "f.yml").write_text("base_model: llama2-7b\nsequence_len: 256\nmicro_batch_size: 1")
+    (folder / "a.yml").write_text("distributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8")
+    (found,), said = predicted(
+        capsys, "--config", "f.yml", "--config", "a.yml", "--optimizer", "adamw", "--accumulation", "1"
+    )
+    run = found["run"]
+    assert (run["dtype"], run["amp"], run["shard"], run["gpus"]) == ("fp32", True, "fsdp", 8)
+    assert "casts what is trained to fp32" in said

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lorafa_prof.configs import Reading, read_configs
+from lorafa_prof.configs.draft import NOT_KNOWN
 from lorafa_prof.configs.shared import OPTIMIZERS
 
 
@@ -20,7 +21,7 @@ def read(tmp_path: Path, data: dict[str, Any]) -> Reading:
 
 
 def unknown(reading: Reading) -> list[str]:
-    return [line for line in reading.unused if "not known here" in line]
+    return [unused.key for unused in reading.unused if unused.reason == NOT_KNOWN]
 
 
 def test_every_training_argument_is_known() -> None:

@@ -46,7 +46,12 @@ special_tokens:
 """,
     flags="--model llama3.2-1b --method qlora --quant nf4-dq --rank 16 --dropout 0.05 --targets all-linear --seq 2048 "
     "--bs 2 --accumulation 4 --optimizer paged-adamw-8bit --amp --attn flash --checkpointing full --clip",
-    says=("sample_packing: rows are full", "reentrant checkpointing", "clip on", "qlora.yml: learning_rate"),
+    says=(
+        "sample_packing: rows are full",
+        "reentrant checkpointing",
+        "clip on",
+        "no effect on memory: model_type, learning_rate",
+    ),
 )
 AXOLOTL_FULL = ToolFile(
     name="full.yml",
@@ -62,7 +67,7 @@ max_grad_norm: 0
 lora_r: 8
 """,
     flags="--model llama3.2-1b --method full --seq 1024 --bs 1 --optimizer adamw --amp --attn eager",
-    says=("lora_r (there is no adapter)",),
+    says=("not used (there is no adapter): lora_r",),
 )
 LLAMA_FACTORY = ToolFile(
     name="llama_factory.yaml",
@@ -86,7 +91,7 @@ report_to: none
 """,
     flags="--model qwen2.5-0.5b --method qlora --quant nf4-dq --rank 16 --seq 512 --bs 2 --accumulation 8 --amp "
     "--attn flash --checkpointing full --optimizer adamw --clip",
-    says=("defaults of LLaMA-Factory: ", "llama_factory.yaml: template"),
+    says=("defaults of LLaMA-Factory: ", "no effect on memory: "),
 )
 LLAMA_FACTORY_FULL = ToolFile(
     name="sft.json",
@@ -192,7 +197,10 @@ DEEPSPEED = ToolFile(
     '"gradient_clipping": "auto", "bf16": {"enabled": true}, "zero_allow_untested_optimizer": true, '
     '"zero_optimization": {"stage": 2, "overlap_comm": true, "offload_optimizer": {"device": "none"}}}',
     flags="--bs 4 --shard zero2",
-    says=("gradient_accumulation_steps (auto", "overlap_comm (how DeepSpeed groups"),
+    says=(
+        "(auto: filled in by the Trainer): gradient_accumulation_steps",
+        "is not modelled): zero_optimization.overlap_comm",
+    ),
 )
 WHOLE = (AXOLOTL_QLORA, AXOLOTL_FULL, LLAMA_FACTORY, LLAMA_FACTORY_FULL, TORCHTUNE, TRL, ADAPTER)
 """Files that name a model."""
