@@ -190,8 +190,9 @@ class Draft:
 
     def ignore(self, keys: Iterable[str]) -> None:
         """List those of the keys that are there as without effect on memory."""
-        for key in keys:
-            if key in self._data and key not in self._taken:
+        wanted = set(keys) - self._taken
+        for key in self._data:
+            if key in wanted:
                 self.unused(key, "")
 
     def note(self, text: str) -> None:

@@ -50,7 +50,7 @@ special_tokens:
         "sample_packing: rows are full",
         "reentrant checkpointing",
         "clip on",
-        "no effect on memory: model_type, learning_rate",
+        "no effect on memory: model_type, lora_alpha, learning_rate",
     ),
 )
 AXOLOTL_FULL = ToolFile(
