@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
-from lorafa_prof.cli.engines import model_for
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import cards_option, methods_option, name_list, run_options, run_spec
+from lorafa_prof.cli.options import cards_option, methods_option, run_options
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.runs import name_list, run_spec
 from lorafa_prof.specs import require_choice
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def command(
       lorafa-prof capacity --model llama3-8b --gpu h100 --tokens 1B --price 2.50
       lorafa-prof capacity --model mistral-7b --gpu a100-80gb --method full --cards 2,4,8 --shard fsdp
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
+    files = configuration()
     from lorafa_prof.capacity import Epoch, Planner
+    from lorafa_prof.engines import model_for
 
     counts, shard = _counts(numbers), options.pop("shard")
     if options.pop("gpus") > 1:
@@ -83,7 +86,7 @@ def command(
 
     answers = for_each_method(name_list(methods), of_method)
     found = [each for same_card in zip(*answers, strict=True) for plans in same_card for each in plans]
-    _emit(found, format, output)
+    _emit(files.on(found), format, output)
 
 
 def read_tokens(text: str) -> int:
