@@ -122,6 +122,8 @@ class Product(NamedTuple):
     groups: int = 0
     """Rows of m, or of k where m has none of the batch, are those of so many groups, each with a product of its own; 0:
     it is one product."""
+    chunk: Shape = ()
+    """How much of m, or of k where m has none of the batch, is multiplied at once; () for all."""
 
     @property
     def backwards(self) -> tuple[Product, Product]:
@@ -156,6 +158,8 @@ class Arithmetic(NamedTuple):
     """The pass: "forward", "recompute", "backward"."""
     kind: str
     number: Size
+    phase: str
+    """In which it runs; a fused loss computes gradients in the forward."""
     module: str
     of: Product | FusedAttention | None
 
@@ -565,4 +569,4 @@ class Tape:
         if self.takes_results and not backward:
             return
         where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
-        self.flops.append(Arithmetic(len(self.events), where, kind, number, self.module, of))
+        self.flops.append(Arithmetic(len(self.events), where, kind, number, self.phase, self.module, of))
