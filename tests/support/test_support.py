@@ -117,7 +117,7 @@ def test_a_refusal_is_told_from_a_failure() -> None:
         raise ZeroDivisionError
 
     assert ask("analytic", broken).reason == "fails without a refusal, ZeroDivisionError: "
-    assert ask("analytic", lambda: supported.technique_run("quant", "int8")).reason
+    assert ask("analytic", lambda: supported.technique_run("adapter_dtype", "fp16")).reason
 
 
 def test_first_sentences() -> None:
