@@ -35,7 +35,7 @@ help:
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
-	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, overhead of run: each against its bar'
+	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, run, LoRA-FA: each against its bar'
 	@echo 'make support      docs/support.md anew: what each engine takes, and which tests compare it'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
@@ -91,6 +91,8 @@ bench: $(TEST)
 	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
 	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	$(BIN)/python benchmarks/bench_run_overhead.py || status=1; \
+	$(BIN)/python benchmarks/bench_lorafa.py || status=1; \
+	$(BIN)/python benchmarks/bench_lorafa_step.py || status=1; \
 	exit $$status
 
 # Every cell of the page is a run that the engines are given: some minutes of one core.

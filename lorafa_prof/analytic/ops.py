@@ -276,11 +276,14 @@ def matmul_flops(rows: Shape, inner: int, columns: int) -> tuple[int, str]:
     return 2 * coefficient * inner * columns, symbols
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output", *, by_inputs: bool = False
+) -> Tensor:
     """x @ weight.T + bias with x (..., m), weight (k, m): saves x where the weight is trained.
 
     The weight is saved where x needs a gradient, at no cost unless it is a cast copy. Forward 2Nmk FLOPs, 2Nmk for the
-    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first.
+    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first. `by_inputs`: the weight lies
+    (m, k), as in GPT-2, and its gradient is made so.
     """
     tape = x.tape
     given = x  # the module that was called holds its argument, whatever autocast made of it
@@ -290,7 +293,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
         bias = None if bias is None else autocast_to(bias, tape.autocast, "autocast bias")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     rows = x.shape[:-1]
-    out = tape.new(name, (*rows, k), x.dtype)
+    out = tape.result(name, (*rows, k), x.dtype)
     flops = matmul_flops(rows, m, k)
     product = Product(x.dtype, (), rows, (m,), (k,), () if bias is None else (k,))
     if tape.needs_grad(x, weight, bias):
@@ -305,7 +308,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
             if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
             of_x, of_w = product.backwards
-            for made, of in ((grad_x, of_x), (grad_w, of_w.transposed)):
+            for made, of in ((grad_x, of_x), (grad_w, of_w if by_inputs else of_w.transposed)):
                 if made is not None:
                     made.is_view = made is grad_w or len(x_shape) > 2  # transposed, or unfolded from a matrix
                     tape.count_flops("linear", flops, backward=True, of=of)
@@ -327,7 +330,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     heads = a.shape[1]
     out_columns: int | str = "s" if columns == 0 else columns
     width = inner or columns
-    out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
+    out = tape.result(name, (*a.shape[:3], out_columns), a.dtype)
     flops = elements(("b", heads, "s", "s", width))
     flops = (2 * flops[0], flops[1])
     columns_shape: Shape = (out_columns,)
@@ -351,7 +354,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     return out
 
 
-# -- embedding, quantised product, loss --------------------------------------------------------------------------------
+# -- embedding, loss ---------------------------------------------------------------------------------------------------
 
 
 def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Tensor:
@@ -363,41 +366,6 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
         tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
     tape.moved("embedding", [out], [out])
     return out
-
-
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
-    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
-
-    Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
-    """
-    del bias
-    tape = x.tape
-    source = x.dtype
-    x = cast(x, COMPUTE_DTYPE, "compute input")
-    k, m = int(weight.shape[0]), int(weight.shape[1])
-    flops = matmul_flops(x.shape[:-1], m, k)
-    product = Product(COMPUTE_DTYPE, (), x.shape[:-1], (m,), (k,))
-    packed = Tensor(tape, None, (k * m // 2,), "uint8"), Tensor(tape, None, (k * m // 64,), "fp32")
-    dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
-    tape.moved("dequantise", packed, [dense])
-    tape.count_flops("linear", flops, of=product)
-    out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
-    del dense
-    if tape.needs_grad(x):
-        shape = x.shape
-
-        def backward(g: Grads) -> list[Tensor | None]:
-            dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-            tape.moved("dequantise", packed, [dense])
-            dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
-            grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
-            del dense
-            tape.count_flops("linear", flops, backward=True, of=product.backwards[0])
-            return [grad]
-
-        tape.record("MatMul4Bit", [x], out, [], backward)
-    return cast(out, source, "linear output")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
