@@ -185,7 +185,8 @@ def test_default_methods_that_options_exclude_are_named(
 
 def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]) -> None:
     """The error is the one that is not about a single method."""
-    assert "does not model int8 weights" in refused(capsys, *LLAMA, "--quant", "int8")
+    said = refused(capsys, "predict", "--model", "t5-base", "--bs", "8", "--seq", "512", "--quant", "nf4")
+    assert "does not model a quantised t5-base" in said
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------
