@@ -35,6 +35,7 @@ BENEATH: dict[str, set[str]] = {
     "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
+    "capacity": {"analytic"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "contradictions", "speed"},
     "claims": {"analytic"},
     "runs": {"specs"},
@@ -48,7 +49,7 @@ BENEATH: dict[str, set[str]] = {
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
     "api": {"configs", "thresholds_asked", "reports"},
-    "cli": {"api", "claims", "calibrate"},
+    "cli": {"api", "capacity", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 
