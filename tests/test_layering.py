@@ -39,7 +39,7 @@ BENEATH: dict[str, set[str]] = {
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
     "measure": {"results", "workload", "speed"},
-    "calibrate": {"measure"},
+    "calibrate": {"measure", "simulate"},
     "compare": {"results"},
     "reports": {"results"},
     "cli": {"advice", "analytic", "claims", "simulate", "measure", "calibrate", "compare", "reports"},

@@ -24,6 +24,7 @@ from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.work import OpWork
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.conditions import without_onednn
 from lorafa_prof.workload.optimizers import make_optimizer
@@ -100,6 +101,16 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
         ledger=ledger,
         communication_bytes=communicated(recording),
     )
+
+
+def works_on_cpu(run: RunSpec, threads: int) -> list[OpWork]:
+    """Return the operations of a step of `run` on the CPU, in the order in which they are issued.
+
+    Raises:
+        as `predict_on_cpu`.
+    """
+    with without_onednn():
+        return step_works(record(run, Cpu(threads), build_for_cpu, notes_all=True), DeviceTraits(None, None))
 
 
 def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
