@@ -304,11 +304,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
             grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
             if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
-            for made, of in zip((grad_x, grad_w), product.backwards, strict=True):
+            of_x, of_w = product.backwards
+            for made, of in ((grad_x, of_x), (grad_w, of_w.transposed)):
                 if made is not None:
                     made.is_view = made is grad_w or len(x_shape) > 2  # transposed, or unfolded from a matrix
-                    # the weight's is made as it lies, (k, m)
-                    of = of._replace(m=of.n, n=of.m) if made is grad_w else of
                     tape.count_flops("linear", flops, backward=True, of=of)
             return [grad_x, grad_w, g[0] if need_b else None]  # the engine sums the bias's over the rows
 

@@ -125,6 +125,11 @@ class Product(NamedTuple):
         """The products that give the gradients of the first factor and of the second."""
         return self._replace(k=self.n, n=self.k, added=()), self._replace(m=self.k, k=self.m, added=())
 
+    @property
+    def transposed(self) -> Product:
+        """The product that gives the result transposed."""
+        return self._replace(m=self.n, n=self.m)
+
 
 class FusedAttention(NamedTuple):
     """Attention by one kernel."""

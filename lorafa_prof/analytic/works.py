@@ -1,8 +1,8 @@
 """The work of a step, operator by operator, in closed form: what is multiplied, and what memory is moved.
 
 Products and fused attention have their shapes. Operations that only move memory have the bytes that they read and
-write; of those that the tape does not note (small tables and masks, norms with a mean, routing, the optimizer) there
-are none.
+write; of those that the tape does not note (small tables and masks, routing) there are none. Of the optimizer see
+`optimizer_works`.
 Layers that are alike are traced once and listed as often as there are: a step is as long as the simulation's.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorafa_prof.analytic.optimizer_works import optimizer_works
 from lorafa_prof.analytic.sizes import Shape, Size, elements, product_of, symbol_values
 from lorafa_prof.analytic.tape import Arithmetic, FusedAttention, Move, Product, Tape
 from lorafa_prof.analytic.timeline import repeats
@@ -39,13 +40,16 @@ class StepWorks:
     """
 
     def __init__(self, run: RunSpec) -> None:
-        tape = trace_step(run, moves=True).tape
+        trace = trace_step(run, moves=True)
+        tape = trace.tape
         assert tape.moves is not None, "they are asked for"
         self.run = run
+        self.optimizer = optimizer_works(run, trace.builder.held)
+        """The work of the optimizer's step; empty where it is not known (`optimizer_works.is_listed`)."""
         self._rows = list(_repeated(tape, _in_order(tape.flops, tape.moves)))
 
     def at(self, bs: int, seq: int) -> list[OpWork]:
-        """Return the work of forward, loss and backward, in order, of each micro-batch."""
+        """Return the work of forward, loss and backward, in order, of each micro-batch, and of the optimizer."""
         values = symbol_values(bs, seq)
         known: dict[int, OpWork] = {}
         found = []
@@ -54,7 +58,7 @@ class StepWorks:
             if key not in known:
                 known[key] = _work(row.entry, values)
             found.append(replace(known[key], module=row.module) if row.module != known[key].module else known[key])
-        return found * self.run.accumulation
+        return found * self.run.accumulation + self.optimizer
 
 
 def step_works(run: RunSpec) -> list[OpWork]:

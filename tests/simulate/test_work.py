@@ -14,7 +14,6 @@ from lorafa_prof.catalog import load_model
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.work import counts, is_view, table_flops, works_of
-from lorafa_prof.simulate.kernels.work.foreach import CHUNK, packed
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.simulate.platforms import Cuda
@@ -23,6 +22,7 @@ from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.shapes import Shapes
 from lorafa_prof.simulate.works import Flops, step_throughput, step_works
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.speed.launches import CHUNK, packed
 from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
 from lorafa_prof.workload import Workload
 from tests.analytic.runs import FAMILIES, METHODS, attentions, run_of

@@ -17,7 +17,7 @@ import torch
 
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.work import attention, memory, products
-from lorafa_prof.simulate.kernels.work.foreach import is_foreach, launches, lists_of
+from lorafa_prof.simulate.kernels.work.foreach import is_foreach, kernels, lists_of
 from lorafa_prof.simulate.kernels.work.registry import Part, dtype_name, formula_of, size, whole
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, KernelCall
 from lorafa_prof.speed.work import OpWork
@@ -142,7 +142,7 @@ def _kernels(func: Any, call: KernelCall, fused: bool) -> int:
     lists = lists_of(call.args, call.outputs, len(tensors))
     if _is_optimizer(func):  # the steps, one number a tensor, go beside the lists
         lists = lists[:-1]
-    return launches(lists, scalars=str(func).endswith(".ScalarList"))
+    return kernels(lists, scalars=str(func).endswith(".ScalarList"))
 
 
 def _is_optimizer(func: Any) -> bool:
