@@ -48,14 +48,15 @@ def host_times(
     for _ in range(WARMUP):
         training_step(work)
     times = _timed(work, deadline, clock)
-    view_s = _view_seconds(device, clock)
+    view_s, kernel_s = _view_seconds(device, clock), _kernel_seconds(device, clock)
     op_s = {}
     for phase in HOST_PHASES:
         mine = [each for each in works if _PART_OF.get(each.phase, each.phase) == phase]
         launching = [each for each in mine if each.kernels]
         rest = times[phase] - view_s * (len(mine) - len(launching)) - sum(map(busy, launching))
+        rest -= kernel_s * sum(each.kernels - 1 for each in launching)
         op_s[phase] = max(rest, 0.0) / max(len(launching), 1)
-    return HostTimes(op_s=op_s, view_s=view_s, kernel_s=_kernel_seconds(device, clock))
+    return HostTimes(op_s=op_s, view_s=view_s, kernel_s=kernel_s)
 
 
 #: Phases of operations within those that are timed.
@@ -91,10 +92,13 @@ def _view_seconds(device: str, clock: Callable[[], float]) -> float:
 
 
 def _kernel_seconds(device: str, clock: Callable[[], float]) -> float:
-    """Return what each further kernel of one operation takes: of an operation on a list of tensors."""
-    many = [torch.zeros(4, device=device) for _ in range(MANY)]
-    few, all_s = (_each(lambda n=n: torch._foreach_add_(many[:n], 1.0), clock) for n in (FEW, MANY))  # type: ignore[misc]
-    return max(all_s - few, 0.0) / (MANY // FEW - 1)
+    """Return what each further kernel of one operation takes: of an operation on a list of tensors.
+
+    On the CPU each tensor is one, on a card so many as go into one launch.
+    """
+    tensors = [torch.zeros(4, device=device) for _ in range(MANY)]
+    few, many = (_each(lambda n=n: torch._foreach_add_(tensors[:n], 1.0), clock) for n in (FEW, MANY))  # type: ignore[misc]
+    return max(many - few, 0.0) / (MANY - FEW if device == "cpu" else MANY // FEW - 1)
 
 
 def _each(run: Callable[[], object], clock: Callable[[], float]) -> float:

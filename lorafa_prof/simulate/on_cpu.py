@@ -79,7 +79,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     ledger = _ledger(trace, levels)
     traits = DeviceTraits(None, None)
     flops = step_throughput(recording, traits)
-    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits), profile, run)]
+    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits, one_by_one=True), profile, run)]
     return Prediction(
         engine="simulate",
         run=run,
@@ -110,7 +110,8 @@ def works_on_cpu(run: RunSpec, threads: int) -> list[OpWork]:
         as `predict_on_cpu`.
     """
     with without_onednn():
-        return step_works(record(run, Cpu(threads), build_for_cpu, notes_all=True), DeviceTraits(None, None))
+        recording = record(run, Cpu(threads), build_for_cpu, notes_all=True)
+    return step_works(recording, DeviceTraits(None, None), one_by_one=True)
 
 
 def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
