@@ -240,7 +240,7 @@ def device_assumption(device: DeviceSpec | None) -> str:
 
 
 def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple[str, ...]:
-    """Return what is not modelled of a plan's run, whatever the card is; and of its times, where they were asked for."""
+    """Return what is not modelled of a plan's run, whatever the card is, and of its times."""
     return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",

@@ -100,9 +100,7 @@ def command(
         from lorafa_prof.analytic import predict
 
         if measured is not None and measured.kind == "cpu":
-            raise BadInputError(
-                f"{profile}: a profile of a CPU; closed forms are of a card's kernels: --engine simulate"
-            )
+            raise BadInputError(f"{profile}: a profile of a CPU, and closed forms are of cards: --engine simulate")
         predictions = for_each_method(
             name_list(methods), lambda name: predict(run_of(name), devices, timed=True, profile=measured)
         )
