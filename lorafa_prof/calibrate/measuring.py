@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,13 +59,16 @@ MEASURED = "measured"
 Tell = Callable[[str], None]
 
 
-def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> DeviceProfile:
+def calibrate(
+    device: str, budget_s: float, tell: Tell = lambda text: None, clock: Callable[[], float] = time.perf_counter
+) -> DeviceProfile:
     """Measure the profile of a device.
 
     Args:
         device: "cuda", "cuda:1" or "cpu".
         budget_s: seconds that measuring may take, the loading of libraries and models not counted.
         tell: told what is measured.
+        clock: seconds of the host, of which differences count: those of its thread where others keep the CPU busy.
 
     Raises:
         DeviceError: it is not there.
@@ -72,7 +76,7 @@ def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> D
     """
     place: Any = open_device(device)
     is_cpu = place.type == "cpu"
-    bench: Bench = CpuBench() if is_cpu else CudaBench(place.index)
+    bench: Bench = CpuBench(clock) if is_cpu else CudaBench(place.index)
     dtypes = _dtypes(bench.torch_name)
     parts = _Parts(bench, is_cpu, budget_s, tell)
     tell("bandwidth")
@@ -93,19 +97,19 @@ def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> D
         timed=timed,
     )
     tell("host: seconds an operation")
-    host = _host(profile, bench.torch_name, Deadline(budget_s * SHARES["host"]))
+    host = _host(profile, bench.torch_name, Deadline(budget_s * SHARES["host"]), clock)
     return replace(profile, host=host, environment=_environment(environment, budget_s))
 
 
-def _host(profile: DeviceProfile, device: str, deadline: Deadline) -> HostTimes:
+def _host(profile: DeviceProfile, device: str, deadline: Deadline, clock: Callable[[], float]) -> HostTimes:
     """Return the host's times; on the CPU without what the operations themselves take."""
     run = tiny_run()
     if profile.kind == "cpu":
         works = works_on_cpu(run, torch.get_num_threads())
-        return host_times(device, works, Rates(profile).seconds, deadline)
+        return host_times(device, works, Rates(profile).seconds, deadline, clock)
     traits = DeviceTraits(torch.cuda.get_device_capability(device), profile.units)
     works = step_works(record(run, Cuda(traits, installed_versions()["torch"]), notes_all=True), traits)
-    return host_times(device, works, lambda work: 0.0, deadline)
+    return host_times(device, works, lambda work: 0.0, deadline, clock)
 
 
 class _Parts:
