@@ -276,11 +276,14 @@ def matmul_flops(rows: Shape, inner: int, columns: int) -> tuple[int, str]:
     return 2 * coefficient * inner * columns, symbols
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output", *, by_inputs: bool = False
+) -> Tensor:
     """x @ weight.T + bias with x (..., m), weight (k, m): saves x where the weight is trained.
 
     The weight is saved where x needs a gradient, at no cost unless it is a cast copy. Forward 2Nmk FLOPs, 2Nmk for the
-    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first.
+    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first. `by_inputs`: the weight lies
+    (m, k), as in GPT-2, and its gradient is made so.
     """
     tape = x.tape
     given = x  # the module that was called holds its argument, whatever autocast made of it
@@ -305,7 +308,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
             if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
             of_x, of_w = product.backwards
-            for made, of in ((grad_x, of_x), (grad_w, of_w.transposed)):
+            for made, of in ((grad_x, of_x), (grad_w, of_w if by_inputs else of_w.transposed)):
                 if made is not None:
                     made.is_view = made is grad_w or len(x_shape) > 2  # transposed, or unfolded from a matrix
                     tape.count_flops("linear", flops, backward=True, of=of)
@@ -365,11 +368,12 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
     return out
 
 
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None, *, double: bool) -> Tensor:
     """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
 
     Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
+    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product. With double
+    quantisation the scales are dequantised before.
     """
     del bias
     tape = x.tape
@@ -378,9 +382,8 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
     k, m = int(weight.shape[0]), int(weight.shape[1])
     flops = matmul_flops(x.shape[:-1], m, k)
     product = Product(COMPUTE_DTYPE, (), x.shape[:-1], (m,), (k,))
-    packed = Tensor(tape, None, (k * m // 2,), "uint8"), Tensor(tape, None, (k * m // 64,), "fp32")
     dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
-    tape.moved("dequantise", packed, [dense])
+    _dequantised(weight, dense, double=double)
     tape.count_flops("linear", flops, of=product)
     out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
     del dense
@@ -389,7 +392,7 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
 
         def backward(g: Grads) -> list[Tensor | None]:
             dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-            tape.moved("dequantise", packed, [dense])
+            _dequantised(weight, dense, double=double)
             dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
             grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
             del dense
@@ -398,6 +401,21 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
 
         tape.record("MatMul4Bit", [x], out, [], backward)
     return cast(out, source, "linear output")
+
+
+def _dequantised(weight: Tensor, dense: Tensor, *, double: bool) -> None:
+    """Note what dequantising a 4-bit weight moves: half a byte a value, a scale for 64 of them, one for 256 scales."""
+    tape = dense.tape
+    if tape.moves is None:
+        return
+    numel = elements(weight.shape)[0]
+    scales = Tensor(tape, None, (-(-numel // 64),), "fp32")
+    if double:
+        codes = Tensor(tape, None, scales.shape, "uint8")
+        of_codes = Tensor(tape, None, (-(-numel // (64 * 256)),), "fp32")
+        tape.moved("dequantise scales", [codes, of_codes], [scales])
+        tape.moved("add offset", [scales], [scales])
+    tape.moved("dequantise", [Tensor(tape, None, (-(-numel // 2),), "uint8"), scales], [dense])
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

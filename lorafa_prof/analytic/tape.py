@@ -119,6 +119,9 @@ class Product(NamedTuple):
     n: Shape
     added: Shape = ()
     """Shape of a bias that is added within the operator; () for none."""
+    groups: int = 0
+    """Rows of m, or of k where m has none of the batch, are those of so many groups, each with a product of its own; 0:
+    it is one product."""
 
     @property
     def backwards(self) -> tuple[Product, Product]:

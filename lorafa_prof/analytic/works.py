@@ -144,12 +144,34 @@ def _multiplied(of: Product, phase: str, module: str, values: Mapping[str, Any])
 
     batch, m, k, n = map(number, (of.batch, of.m, of.k, of.n))
     size = ITEMSIZE[of.dtype]
+    if of.groups:
+        return _grouped(of, (m, k, n), phase, module)
     added = number(of.added) if of.added else 0
     return OpWork(
         op=("aten.bmm" if of.batch else "aten.addmm" if of.added else "aten.mm"), kind="matmul", phase=phase,
         module=module, dtype=of.dtype, flops=2 * batch * m * k * n,
         read_bytes=(batch * (m * k + k * n) + added) * size, written_bytes=batch * m * n * size,
         product=MatrixProduct(batch=batch, m=m, n=n, k=k),
+    )  # fmt: skip
+
+
+def _grouped(of: Product, dims: tuple[int, int, int], phase: str, module: str) -> OpWork:
+    """Return the work of a product of rows by each its group's matrix, or of sums over the rows of each group.
+
+    Of groups that are not even the average, rounded up, is the shape, as in the simulation. The kernel that sets up the
+    groups comes first.
+    """
+    (m, k, n), groups, size = dims, of.groups, ITEMSIZE[of.dtype]
+    over_rows = any(isinstance(dim, str) for dim in of.k)
+    if over_rows:
+        shape = MatrixProduct(batch=groups, m=m, n=n, k=-(-k // groups))
+        read, written = m * k + k * n, groups * m * n
+    else:
+        shape = MatrixProduct(batch=groups, m=-(-m // groups), n=n, k=k)
+        read, written = m * k + groups * k * n, m * n
+    return OpWork(
+        op="aten._grouped_mm", kind="matmul", phase=phase, module=module, dtype=of.dtype, flops=2 * m * k * n,
+        read_bytes=read * size + groups * 4, written_bytes=written * size, product=shape, kernels=2,
     )  # fmt: skip
 
 

@@ -149,21 +149,22 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
 def simulating_on_cards() -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
-    Asked for the largest batch as well, it takes more recordings. Cards with the same kernels, asked for one after the
-    other, share a recording.
+    Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
+        from lorafa_prof.simulate.recordings import Recordings
+    recordings = Recordings(most=8)
     known: dict[tuple[object, ...], Simulation] = {}
 
     def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
         key = (run, device_traits(device))
         if key not in known:
             known.clear()
-            known[key] = simulate(run, device)
+            known[key] = simulate(run, device, recordings=recordings)
         on_card = replace(known[key], device=device)
         return on_card.prediction([device] if device else [], largest_batch=largest_batch)
 

@@ -14,6 +14,7 @@ from lorafa_prof.results.plain import (
     build,
     ledger_from_json,
     ledger_to_json,
+    of_newer,
     plain,
     reading,
     run_from_json,
@@ -102,7 +103,9 @@ class Prediction:
         """
         schema = data.get("schema")
         if schema != SCHEMA:
-            raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
+            raise BadInputError(
+                f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}{of_newer(schema)}"
+            )
         with reading("prediction"):
             ledger = data.get("ledger")
             fields = {

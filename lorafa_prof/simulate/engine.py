@@ -17,8 +17,8 @@ from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
-from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, micro_batches
+from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
@@ -61,7 +61,12 @@ def predict(
 
 
 def simulate(
-    run: RunSpec, device: DeviceSpec | None = None, *, settings: AllocatorSettings | None = None, timed: bool = False
+    run: RunSpec,
+    device: DeviceSpec | None = None,
+    *,
+    settings: AllocatorSettings | None = None,
+    timed: bool = False,
+    recordings: Recordings | None = None,
 ) -> Simulation:
     """Record a step of `run` with the kernels of `device` (None: of a card before Hopper) and replay it until settled.
 
@@ -70,19 +75,26 @@ def simulate(
         device: the card.
         settings: of the caching allocator; None: PyTorch's defaults.
         timed: note all operators, so that predictions have step times.
+        recordings: those that are kept, of which this one is taken or becomes one; None: its own.
 
     Raises:
         as `predict`.
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
-    platform = Cuda(device_traits(device), versions["torch"])
-    recording = record(run, platform, notes_all=timed)
+    platform = platform_of(device)
+    recordings = Recordings() if recordings is None else recordings
+    recording = recordings.of(run, platform, notes_all=timed)
     settings = AllocatorSettings() if settings is None else settings
     steps = LEAST_STEPS if recording.again else recording.steps
-    simulation = Simulation(recording, platform, settings, steps, versions, device)
+    simulation = Simulation(recording, platform, settings, steps, versions, device, recordings)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
+
+
+def platform_of(device: DeviceSpec | None) -> Cuda:
+    """Return what runs the kernels of a card (None: of one before Hopper) under the installed releases."""
+    return Cuda(device_traits(device), installed_versions()["torch"])
 
 
 def device_traits(device: DeviceSpec | None) -> DeviceTraits:
@@ -107,6 +119,7 @@ class Simulation:
     steps: int
     versions: Mapping[str, str]
     device: DeviceSpec | None
+    recordings: Recordings
 
     @cached_property
     def trace(self) -> Trace:
@@ -220,7 +233,10 @@ class Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
         if device_traits(device) == self.platform.traits:
             return self
-        return simulate(self.recording.run, device, settings=self.settings, timed=self.recording.notes_all)
+        return simulate(
+            self.recording.run, device, settings=self.settings, timed=self.recording.notes_all,
+            recordings=self.recordings,
+        )  # fmt: skip
 
     def _fit(self, device: DeviceSpec, largest_batch: bool) -> Fit:
         outside = device.context_bytes or 0
@@ -239,7 +255,7 @@ class Simulation:
     @cached_property
     def thresholds(self) -> Thresholds:
         """Where this run stops fitting."""
-        return Thresholds(self.recording, self.platform, self.settings, self.steps)
+        return Thresholds(self.recording.run, self.platform, self.settings, self.steps, self.recordings)
 
     def _assumptions(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         run = self.recording.run

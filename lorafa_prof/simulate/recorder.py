@@ -20,6 +20,7 @@ import torch
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
+from lorafa_prof.simulate.alike import AlikeCalls, plainly
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.work import counts, is_device_work, is_view
 from lorafa_prof.simulate.kernels.work.registry import dtype_name
@@ -124,6 +125,7 @@ class Recorder(InPlaceAccumulation):
         self.makes_on_host: frozenset[Any] = frozenset()
         """Operators whose new storages are on the host now, though on meta here."""
         self._on_host: dict[int, _Life] = {}
+        self._alike = AlikeCalls()
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -257,7 +259,7 @@ class Recorder(InPlaceAccumulation):
             with contextlib.suppress(NotKnownError):
                 found = self.known.value(func, args, kwargs)
                 return found if copies_to_host(func, args, kwargs) else on_meta(found)
-        return self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
+        return self._alike.run(self.platform.run if watched else plainly, func, args, kwargs)
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what an operator that finds out something of its data returns.

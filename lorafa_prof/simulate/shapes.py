@@ -11,9 +11,10 @@ the recordings, and the lengths that may be asked for, are a multiple of 128 tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
@@ -109,11 +110,18 @@ class Shapes:
         run: RunSpec,
         platform: Platform,
         axes: tuple[Axis, ...],
-        known: Iterable[Recording] = (),
+        recorded: Callable[[RunSpec], Recording] | None = None,
         *,
         notes_all: bool = False,
     ) -> Shapes:
-        """Record `run` at as many shapes as are needed; recordings that are known already are taken.
+        """Record `run` at as many shapes as are needed.
+
+        Args:
+            run: at any of its shapes.
+            platform: the device whose kernels run.
+            axes: along which shapes differ.
+            recorded: where recordings come from; None: each is made.
+            notes_all: note the calls of all operators where each is made, as in `record`.
 
         Args:
             run, platform: as in `record`.
@@ -126,13 +134,8 @@ class Shapes:
             UnsupportedError, BadInputError: as `record`.
         """
         points = _points(run, axes)
-        have = {(r.run.bs, r.run.seq): r for r in known if r.notes_all >= notes_all}
-
-        def at(point: Point) -> Recording:
-            shape = run.replace(bs=point[0], seq=point[1])
-            return have.get(point) or record(shape, platform, notes_all=notes_all)
-
-        recordings = tuple(map(at, points))
+        made = partial(record, platform=platform, notes_all=notes_all) if recorded is None else recorded
+        recordings = tuple(made(run.replace(bs=bs, seq=seq)) for bs, seq in points)
         shapes = cls(run, axes, Polynomials(_TERMS[axes], points), recordings)
         shapes.at(*points[-1])  # looks at every event, and at every size at every point
         return shapes
