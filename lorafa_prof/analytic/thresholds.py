@@ -46,20 +46,9 @@ class ClosedForms:
             return None
 
     def executed_flops(self, run: RunSpec) -> int | None:
-        """Return the FLOPs that a step of `run` executes; None for what this engine does not model.
-
-        Selective checkpointing keeps the results of all that counts: it executes what full does, but for what that
-        computes again.
-        """
+        """Return the FLOPs that a step of `run` executes; None for what this engine does not model."""
         try:
-            if run.checkpointing == "selective":
-                return self._without_recomputation(run.replace(checkpointing="full"))
             refuse_unmodelled(run)
             return sum(self._plans.of(run).flops(run.bs, run.seq).values()) * run.accumulation
         except LorafaProfError:
             return None
-
-    def _without_recomputation(self, run: RunSpec) -> int:
-        refuse_unmodelled(run)
-        flops = self._plans.of(run).flops(run.bs, run.seq)
-        return sum(number for (where, _), number in flops.items() if where != "recompute") * run.accumulation

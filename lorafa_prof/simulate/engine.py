@@ -9,7 +9,14 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import (
+    FSDP_TABLES,
+    FUSED_LOSS,
+    LIGER_ITSELF,
+    NO_OUTLIERS,
+    managed_lines,
+    pass_and_training,
+)
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -27,7 +34,7 @@ from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.units import allocated
 from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.versions import installed_versions
 
@@ -282,7 +289,7 @@ class Simulation:
         if has_pre_pass(run):
             lines.append(self._pass_and_training())
         if run.resolved_quant == "int8":
-            lines.append("no column of a layer's input has outliers")
+            lines.append(NO_OUTLIERS)
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
@@ -299,8 +306,8 @@ class Simulation:
             size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
             live += size if event >= 0 else -size
             highest = max(highest, live)
-        before, training = (format_bytes(peak) for peak in (*peaks, highest))
-        return f"LoRA-GA's gradient pass before training allocates up to {before}, training up to {training}"
+        [before] = peaks
+        return pass_and_training(before, highest)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]

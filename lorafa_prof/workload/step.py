@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.errors import ContradictionError, UnsupportedError
+from lorafa_prof.contradictions import refuse_contradictions
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.checkpointing import enable_checkpointing
@@ -137,6 +138,7 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
         UnsupportedError: the option is known, but not built.
         ContradictionError: options that the method cannot take.
     """
+    refuse_contradictions(run)
     refused = (
         (
             group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
@@ -147,8 +149,6 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the real step with {what} is not built; it is with {instead}")
-    if run.method.name == "full" and run.resolved_quant != "none":
-        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     if group is not None:
         if has_pre_pass(run):
             raise UnsupportedError("LoRA-GA is not built for several processes: its gradients are estimated in one")

@@ -122,6 +122,17 @@ PROOFS: tuple[Proof, ...] = (
         says="the same of several micro-batches, and of clipped gradients", fixed={"accumulation": 2},
     ),
     Proof(
+        letter="A", engine="both", file="simulate/test_against_analytic.py",
+        tests=("test_parts_of_selectively_checkpointed_layers",), says="", fixed={"checkpointing": "selective"},
+    ),
+    Proof(
+        letter="A", engine="both", file="simulate/test_lora_ga_in_closed_form.py", tests=("test_every_phase",), says="",
+    ),
+    Proof(
+        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_int8_weights",), says="",
+        fixed={"quant": "int8"},
+    ),
+    Proof(
         letter="D", engine="both", file="simulate/test_sharded_against_analytic.py", tests=("test_tiny_models",),
         says="the same of the first of several GPUs, and what it sends",
     ),

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Category
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import predict
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
@@ -20,9 +20,6 @@ from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.lora_ga import (
-    INITIALISATION,
-    PRE_PASS,
-    PRE_PASS_BACKWARD,
     base_of,
     estimate,
     gradients_of,
