@@ -52,7 +52,7 @@ def predict(
 
     Returns:
         A sequence with a `Prediction` a method. `memory` has integers of bytes at the peak of a GPU, `throughput` FLOPs
-        (and for one card, by "simulate", seconds) of a step, `parameters` elements, `fit` a verdict a card; each says
+        (and for one card seconds) of a step, `parameters` elements, `fit` a verdict a card; each says
         what it assumes and what it does not model. What the figures come from: docs/analytic.md and docs/simulate.md.
 
     Raises:
@@ -61,8 +61,8 @@ def predict(
         MissingComponentError: the engine needs what is not installed; the text holds the command.
     """
     require_choice("engine", engine, Engine)
-    if engine == "analytic" and (alloc_conf is not None or profile is not None):
-        raise BadInputError("alloc_conf and profile go with engine='simulate'")
+    if engine == "analytic" and alloc_conf is not None:
+        raise BadInputError("alloc_conf goes with engine='simulate'")
     question = asked(model, method, config, options, engine=engine, trust=trust_remote_code)
     devices, remarks = _cards(gpus), list[str]()
     measured = None if profile is None else profile_in(profile, devices)
