@@ -47,7 +47,7 @@ def predict(
         config: configuration files of other tools, whose options count where this call says nothing.
         trust_remote_code: run Python code that lies in the model's folder (engine "simulate").
         alloc_conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine "simulate").
-        profile: a file that `lorafa-prof calibrate` wrote, for step times on its device (engine "simulate").
+        profile: a file that `lorafa-prof calibrate` wrote, for step times on its device.
         **options: see `RunOptions`.
 
     Returns:
