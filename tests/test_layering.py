@@ -43,7 +43,7 @@ BENEATH: dict[str, set[str]] = {
     "workload": {"specs", "lorafa", "registry", "sharding", "contradictions", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
     "measure": {"results", "workload", "speed"},
-    "calibrate": {"measure"},
+    "calibrate": {"measure", "simulate"},
     "compare": {"results"},
     "engines": {"analytic", "simulate"},
     "reports": {"results"},

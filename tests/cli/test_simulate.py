@@ -54,8 +54,9 @@ def test_all_figures(capsys: pytest.CaptureFixture[str], llama: str) -> None:
     assert 0 <= memory["fragmentation_bytes"] < memory["peak_reserved_bytes"]
     assert data["engine"] == "simulate"
     assert set(data["versions"]) == {"engine", "torch", "transformers", "peft"}
-    assert data["throughput"]["step_s"] is None
     [fit] = data["fit"]
+    assert data["throughput"]["step_s"] == fit["step_s"] > 0
+    assert fit["time_by_kind"]["waiting"] > 0.5 * fit["step_s"]  # so small a model is bound by launching
     assert (fit["fits"], fit["oom"], fit["device"]) == (True, None, "a100-80gb")
     assert fit["max_bs"] > 1000
     assert Prediction.from_json(data).to_json() == data
