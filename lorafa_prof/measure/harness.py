@@ -44,7 +44,7 @@ from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.lora_ga import has_pre_pass
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import training_step
@@ -276,4 +276,4 @@ def _assumptions(run: RunSpec, device: Device, options: Options) -> tuple[str, .
             "the traced step runs PyTorch's own kernels, without oneDNN; host memory that would not be on a device "
             "(numbers, random states) is left out"
         )
-    return tuple(lines)
+    return (*lines, *linear_layers_alone(run))

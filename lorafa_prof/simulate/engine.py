@@ -24,7 +24,7 @@ from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.units import allocated, format_bytes
-from lorafa_prof.workload.lora_ga import has_pre_pass
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -222,7 +222,7 @@ class Simulation:
         if run.resolved_quant != "none":
             lines.append(f"linear weights in {run.resolved_quant}; k-bit preparation: {run.prepare_kbit}")
         if has_pre_pass(run):
-            lines.append(self._pass_and_training())
+            lines += [self._pass_and_training(), *linear_layers_alone(run)]
         if run.resolved_quant == "int8":
             lines.append("no column of a layer's input has outliers")
         if not self.settled:

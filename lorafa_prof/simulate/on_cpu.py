@@ -22,6 +22,7 @@ from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.conditions import without_onednn
+from lorafa_prof.workload.lora_ga import linear_layers_alone
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions
@@ -85,6 +86,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             f"optimizer {run.resolved_optimizer}",
             *described(run),
             *shared_assumptions(run),
+            *linear_layers_alone(run),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
         unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),

@@ -19,6 +19,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.adapted_layers import adapted_paths
 from lorafa_prof.workload.lora_ga import (
     INITIALISATION,
     PRE_PASS,
@@ -30,6 +31,7 @@ from lorafa_prof.workload.lora_ga import (
 )
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.step import loss_of
+from lorafa_prof.workload.versions import release
 from tests.analytic.runs import run_of
 from tests.support.profiled import allocations, kernels_of_known_size, made_by_operators
 
@@ -159,3 +161,17 @@ def test_what_has_no_gradient_to_start_from(family: str, options: dict[str, Any]
     """It is refused, with the reason."""
     with pytest.raises(UnsupportedError, match=said):
         Workload.build(run_of(family, "lora-ga", **options), "meta")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+def test_experts_that_share_parameters(family: str) -> None:
+    """PEFT estimates no gradient of them: all-linear leaves them out, which is said, and by name they are refused."""
+    if release("peft") < (0, 21):
+        pytest.skip("earlier PEFT takes other names for parts of experts")
+    run = run_of(family, "lora-ga")
+    paths = adapted_paths(Workload.build(run, "cpu").model)
+    assert paths
+    assert all(".self_attn." in path for path in paths)
+    assert any("no experts, which share parameters" in line for line in predict(run).assumptions)
+    with pytest.raises(UnsupportedError, match=r"no gradients of the experts of .* leave these out of --targets"):
+        Workload.build(run_of(family, "lora-ga", targets=("q_proj", "gate")), "cpu")
