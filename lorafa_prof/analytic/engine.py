@@ -16,7 +16,7 @@ from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
-from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
+from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
 
 #: The formulas follow these versions; others save and allocate differently.
@@ -81,6 +81,11 @@ def refuse_unmodelled(run: RunSpec) -> None:
             run.checkpointing == "selective",
             "selective checkpointing",
             "--checkpointing none or full (--engine simulate does all)",
+        ),
+        (
+            run.keep != KEPT_BY_DEFAULT,
+            f"selective checkpointing that keeps {', '.join(run.keep)}",
+            f"--keep {','.join(KEPT_BY_DEFAULT)} (--engine simulate does all)",
         ),
         (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),

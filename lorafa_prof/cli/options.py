@@ -13,6 +13,7 @@ from lorafa_prof.cli.ranges import integers
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
 from lorafa_prof.specs import (
+    KEPT_BY_DEFAULT,
     LARGEST_BATCH,
     LARGEST_RANK,
     LARGEST_SEQUENCE,
@@ -24,6 +25,7 @@ from lorafa_prof.specs import (
     Checkpointing,
     Dtype,
     KbitPreparation,
+    KeptGroup,
     Loss,
     MethodSpec,
     ModelSpec,
@@ -193,6 +195,10 @@ _OPTIONS = (
     _Option(
         names=("--checkpointing", "checkpointing"), kind=Checkpointing, default="none", help="Recompute activations."
     ),
+    _Option(
+        names=("--keep", "keep"), default=",".join(KEPT_BY_DEFAULT), kind=str,
+        help=f"Results that selective checkpointing keeps: {', '.join(get_args(KeptGroup))}, or operators as aten.mm.",
+    ),
     _Option(names=("--dropout", "dropout"), kind=float, default=0.0, help="Dropout on the adapters' input."),
     _Option(
         names=("--optimizer", "optimizer"), kind=Optimizer, default="auto",
@@ -326,6 +332,7 @@ def run_spec(
     targets: str,
     dropout: float,
     layers: str = ALL,
+    keep: str = ",".join(KEPT_BY_DEFAULT),
     **options: Any,
 ) -> RunSpec:
     """Return the run that the options describe for one method.
@@ -339,7 +346,21 @@ def run_spec(
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
     adapted = layers_of(layers, model)
     spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
-    return RunSpec(model=model, method=spec, **options)
+    return RunSpec(model=model, method=spec, keep=kept_operators(keep), **options)
+
+
+def kept_operators(text: str) -> tuple[str, ...]:
+    """Return what --keep names, each once: groups in their order, then operators in theirs.
+
+    Raises:
+        BadInputError: an empty name.
+    """
+    groups = get_args(KeptGroup)
+    return tuple(sorted(name_list([text], "--keep"), key=lambda name: (name not in groups, *_place(name, groups))))
+
+
+def _place(name: str, groups: Sequence[str]) -> tuple[int, str]:
+    return (groups.index(name) if name in groups else 0), name
 
 
 def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:

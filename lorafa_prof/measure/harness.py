@@ -44,6 +44,7 @@ from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.parallel import Group
@@ -240,6 +241,8 @@ def _looked_at(seen: Measurement, work: Workload, options: Options, trace: StepT
             raise
         look, counted = None, Work.of_tokens(work.run.bs * work.run.seq)
         seen = replace(seen, unmodelled=(*seen.unmodelled, _UNCOUNTED))
+    if look is not None:
+        seen = replace(seen, assumptions=(*seen.assumptions, *never_run(work.run, look.operators)))
     rates = throughput(seen.steps, counted, options.peak_flops)
     found = check_promises(work.model, work.optimizer, work.run, forward=work.loss, trace=trace, look=look)
     return replace(seen, throughput=rates, promises=checked_twice(seen.promises, found))

@@ -24,6 +24,7 @@ from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.versions import installed_versions
 
@@ -214,6 +215,7 @@ class Simulation:
             lines.append("of a step's micro-batches two: from the second on they are alike")
         if run.loss == "fused":
             lines.append(FUSED_LOSS)
+        lines += never_run(run, self.recording.operators)
         lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")

@@ -21,9 +21,10 @@ from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
 from lorafa_prof.workload.lora_ga import linear_layers_alone
-from lorafa_prof.workload.optimizers import make_optimizer
+from lorafa_prof.workload.optimizers import make_optimizer, paged_on_cpu
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions
 
@@ -65,7 +66,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
     if run.resolved_optimizer == "paged-adamw-8bit":
-        raise UnsupportedError("paged optimizer states are in CUDA's managed memory, which the CPU does not have")
+        raise paged_on_cpu()
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform, build_for_cpu)
@@ -87,6 +88,7 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             *described(run),
             *shared_assumptions(run),
             *linear_layers_alone(run),
+            *never_run(run, recording.operators),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
         unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),

@@ -57,12 +57,17 @@ def _paged_adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optim
     del run
     trained = _trained(model)
     if any(parameter.device.type == "cpu" for parameter in trained):
-        raise UnsupportedError(
-            "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
-            "--optimizer adamw-8bit keeps the same states in the device's own memory"
-        )
+        raise paged_on_cpu()
     optimizer: torch.optim.Optimizer = _bitsandbytes().PagedAdamW8bit(trained, lr=_RATE)
     return optimizer
+
+
+def paged_on_cpu() -> UnsupportedError:
+    """Return the refusal of paged states on the CPU, real or simulated."""
+    return UnsupportedError(
+        "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
+        "--optimizer adamw-8bit keeps the same states in the device's own memory"
+    )
 
 
 def _bitsandbytes() -> Any:
