@@ -14,7 +14,7 @@ from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, MANAGED_ITSELF, managed_lines
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -226,6 +226,7 @@ def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
         *plan.optimizer.notes,
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
+        *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
         *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )

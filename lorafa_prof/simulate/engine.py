@@ -9,7 +9,14 @@ from functools import cached_property
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, managed_lines
+from lorafa_prof.results.figures import (
+    FSDP_TABLES,
+    FUSED_LOSS,
+    LIGER_ITSELF,
+    LORA_GA_ITSELF,
+    MANAGED_ITSELF,
+    managed_lines,
+)
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
@@ -251,6 +258,10 @@ class Simulation:
         lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
         if self.recording.run.loss == "fused":
             lines.append(LIGER_ITSELF)
+        if self.recording.managed is not None:
+            lines.append(MANAGED_ITSELF)
+        if has_pre_pass(self.recording.run):
+            lines.append(LORA_GA_ITSELF)
         if self.recording.run.shard == "fsdp":
             lines.append(FSDP_TABLES)
         if is_shared(self.recording.run):

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from lorafa_prof.catalog import load_device
 from lorafa_prof.cli import main
 from lorafa_prof.results import PART_FIELDS, Prediction
+from lorafa_prof.simulate.engine import simulate
 from tests.support.configs import tiny_configs
 
 
@@ -57,8 +59,11 @@ def test_all_figures(capsys: pytest.CaptureFixture[str], llama: str) -> None:
     assert data["throughput"]["step_s"] is None
     [fit] = data["fit"]
     assert (fit["fits"], fit["oom"], fit["device"]) == (True, None, "a100-80gb")
-    assert fit["max_bs"] > 1000
-    assert Prediction.from_json(data).to_json() == data
+    found, card = Prediction.from_json(data), load_device("a100-80gb")
+    assert found.to_json() == data
+    for bs, fits in ((fit["max_bs"], True), (fit["max_bs"] + 1, False)):
+        simulation = simulate(found.run.replace(bs=bs), card)
+        assert simulation.prediction([card], largest_batch=False).fit[0].fits is fits
 
 
 def test_default_methods_stand_side_by_side(capsys: pytest.CaptureFixture[str], llama: str) -> None:

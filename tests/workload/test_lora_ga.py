@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category
+from lorafa_prof.results.figures import LORA_GA_ITSELF
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import predict
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
@@ -143,7 +144,9 @@ def test_all_gradients_are_there_at_once(family: str) -> None:
 def test_training_is_loras(family: str, options: dict[str, Any]) -> None:
     """The same peak in each phase of a step, and the verdict goes by the larger of pass and step."""
     run = run_of(family, "lora-ga", bs=1, seq=2, **options)
-    ours, loras = predict(run).memory, predict(of_lora(run)).memory
+    predictions = predict(run), predict(of_lora(run))
+    assert [LORA_GA_ITSELF in p.unmodelled for p in predictions] == [True, False]
+    ours, loras = (p.memory for p in predictions)
     assert ours.moments is not None
     assert loras.moments is not None
     assert {name: ours.moments[name] for name in loras.moments if name != "loss"} == {
