@@ -23,7 +23,7 @@ from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
-from lorafa_prof.workload.lora_ga import linear_layers_alone
+from lorafa_prof.workload.lora_ga import INITIALISATION, PRE_PASS, has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.optimizers import make_optimizer, paged_on_cpu
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions
@@ -91,7 +91,12 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             *never_run(run, recording.operators),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
         ),
-        unmodelled=(_ON_ANY_HOST, "FLOPs, step time and MFU", *_outside_the_catalog(run)),
+        unmodelled=(
+            _ON_ANY_HOST,
+            "FLOPs, step time and MFU",
+            *_outside_the_catalog(run),
+            *([_DECOMPOSITIONS] if has_pre_pass(run) else []),
+        ),
         ledger=ledger,
         communication_bytes=communicated(recording),
     )
@@ -107,6 +112,7 @@ def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
     return (f"buffers inside CPU kernels that no model of the catalog runs, where {run.model.name} runs some",)
 
 
+_DECOMPOSITIONS = "the phase in which LoRA-GA decomposes gradients, whose buffers LAPACK decides"
 _ON_ANY_HOST = (
     "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
     "checkpointing keeps"
@@ -142,10 +148,22 @@ def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
 
 
 def _moments(trace: Trace, levels: Sequence[int]) -> dict[str, int]:
-    """Return the most that is in use in each phase of the last step, what is there when it begins included."""
-    first = trace.position("forward")
-    highest = {phase_name(phase, ""): levels[at - 1] for at, phase in trace.marks if at >= first and phase != "end"}
-    for event, level in zip(trace.events[first:], levels[first:], strict=True):
+    """Return the most that is in use in each phase of the last step and of a pass before the first.
+
+    What is there when a phase begins is included. Of the decompositions after the pass there is no figure: they work in
+    buffers whose sizes LAPACK decides.
+    """
+    found = _highest(trace, levels, trace.position("forward"), len(levels))
+    if any(phase == PRE_PASS for _, phase in trace.marks):
+        found = _highest(trace, levels, trace.position(PRE_PASS, 0), trace.position(INITIALISATION, 0)) | found
+    return found
+
+
+def _highest(trace: Trace, levels: Sequence[int], first: int, end: int) -> dict[str, int]:
+    """Return the most that is in use in each phase between two positions."""
+    marks = [(at, phase) for at, phase in trace.marks if first <= at < end or (at == end == len(levels))]
+    highest = {phase_name(phase, ""): levels[at - 1] for at, phase in marks if phase != "end"}
+    for event, level in zip(trace.events[first:end], levels[first:end], strict=True):
         block = trace.blocks[event if event >= 0 else ~event]
         if event >= 0:
             name = phase_name(block.phase, block.module)

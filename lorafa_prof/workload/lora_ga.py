@@ -25,6 +25,7 @@ from lorafa_prof.workload.models import base_model
 
 #: What the parts of the pass are called, in order.
 PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION = "pre-pass", "pre-pass backward", "initialisation"
+PASS = (PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION)
 #: The phases in which autograd's thread works.
 BACKWARDS = ("backward", PRE_PASS_BACKWARD)
 
