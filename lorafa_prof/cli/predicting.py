@@ -122,8 +122,8 @@ _CLOSED_FORMS = (
     "CUDA's kernels, of which the CPU has none"
 )
 _OF_TRAINING = (
-    "LoRA-GA: the measured peak and its parts are those of training, the simulated ones those of the pass before it where "
-    "that takes more; phase by phase they are the same thing"
+    "LoRA-GA: the measured peak and its parts are those of training, the simulated ones those of the pass before it "
+    "where that takes more; phase by phase they are the same thing"
 )
 #: What a prediction depends on beside the run.
 _DECISIVE = (

@@ -89,8 +89,8 @@ def _refuse_unkeepable(name: str) -> None:
         raise UnknownNameError(
             "operator", name, _operators(), "Operators are those of the installed torch, without overload: aten.mm."
         )
-    dispatched = torch._C._dispatch_has_kernel_for_dispatch_key
-    if all(dispatched(overload, "CompositeImplicitAutograd") for overload in overloads):
+    dispatched, into = torch._C._dispatch_has_kernel_for_dispatch_key, (".out", "_out")  # what a caller hands over
+    if all(dispatched(full, "CompositeImplicitAutograd") for full in overloads if not full.endswith(into)):
         raise BadInputError(
             f"{name} is made of other operators before a policy is asked about them: name those (aten.linear is "
             "aten.mm or aten.addmm), or the group products or attention"
