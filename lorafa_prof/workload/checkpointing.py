@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
-from lorafa_prof.specs import KeptGroup, RunSpec
+from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.versions import installed_versions
 
 #: Operators, without overload, by the names that groups of them have.
-GROUPS: Mapping[KeptGroup, tuple[str, ...]] = MappingProxyType(
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "products": (
             "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._grouped_mm", "bitsandbytes.gemm_4bit",

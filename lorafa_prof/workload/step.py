@@ -95,7 +95,7 @@ class Workload:
             enter(PRE_PASS)
             loss = loss_of(base, run, data, device)
             enter(PRE_PASS_BACKWARD)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            loss.backward()
             del loss
             enter(INITIALISATION)
 
