@@ -13,10 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.ops.op_builder import cpu as op_builder
 
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.models import batch
@@ -52,9 +54,9 @@ def _watched(collective: Callable[..., Any], kind: str, argument: str, sent: Cou
 
 
 def held(tensors: Iterable[Any]) -> int:
-    """Bytes of tensors, each once; of views what they show."""
-    seen = {(t.data_ptr(), t.numel(), t.dtype): t.nbytes for t in tensors if isinstance(t, torch.Tensor) and t.numel()}
-    return sum(seen.values())
+    """Bytes of the storages of tensors, each once."""
+    storages = [t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor) and t.numel()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def take_steps(run: RunSpec, stage: int, sent: Counter[str]) -> dict[str, Any]:
@@ -69,25 +71,24 @@ def take_steps(run: RunSpec, stage: int, sent: Counter[str]) -> dict[str, Any]:
         model=model, optimizer=torch.optim.AdamW(trained, lr=1e-4), config=config, model_parameters=trained
     )
     found: dict[str, Any] = {}
-    gradients: list[int] = []
+    in_backward: list[int] = []
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(
-            lambda _: gradients.append(held(p.grad for p in trained) + held(_buckets(zero)))
+            lambda _: in_backward.append(held([*(p.grad for p in trained), *_buckets(zero)]))
         )
     data = batch(run, "cpu", part=dist.get_rank())
     for _ in range(2):
         sent.clear()
-        gradients.clear()
+        in_backward.clear()
         engine.backward(engine(**data).loss)
-        found["at the step"] = held(_reduced(zero)) + held(p.grad for p in trained)
+        found["at the step"] = held([*_reduced(zero), *(p.grad for p in trained)])
         engine.step()
     states = [value for state in zero.optimizer.state.values() for value in state.values()]
     parameters = list(model.parameters())
     masters = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_partitioned_groups_flat
     return found | {
-        "states": held(v for v in states if isinstance(v, torch.Tensor) and v.dim()) + held(masters),
-        "in the backward": max(gradients, default=0),
-        "bucket": max((t.numel() for t in _buckets(zero)), default=0),
+        "states": held([*(v for v in states if isinstance(v, torch.Tensor) and v.dim()), *masters]),
+        "in the backward": max(in_backward),
         "weights": held([*(p.data for p in parameters), *(getattr(p, "ds_tensor", None) for p in parameters)]),
         "dtypes": sorted({str(p.dtype) for p in trained}),
         "sent": dict(sent),
@@ -112,7 +113,9 @@ def main() -> None:
     """Be a rank."""
     sent: Counter[str] = Counter()
     watch_collectives(sent)
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    # DeepSpeed's own way through shared memory, which it would compile first, is for reductions of its inference
+    with mock.patch.object(op_builder.ShareMemCommBuilder, "load", return_value=None):
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     found = {name: take_steps(run, int(run.shard.removeprefix("zero")), sent) for name, run in RUNS.items()}
     if dist.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(found), "utf-8")
