@@ -23,19 +23,20 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow heldin test-heldin test-matrix test-zero test-gpu check format bench support clean distclean
+.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
+	@echo 'make test-thresholds  largest batches of all cards, five methods, three models, by both engines'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
-	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, overhead of run: each against its bar'
+	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, run, LoRA-FA: each against its bar'
 	@echo 'make support      docs/support.md anew: what each engine takes, and which tests compare it'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
@@ -48,6 +49,10 @@ test: $(TEST)
 
 test-slow: $(TEST)
 	$(PYTEST) -m slow $(ARGS)
+
+# Each model with each method is a test of its own, which prints its rows.
+test-thresholds: $(TEST)
+	$(PYTEST) -n auto -m slow -rP tests/simulate/test_every_card.py $(ARGS)
 
 # Published measurements name the releases that ran, so each gets an environment of its own; what warns of its own age
 # there is no error, and their logging calls are left alone.
@@ -98,6 +103,8 @@ bench: $(TEST)
 	$(BIN)/python benchmarks/bench_allocator.py || status=1; \
 	$(BIN)/python benchmarks/bench_simulate.py || status=1; \
 	$(BIN)/python benchmarks/bench_run_overhead.py || status=1; \
+	$(BIN)/python benchmarks/bench_lorafa.py || status=1; \
+	$(BIN)/python benchmarks/bench_lorafa_step.py || status=1; \
 	exit $$status
 
 # Every cell of the page is a run that the engines are given: some minutes of one core.

@@ -30,7 +30,7 @@ BENEATH: dict[str, set[str]] = {
     "results": {"ledger"},
     "search": {"__init__"},
     "registry": {"__init__"},
-    "speed": {"results"},
+    "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
@@ -38,15 +38,16 @@ BENEATH: dict[str, set[str]] = {
     "lorafa": {"specs"},
     "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
-    "measure": {"results", "workload"},
+    "measure": {"results", "workload", "speed"},
+    "calibrate": {"measure"},
     "compare": {"results"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "claims", "simulate", "measure", "compare", "reports"},
+    "cli": {"advice", "analytic", "claims", "simulate", "measure", "calibrate", "compare", "reports"},
     "__main__": {"cli"},
 }
 
 #: Layers that run the real step: they are reached only when asked for, and may import the extras at the top.
-REAL_STEP = {"lorafa", "workload", "simulate", "measure"}
+REAL_STEP = {"lorafa", "workload", "simulate", "measure", "calibrate"}
 #: Layers of the quick engine: they start at the speed of Python.
 QUICK = {
     "__init__",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import elements
-from lorafa_prof.analytic.tape import Grads, Tape, Tensor
+from lorafa_prof.analytic.tape import FusedAttention, Grads, Tape, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +127,18 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     state: tuple[int, ...] = (2,) if flash else ()
     rng = [tape.new("attention rng state", state, "int64"), tape.new("attention rng offset", (), "int64")]
     scores, symbols = elements(("b", h, "s", "s"))
-    tape.count_flops("attention", (2 * scores * (d + v_dim), symbols))
+    kind = "causal attention" if options.causal and mask is None else "attention"
+    key_heads = options.kv_heads if mask is None else h
+    of = FusedAttention(q.dtype, options.kernel, (h, key_heads), (d, v_dim), causal=kind == "causal attention")
+    tape.count_flops(kind, (2 * scores * (d + v_dim), symbols), of=of)
     if tape.needs_grad(q, k, v):
         inputs = [(name, x.shape, x.requires_grad) for name, x in zip("qkv", (q, k, v), strict=True)]
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             # the gradients take four products; the fused kernels make the scores again for them
-            tape.count_flops("attention", (4 * scores * (d + v_dim), symbols), backward=True)
-            tape.count_flops("attention scores again", (2 * scores * d, symbols), backward=True)
+            tape.count_flops(kind, (4 * scores * (d + v_dim), symbols), backward=True, of=of._replace(backward=True))
+            tape.count_flops(f"{kind} scores again", (2 * scores * d, symbols), backward=True)
             made = [tape.new(f"gradient of {name}", shape, dtype) for name, shape, _ in inputs]
             scratch = _backward_scratch(tape, options, dtype)
             del scratch
@@ -218,6 +221,7 @@ def _joined(x: Tensor, options: AttentionOptions) -> Tensor:
             return [grad.tape.new("gradient by heads", shape, grad.dtype)]
 
         x.tape.record("clone", [x], out, [], backward)
+    x.tape.moved("clone", [x], [out])
     return out
 
 
@@ -235,6 +239,8 @@ def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:
     if tape.needs_grad(x):
         source = x.shape
         tape.record("expand", [x], out, [], lambda g: [tape.new("gradient summed over heads", source, x_dtype(g))])
+    if copied:
+        tape.moved("clone", [x], [out])
     return out
 
 

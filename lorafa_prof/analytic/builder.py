@@ -244,6 +244,8 @@ class Linear:
         self.layer = next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.hands_on = head and builder.run.loss == "fused"
+        self.by_inputs = builder.spec.architecture == "gpt2" and not head  # transformers' Conv1D
+        self.double = builder.run.resolved_quant == "nf4-dq"
         self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
         self.weight = tied_to if tied_to is not None else self._weight(builder)
         # bitsandbytes casts the bias of a 4-bit layer once and for all, in its first forward
@@ -255,7 +257,7 @@ class Linear:
         shape = (self.out_features, self.in_features)
         if not self.quantized:
             return builder.parameter("weight", shape)
-        hold_nf4(builder, self.in_features * self.out_features, double=builder.run.resolved_quant == "nf4-dq")
+        hold_nf4(builder, self.in_features * self.out_features, double=self.double)
         # The weight as it was loaded. Nothing of it is held; what is dequantised has its shape, in backward its dtype.
         dtype = builder.run.dtype
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
@@ -269,8 +271,9 @@ class Linear:
 
     def base(self, x: Tensor) -> Tensor:
         """Run the layer without its adapter."""
-        run = ops.dequantized_linear if self.quantized else ops.linear
-        return run(x, self.weight, self.bias)
+        if self.quantized:
+            return ops.dequantized_linear(x, self.weight, self.bias, double=self.double)
+        return ops.linear(x, self.weight, self.bias, by_inputs=self.by_inputs)
 
 
 def hold_nf4(builder: Builder, numel: int, *, double: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lorafa_prof.analytic.frontier import Plans, largest_within
 from lorafa_prof.analytic.plan import Peak, StepPlan
@@ -23,7 +23,11 @@ from lorafa_prof.units import format_bytes
 MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
 
 #: The operations that count as the model's own, by pass and kind.
-NEEDED_FLOPS = frozenset(itertools.product(("forward", "backward"), ("linear", "attention", "experts")))
+NEEDED_FLOPS = frozenset(
+    itertools.product(("forward", "backward"), ("linear", "attention", "causal attention", "experts"))
+)
+#: How the kinds begin that a causal kernel computes up to the diagonal: (s + 1) / 2s of what they count.
+CAUSAL = "causal"
 
 
 def predict(
@@ -171,11 +175,20 @@ def communicated(plan: StepPlan) -> dict[str, int] | None:
 
 def _throughput(plan: StepPlan, run: RunSpec) -> Throughput:
     flops, times = plan.flops(run.bs, run.seq), run.accumulation
+    needed = {key: number for key, number in flops.items() if key in NEEDED_FLOPS}
     return Throughput(
-        model_flops=sum(number for key, number in flops.items() if key in NEEDED_FLOPS) * times,
+        model_flops=sum(needed.values()) * times,
         executed_flops=sum(flops.values()) * times,
+        model_flops_causal=_to_the_diagonal(needed, run.seq) * times,
+        executed_flops_causal=_to_the_diagonal(flops, run.seq) * times,
         model_flops_6n=6 * (plan.parameters.total - plan.table_elements) * run.bs * run.seq * times,
     )
+
+
+def _to_the_diagonal(flops: Mapping[tuple[str, str], int], seq: int) -> int:
+    """Return the sum of operations by (pass, kind), those of causal kernels for s (s + 1) / 2 scores instead of s^2."""
+    causal = sum(number for (_, kind), number in flops.items() if kind.startswith(CAUSAL))
+    return sum(flops.values()) - causal * (seq - 1) // (2 * seq)
 
 
 # -- what the figures rest on ----------------------------------------------------------------------------------------
@@ -222,7 +235,7 @@ def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
     return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
-        "step time and MFU",
+        "step time and MFU (--engine simulate with --gpu has them)",
         *plan.optimizer.notes,
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),

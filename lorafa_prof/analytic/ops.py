@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
+from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
 
 #: What 4-bit weights are multiplied in (bnb_4bit_compute_dtype).
 COMPUTE_DTYPE = "bf16"
@@ -47,6 +47,7 @@ def cast(x: Tensor, dtype: str, name: str = "cast") -> Tensor:
     if x.tape.needs_grad(x):
         source = x.dtype
         x.tape.record("to", [x], out, [], lambda g: [like(grad_of(g), "cast of gradient", source)])
+    x.tape.moved("_to_copy", [x], [out])
     return out
 
 
@@ -74,6 +75,7 @@ def contiguous(x: Tensor, name: str = "contiguous copy") -> Tensor:
     out = like(x, name)
     if x.tape.needs_grad(x):
         x.tape.record("clone", [x], out, [], lambda g: [g[0]])
+    x.tape.moved("clone", [x], [out])
     return out
 
 
@@ -113,6 +115,7 @@ def cat(parts: Sequence[Tensor], *shape: int | str) -> Tensor:
             return [grad.viewed(shape) for shape in shapes]
 
         tape.record("cat", parts, out, [], backward)
+    tape.moved("cat", parts, [out])
     return out
 
 
@@ -133,6 +136,7 @@ def add(a: Tensor, b: Tensor, name: str = "sum") -> Tensor:
     out = a.tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
     if a.tape.needs_grad(a, b):
         a.tape.record("add", [a, b], out, [], lambda g: [g[0], g[0]])
+    a.tape.moved("add", [a, b], [out])
     return out
 
 
@@ -149,6 +153,7 @@ def mul(a: Tensor, b: Tensor, name: str = "product") -> Tensor:
             return [like(grad, "gradient of factor", dtype) if need else None for need in (need_a, need_b)]
 
         tape.record("mul", [a, b], out, [b if need_a else None, a if need_b else None], backward)
+    tape.moved("mul", [a, b], [out])
     return out
 
 
@@ -157,6 +162,7 @@ def divide(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
     out = a.tape.new(name, _broadcast(a, b), promoted(a.dtype, b.dtype))
     if a.tape.needs_grad(a):
         a.tape.record("div", [a], out, [b], lambda g: [like(grad_of(g), "gradient of quotient")])
+    a.tape.moved("div", [a, b], [out])
     return out
 
 
@@ -165,6 +171,7 @@ def scale(x: Tensor, name: str = "scaled") -> Tensor:
     out = like(x, name)
     if x.tape.needs_grad(x):
         x.tape.record("mul by scalar", [x], out, [], lambda g: [like(grad_of(g), "scaled gradient")])
+    x.tape.moved("mul", [x], [out])
     return out
 
 
@@ -173,6 +180,7 @@ def shift(x: Tensor, name: str = "shifted") -> Tensor:
     out = like(x, name)
     if x.tape.needs_grad(x):
         x.tape.record("add constant", [x], out, [], lambda g: [g[0]])
+    x.tape.moved("add", [x], [out])
     return out
 
 
@@ -181,6 +189,7 @@ def neg(x: Tensor) -> Tensor:
     out = like(x, "negated")
     if x.tape.needs_grad(x):
         x.tape.record("neg", [x], out, [], lambda g: [like(grad_of(g), "negated gradient")])
+    x.tape.moved("neg", [x], [out])
     return out
 
 
@@ -197,6 +206,7 @@ def power(x: Tensor, exponent: int = 2) -> Tensor:
             return [result]
 
         x.tape.record("pow", [x], out, [x], backward)
+    x.tape.moved("pow", [x], [out])
     return out
 
 
@@ -207,6 +217,7 @@ def row_mean(x: Tensor) -> Tensor:
     if x.tape.needs_grad(x):
         full, tape = x.shape, x.tape
         tape.record("mean", [x], out, [], lambda g: [tape.new("gradient of mean", full, grad_of(g).dtype)])
+    x.tape.moved("mean", [x], [out])
     return out
 
 
@@ -223,6 +234,7 @@ def rsqrt(x: Tensor) -> Tensor:
             return [result]
 
         x.tape.record("rsqrt", [x], out, [out], backward)
+    x.tape.moved("rsqrt", [x], [out])
     return out
 
 
@@ -232,6 +244,7 @@ def unary(x: Tensor, name: str, *, saves: str) -> Tensor:
     if x.tape.needs_grad(x):
         kept = x if saves == "input" else out
         x.tape.record(name, [x], out, [kept], lambda g: [like(grad_of(g), f"gradient of {name}")])
+    x.tape.moved(name, [x], [out])
     return out
 
 
@@ -244,6 +257,7 @@ def dropout(x: Tensor, p: float, name: str = "dropout") -> Tensor:
     mask = like(x, f"{name} mask", "bool")
     if tape.needs_grad(x):
         tape.record("native_dropout", [x], out, [mask], lambda g: [like(grad_of(g), f"gradient of {name}")])
+    tape.moved("native_dropout", [x], [out, mask])
     return out
 
 
@@ -262,11 +276,14 @@ def matmul_flops(rows: Shape, inner: int, columns: int) -> tuple[int, str]:
     return 2 * coefficient * inner * columns, symbols
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output") -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "linear output", *, by_inputs: bool = False
+) -> Tensor:
     """x @ weight.T + bias with x (..., m), weight (k, m): saves x where the weight is trained.
 
     The weight is saved where x needs a gradient, at no cost unless it is a cast copy. Forward 2Nmk FLOPs, 2Nmk for the
-    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first.
+    input's gradient and 2Nmk for the weight's. Under autocast all three are cast first. `by_inputs`: the weight lies
+    (m, k), as in GPT-2, and its gradient is made so.
     """
     tape = x.tape
     given = x  # the module that was called holds its argument, whatever autocast made of it
@@ -278,6 +295,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
     rows = x.shape[:-1]
     out = tape.new(name, (*rows, k), x.dtype)
     flops = matmul_flops(rows, m, k)
+    product = Product(x.dtype, (), rows, (m,), (k,), () if bias is None else (k,))
     if tape.needs_grad(x, weight, bias):
         need_x, need_w = x.requires_grad, weight.requires_grad
         biased, need_b = bias is not None, bias is not None and bias.requires_grad
@@ -289,16 +307,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, name: str = "l
             grad_x = tape.new("gradient of linear input", x_shape, dtype) if need_x else None
             if need_w and biased:
                 grad_w = tape.new("gradient of weight", (k, m), dtype)
-            for made in (grad_x, grad_w):
+            of_x, of_w = product.backwards
+            for made, of in ((grad_x, of_x), (grad_w, of_w if by_inputs else of_w.transposed)):
                 if made is not None:
                     made.is_view = made is grad_w or len(x_shape) > 2  # transposed, or unfolded from a matrix
-                    tape.count_flops("linear", flops, backward=True)
+                    tape.count_flops("linear", flops, backward=True, of=of)
             return [grad_x, grad_w, g[0] if need_b else None]  # the engine sums the bias's over the rows
 
         saved = [weight if need_x else None, x if need_w else None]
         tape.record("linear", [x, weight, bias], out, saved, backward)
     del given
-    tape.count_flops("linear", flops)  # not reached where recomputing stops at this operation's inputs
+    tape.count_flops("linear", flops, of=product)  # not reached where recomputing stops at this operation's inputs
     return out
 
 
@@ -314,14 +333,16 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
     flops = elements(("b", heads, "s", "s", width))
     flops = (2 * flops[0], flops[1])
+    columns_shape: Shape = (out_columns,)
+    product = Product(a.dtype, ("b", heads), ("s",), (inner or "s",), columns_shape)
     if tape.needs_grad(a, b):
         need = (a.requires_grad, b.requires_grad)
         shapes, dtype = (a.shape, b.shape), a.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
-            for needed in need:
+            for needed, of in zip(need, product.backwards, strict=True):
                 if needed:
-                    tape.count_flops("attention", flops, backward=True)
+                    tape.count_flops("attention", flops, backward=True, of=of)
             made = [
                 tape.new("gradient of matmul input", shape, dtype) if needed else None
                 for needed, shape in zip(reversed(need), reversed(shapes), strict=True)
@@ -329,7 +350,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
             return made[::-1]  # bmm makes the second factor's first
 
         tape.record("bmm", [a, b], out, [b if need[0] else None, a if need[1] else None], backward)
-    tape.count_flops("attention", flops)
+    tape.count_flops("attention", flops, of=product)
     return out
 
 
@@ -343,14 +364,16 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
     if tape.needs_grad(weight):
         shape, dtype = weight.shape, weight.dtype
         tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
+    tape.moved("embedding", [out], [out])
     return out
 
 
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None, *, double: bool) -> Tensor:
     """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
 
     Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product.
+    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product. With double
+    quantisation the scales are dequantised before.
     """
     del bias
     tape = x.tape
@@ -358,8 +381,10 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
     x = cast(x, COMPUTE_DTYPE, "compute input")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     flops = matmul_flops(x.shape[:-1], m, k)
-    tape.count_flops("linear", flops)
+    product = Product(COMPUTE_DTYPE, (), x.shape[:-1], (m,), (k,))
     dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
+    _dequantised(weight, dense, double=double)
+    tape.count_flops("linear", flops, of=product)
     out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
     del dense
     if tape.needs_grad(x):
@@ -367,14 +392,30 @@ def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None) -> Ten
 
         def backward(g: Grads) -> list[Tensor | None]:
             dense = tape.new("dequantised weight", weight.shape, weight.dtype)
+            _dequantised(weight, dense, double=double)
             dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
             grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
             del dense
-            tape.count_flops("linear", flops, backward=True)
+            tape.count_flops("linear", flops, backward=True, of=product.backwards[0])
             return [grad]
 
         tape.record("MatMul4Bit", [x], out, [], backward)
     return cast(out, source, "linear output")
+
+
+def _dequantised(weight: Tensor, dense: Tensor, *, double: bool) -> None:
+    """Note what dequantising a 4-bit weight moves: half a byte a value, a scale for 64 of them, one for 256 scales."""
+    tape = dense.tape
+    if tape.moves is None:
+        return
+    numel = elements(weight.shape)[0]
+    scales = Tensor(tape, None, (-(-numel // 64),), "fp32")
+    if double:
+        codes = Tensor(tape, None, scales.shape, "uint8")
+        of_codes = Tensor(tape, None, (-(-numel // (64 * 256)),), "fp32")
+        tape.moved("dequantise scales", [codes, of_codes], [scales])
+        tape.moved("add offset", [scales], [scales])
+    tape.moved("dequantise", [Tensor(tape, None, (-(-numel // 2),), "uint8"), scales], [dense])
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
+from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
 
 
 def quotient(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:
@@ -93,14 +93,18 @@ def gram(x: Parameter, *, rows: bool) -> Tensor:
     first, second = (factor, other) if rows else (other, factor)
     shapes, dtype = (first.shape, second.shape), factor.dtype
     flops = 2 * size * size * inner, ""
+    product = Product(factor.dtype, (), (size,), (inner,), (size,))
+    of_first, of_second = product.backwards
+    # what lies transposed has its gradient made so
+    ofs = (of_second.transposed, of_first) if rows else (of_second, of_first.transposed)
 
     def backward(g: Grads) -> list[Tensor | None]:
         grad_second = tape.new("gradient of matmul input", shapes[1], dtype)
         grad_first = tape.new("gradient of matmul input", shapes[0], dtype)
-        for _ in shapes:
-            tape.count_flops("linear", flops, backward=True)
+        for of in ofs:
+            tape.count_flops("linear", flops, backward=True, of=of)
         return [grad_first, grad_second]
 
     tape.record("mm", [first, second], out, [second, first], backward)
-    tape.count_flops("linear", flops)
+    tape.count_flops("linear", flops, of=product)
     return out

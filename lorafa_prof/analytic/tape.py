@@ -15,12 +15,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, Placeholder
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
 
 ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
 WORKSPACES = "workspaces"
+#: Operations whose backward makes zeros, and writes its gradient into a part of them.
+INTO_ZEROS = frozenset({"slice", "embedding", "nll_loss"})
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
 INPUT = "input"
 
@@ -106,6 +109,73 @@ class Parameter(Tensor):
         return elements(self.shape)[0] * self.packed
 
 
+class Product(NamedTuple):
+    """Products of (m, k) by (k, n), a batch of them; each dimension is the product of a shape."""
+
+    dtype: str
+    batch: Shape
+    m: Shape
+    k: Shape
+    n: Shape
+    added: Shape = ()
+    """Shape of a bias that is added within the operator; () for none."""
+    groups: int = 0
+    """Rows of m, or of k where m has none of the batch, are those of so many groups, each with a product of its own; 0:
+    it is one product."""
+
+    @property
+    def backwards(self) -> tuple[Product, Product]:
+        """The products that give the gradients of the first factor and of the second."""
+        return self._replace(k=self.n, n=self.k, added=()), self._replace(m=self.k, k=self.m, added=())
+
+    @property
+    def transposed(self) -> Product:
+        """The product that gives the result transposed."""
+        return self._replace(m=self.n, n=self.m)
+
+
+class FusedAttention(NamedTuple):
+    """Attention by one kernel."""
+
+    dtype: str
+    kernel: str
+    heads: tuple[int, int]
+    """Of queries, and of keys and values."""
+    widths: tuple[int, int]
+    """Of a head of queries and keys, and of one of values."""
+    causal: bool
+    backward: bool = False
+
+
+class Arithmetic(NamedTuple):
+    """Floating-point operations of one kind by one operator."""
+
+    position: int
+    """In the tape's events."""
+    where: str
+    """The pass: "forward", "recompute", "backward"."""
+    kind: str
+    number: Size
+    module: str
+    of: Product | FusedAttention | None
+
+
+class Move(NamedTuple):
+    """What an operator without arithmetic worth counting reads and writes."""
+
+    position: int
+    """In the tape's events."""
+    arithmetic: int
+    """How many operators with arithmetic came before."""
+    phase: str
+    """"forward", "recompute" or "backward"."""
+    module: str
+    op: str
+    dtype: str
+    read: tuple[Size, ...]
+    written: tuple[Size, ...]
+
+
 Grads = Sequence["Tensor | None"]
 Backward = Callable[[Grads], "Sequence[Tensor | None]"]
 
@@ -128,7 +198,9 @@ class Tape:
         self.cast_cache: dict[int, Tensor] = {}
         #: told of each trained parameter when its gradient is complete
         self.on_gradient: Callable[[Parameter], None] | None = None
-        self.flops: list[tuple[int, str, str, Size]] = []  # (position in events, pass, kind, number)
+        self.flops: list[Arithmetic] = []
+        #: what operations read and write that only move memory, where that is asked for
+        self.moves: list[Move] | None = None
         self._seq = 0
         self._checkpoints = False  # whether anything was run without keeping what it saves
         self._frame: CheckpointFrame | None = None
@@ -314,7 +386,10 @@ class Tape:
             self._recompute_for(node)
         grads, node.grads = node.grads, None
         assert grads is not None, "a node runs when gradients have arrived"
+        noted, born = len(self.flops), len(self.items)
         outs = list(node.backward(grads))
+        if self.moves is not None and len(self.flops) == noted:
+            self._moved_backward(node, grads, born)
         # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
         if self._checkpoints:
             node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
@@ -344,9 +419,11 @@ class Tape:
         if grad is None:
             return None
         if grad.shape != edge.shape and elements(grad.shape) != elements(edge.shape):
-            grad = self.new("sum to size", edge.shape, grad.dtype)
+            given, grad = grad, self.new("sum to size", edge.shape, grad.dtype)
+            self.moved("sum", [given], [grad])
         if grad.dtype != edge.dtype:
-            grad = self.new("cast of gradient", grad.shape, edge.dtype)
+            given, grad = grad, self.new("cast of gradient", grad.shape, edge.dtype)
+            self.moved("_to_copy", [given], [grad])
         return grad
 
     def _accumulate(self, edge: Edge, grad: Tensor, heap: list[tuple[int, Node]]) -> None:
@@ -371,9 +448,11 @@ class Tape:
             return grad
         assert old.storage is not None, "a gradient has a storage"
         if old.storage.buffers == 1 and old.storage is not grad.storage and not old.is_view:
+            self.moved("add_", [old, grad], [old])
             return old
         old.storage.buffers -= 1
         total = self.new("accumulated gradient", old.shape, old.dtype)
+        self.moved("add", [old, grad], [total])
         return self._held(None, total)
 
     def _accumulate_leaf(self, leaf: Parameter, grad: Tensor) -> None:
@@ -395,9 +474,57 @@ class Tape:
                 if self.on_gradient is not None:
                     self.on_gradient(leaf)
 
+    # -- memory that operations move ------------------------------------------------------------------------------
+
+    def moved(self, op: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """Note what an operator reads and writes, if that is asked for: to be called when it has run.
+
+        Args:
+            op: as PyTorch names it.
+            read: each tensor once.
+            written: its results.
+        """
+        if self.moves is None:
+            return
+        sizes = tuple(size_of(x.shape, x.dtype) for x in read)
+        self._move(op, written[0].dtype, sizes, tuple(size_of(x.shape, x.dtype) for x in written))
+
+    def _move(self, op: str, dtype: str, read: tuple[Size, ...], written: tuple[Size, ...]) -> None:
+        assert self.moves is not None, "somebody has asked"
+        self.moves.append(Move(len(self.events), len(self.flops), self.phase, self.module, op, dtype, read, written))
+
+    def _moved_backward(self, node: Node, grads: Grads, born: int) -> None:
+        """Note what a formula of the backward has made: the first kernel reads the gradients and what was saved, each
+        further one what the one before has made. Where it makes zeros first, it writes its gradient into them.
+        """
+        made = self.items[born:]
+        if not made:
+            return
+        given = tuple(size_of(g.shape, g.dtype) for g in grads if g is not None)
+        kept = (x if isinstance(x, Storage) else x.storage for x in node.saved)
+        items = [self.items[x.index] for x in kept if x is not None]
+        read = (*given, *(size_of(item.shape, item.dtype) for item in items))
+        if node.name in INTO_ZEROS:
+            read = ()
+        for item in made:
+            written = size_of(item.shape, item.dtype)
+            self._move(f"{node.name} backward", item.dtype, read, (written,))
+            read = (written,)
+        if node.name in INTO_ZEROS and given:
+            self._move(f"{node.name} backward: copy", made[0].dtype, given, given)
+
     # -- arithmetic -----------------------------------------------------------------------------------------------
 
-    def count_flops(self, kind: str, number: Size, *, backward: bool = False) -> None:
-        """Add `number` floating-point operations of a kind ("linear", "attention") to the pass that is running."""
+    def count_flops(
+        self, kind: str, number: Size, *, backward: bool = False, of: Product | FusedAttention | None = None
+    ) -> None:
+        """Add floating-point operations to the pass that is running.
+
+        Args:
+            kind: "linear", "attention", ...
+            number: how many.
+            backward: whether they are the backward's own, not the forward's or a recomputation's.
+            of: the operator that does them; None: it has no shape here, or has been named with other operations.
+        """
         where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
-        self.flops.append((len(self.events), where, kind, number))
+        self.flops.append(Arithmetic(len(self.events), where, kind, number, self.module, of))

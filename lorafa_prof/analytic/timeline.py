@@ -178,7 +178,7 @@ def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
     return _Copies(extra, first, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block))
 
 
-def _repeats(tape: Tape) -> list[tuple[int, int, int]]:
+def repeats(tape: Tape) -> list[tuple[int, int, int]]:
     """Return the ranges of events of the layers that stand for those not traced, and how many each stands for."""
     ranges, at = [], tape.boundaries
     for stack, extra in _shortened(tape):
@@ -201,8 +201,8 @@ def _places(tape: Tape, stop: int) -> tuple[list[Place], dict[int, int]]:
 
 def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
     """Yield (pass, kind, number) of all floating-point operations, with the repeated layers counted in full."""
-    ranges = _repeats(tape)
-    for position, where, kind, (coefficient, symbols) in tape.flops:
+    ranges = repeats(tape)
+    for position, where, kind, (coefficient, symbols), *_ in tape.flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
         yield where, kind, (coefficient * factor, symbols)
 

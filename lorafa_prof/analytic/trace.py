@@ -50,8 +50,12 @@ def build_model(run: RunSpec) -> tuple[Builder, Model]:
     return builder, build(builder)
 
 
-def trace_step(run: RunSpec) -> StepTrace:
+def trace_step(run: RunSpec, *, moves: bool = False) -> StepTrace:
     """Trace forward, loss and backward of one step of `run`.
+
+    Args:
+        run: the configuration.
+        moves: note what operations read and write that only move memory.
 
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
@@ -59,6 +63,7 @@ def trace_step(run: RunSpec) -> StepTrace:
     builder, model = build_model(run)
     tape = builder.tape
     tape.accumulates = run.accumulation > 1
+    tape.moves = [] if moves else None
     if run.amp:
         tape.autocast = "bf16"
     sharing = _WAYS[run.shard](builder, run)

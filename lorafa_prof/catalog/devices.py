@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from lorafa_prof.catalog.json_files import kind_of, one_line, read_json_object
+from lorafa_prof.catalog.json_files import one_line, read_json_object
+from lorafa_prof.catalog.json_nodes import Node
 from lorafa_prof.errors import BadInputError, UnknownNameError
-from lorafa_prof.specs import DeviceSpec, require_int, require_number
+from lorafa_prof.specs import DeviceSpec, require_int
 
 #: The keys of "peak_flops". fp32 is the rate of the general-purpose cores, the others are the matrix units'.
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8", "int8")
@@ -29,8 +28,6 @@ _KEYS = (
 )  # fmt: skip
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 _CAPABILITY = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})")
-#: Longest text taken from a file, characters; a source may cite several reports.
-_LONGEST_TEXT = 4096
 #: Bytes per second and operations per second beyond which a figure is a slip of the unit.
 _BANDWIDTHS = (1e6, 1e16)
 _RATES = (1e6, 1e20)
@@ -73,7 +70,7 @@ def _in_catalog(name: str) -> Path | None:
 
 
 def _plain_names(file: Path) -> set[str]:
-    entry = _Node(str(file), "", read_json_object(str(file))).members(_KEYS)
+    entry = Node(str(file), "", read_json_object(str(file))).members(_KEYS)
     names = [entry["name"], entry["full_name"], *entry["aliases"].items()]
     return {_plain(each.text()) for each in names}
 
@@ -88,7 +85,7 @@ def _read_device(path: str) -> DeviceSpec:
     where = one_line(path)
     if _size(path) > LARGEST_FILE:
         raise BadInputError(f"{where}: too large for a device file (at most {LARGEST_FILE} bytes)")
-    return _device(_Node(where, "", read_json_object(path)))
+    return _device(Node(where, "", read_json_object(path)))
 
 
 def _size(path: str) -> int:
@@ -98,74 +95,16 @@ def _size(path: str) -> int:
         return 0
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A value of a parsed file together with its place, so that whatever is wrong with it names file and key."""
-
-    file: str
-    key: str
-    value: object
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.key}" if self.key else self.file
-
-    def wrong(self, expected: str) -> BadInputError:
-        return BadInputError(f"{self} must be {expected}, not {kind_of(self.value)}")
-
-    def members(self, keys: tuple[str, ...]) -> dict[str, _Node]:
-        """Return the object's members, which must be exactly `keys`: a misspelt key would pass for a missing one."""
-        if not isinstance(self.value, dict):
-            raise self.wrong("an object")
-        for key in keys:
-            if key not in self.value:
-                raise BadInputError(f"{self._child(key)} is missing")
-        for key in self.value:
-            if key not in keys:
-                raise BadInputError(f"{self._child(one_line(key, 60))} is not a key that is known here")
-        return {key: _Node(self.file, self._path(key), self.value[key]) for key in keys}
-
-    def items(self) -> Iterator[_Node]:
-        """Yield the members of a list."""
-        if not isinstance(self.value, list):
-            raise self.wrong("a list")
-        for index, value in enumerate(self.value):
-            yield _Node(self.file, f"{self.key}[{index}]", value)
-
-    def text(self) -> str:
-        """Return a string that says something."""
-        if not isinstance(self.value, str):
-            raise self.wrong("a string")
-        if not self.value.strip() or len(self.value) > _LONGEST_TEXT:
-            raise BadInputError(f"{self} must have between 1 and {_LONGEST_TEXT} characters")
-        return self.value
-
-    def flag(self) -> bool:
-        """Return true or false."""
-        if not isinstance(self.value, bool):
-            raise self.wrong("true or false")
-        return self.value
-
-    def number(self, limits: tuple[float, float]) -> float:
-        """Return a finite number within `limits`."""
-        return require_number(str(self), self.value, *limits)
-
-    def _path(self, key: str) -> str:
-        return f"{self.key}.{key}" if self.key else key
-
-    def _child(self, key: str) -> _Node:
-        return _Node(self.file, self._path(key), None)
-
-
-def _device(root: _Node) -> DeviceSpec:
+def _device(root: Node) -> DeviceSpec:
     entry = root.members(_KEYS)
     for alias in entry["aliases"].items():
         alias.text()
     sources: dict[str, str] = {}
     return DeviceSpec(
-        name=_short_text(entry["name"]),
-        full_name=_short_text(entry["full_name"]),
-        vendor=_short_text(entry["vendor"]),
-        architecture=_short_text(entry["architecture"]),
+        name=entry["name"].line(),
+        full_name=entry["full_name"].line(),
+        vendor=entry["vendor"].line(),
+        architecture=entry["architecture"].line(),
         compute_capability=_capability(entry["compute_capability"]),
         multiprocessors=_multiprocessors(entry["multiprocessors"], sources),
         total_bytes=_memory(entry["memory"], sources),
@@ -176,14 +115,7 @@ def _device(root: _Node) -> DeviceSpec:
     )
 
 
-def _short_text(node: _Node) -> str:
-    text = node.text()
-    if len(text) > 80 or not text.isprintable():
-        raise BadInputError(f"{node} must be one line of at most 80 characters")
-    return text
-
-
-def _capability(node: _Node) -> tuple[int, int] | None:
+def _capability(node: Node) -> tuple[int, int] | None:
     """Return the CUDA compute capability (major, minor); null for devices without one."""
     if node.value is None:
         return None
@@ -193,7 +125,7 @@ def _capability(node: _Node) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _multiprocessors(node: _Node, sources: dict[str, str]) -> int | None:
+def _multiprocessors(node: Node, sources: dict[str, str]) -> int | None:
     """Return the number of streaming multiprocessors (AMD: compute units)."""
     if node.value is None:
         return None
@@ -202,16 +134,16 @@ def _multiprocessors(node: _Node, sources: dict[str, str]) -> int | None:
     return require_int(str(multiprocessors["count"]), multiprocessors["count"].value, 1, 4096)
 
 
-def _memory(node: _Node, sources: dict[str, str]) -> int:
+def _memory(node: Node, sources: dict[str, str]) -> int:
     """Return the bytes that torch sees."""
     memory = node.members(("total_bytes", "marketed", "exact", "source"))
-    _short_text(memory["marketed"])
+    memory["marketed"].line()
     memory["exact"].flag()
     sources["memory"] = memory["source"].text()
     return require_int(str(memory["total_bytes"]), memory["total_bytes"].value, 2**20, 2**50)
 
 
-def _bandwidth(node: _Node, sources: dict[str, str]) -> float | None:
+def _bandwidth(node: Node, sources: dict[str, str]) -> float | None:
     """Return the peak memory bandwidth, bytes per second."""
     if node.value is None:
         return None
@@ -220,7 +152,7 @@ def _bandwidth(node: _Node, sources: dict[str, str]) -> float | None:
     return bandwidth["bytes_per_s"].number(_BANDWIDTHS)
 
 
-def _peak(node: _Node, dtype: str, sources: dict[str, str]) -> float | None:
+def _peak(node: Node, dtype: str, sources: dict[str, str]) -> float | None:
     """Return the dense peak of one dtype, FLOP/s, held against the figure that the vendor prints."""
     if node.value is None:
         return None
@@ -235,7 +167,7 @@ def _peak(node: _Node, dtype: str, sources: dict[str, str]) -> float | None:
     return dense
 
 
-def _context(node: _Node, sources: dict[str, str]) -> int | None:
+def _context(node: Node, sources: dict[str, str]) -> int | None:
     """Return the bytes of context and libraries outside the allocator."""
     if node.value is None:
         return None

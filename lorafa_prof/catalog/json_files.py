@@ -54,6 +54,8 @@ def read_json_object(path: str, *, largest: int = LARGEST_FILE, what: str = "a c
     """
     where = one_line(path)
     text = _decode(where, _read(where, path, largest, what))
+    if not text.strip():
+        raise BadInputError(f"{where}: the file is empty: not valid JSON")
 
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}

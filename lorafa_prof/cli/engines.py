@@ -12,6 +12,7 @@ from lorafa_prof.errors import BadInputError, MissingComponentError, Unsupported
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+    from lorafa_prof.speed.profile import DeviceProfile
     from lorafa_prof.thresholds import Engine, Guess
 
 
@@ -28,7 +29,7 @@ _TALKATIVE = ("bitsandbytes", "transformers", "peft")
 
 
 def simulating(
-    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None
+    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None, profile: DeviceProfile | None = None
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
@@ -36,6 +37,7 @@ def simulating(
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
         snapshot: a file that a memory snapshot of the run is written to; "-": stdout.
+        profile: of the card of its name, by which its step is timed; the others have their default profiles.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -50,11 +52,11 @@ def simulating(
         from lorafa_prof.simulate.engine import simulate
 
     def predict(run: RunSpec) -> Prediction:
-        simulation = simulate(run, devices[0] if devices else None, settings=settings)
+        simulation = simulate(run, devices[0] if devices else None, settings=settings, timed=bool(devices))
         if snapshot:
             data = simulation.snapshot()
             write_stdout_bytes(data) if snapshot == "-" else write_bytes_atomically(snapshot, data)
-        return simulation.prediction(devices)
+        return simulation.prediction(devices, profile=profile)
 
     return predict
 
@@ -147,36 +149,37 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
 def simulating_on_cards() -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
-    Asked for the largest batch as well, it takes more recordings. Cards with the same kernels, asked for one after the
-    other, share a recording.
+    Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import Simulation, device_traits, simulate
+        from lorafa_prof.simulate.recordings import Recordings
+    recordings = Recordings(most=8)
     known: dict[tuple[object, ...], Simulation] = {}
 
     def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
         key = (run, device_traits(device))
         if key not in known:
             known.clear()
-            known[key] = simulate(run, device)
+            known[key] = simulate(run, device, recordings=recordings)
         on_card = replace(known[key], device=device)
         return on_card.prediction([device] if device else [], largest_batch=largest_batch)
 
     return predict
 
 
-def simulate_on_cpu(run: RunSpec, threads: int) -> Prediction:
-    """Predict what a run takes on the CPU, in so many threads.
+def simulate_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = None) -> Prediction:
+    """Predict what a run takes on the CPU, in so many threads; how long by a profile of it, where one is given.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
     """
     with _importing_the_real_step():
         from lorafa_prof.simulate.on_cpu import predict_on_cpu
-    return predict_on_cpu(run, threads)
+    return predict_on_cpu(run, threads, profile)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus_asked: tuple
 
     chosen = asked_methods(methods)
     # Two names of one model or card (an alias, a hub id) are one.
-    specs = list({spec.name: spec for spec in map(load_model, name_list(models) or DEFAULT_MODELS)}.values())
+    specs = list({spec.name: spec for spec in map(load_model, name_list(models, "--model") or DEFAULT_MODELS)}.values())
     cards = list({card.name: card for card in map(load_device, name_list(gpus_asked) or device_names())}.values())
     if not gpus_asked:
         cards.sort(key=lambda card: (card.total_bytes, card.name))

@@ -32,6 +32,7 @@ COMMANDS = {
     "sweep": "Predict every combination of options, one row each: CSV, Parquet or JSON.",
     "planner": "Write a self-contained page in which the predictions move with controls.",
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",
+    "calibrate": "Measure how fast this device is, for predictions of step times.",
     "run": "Profile a training script of your own, unchanged: memory by phase and part, step time.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",
     "plot": "Draw figures of saved results: parts, errors, frontiers, timelines, ranks, cards, MFU.",

@@ -88,6 +88,14 @@ class Progress(_Stderr):
         return f"{number} {self._name}: {text}"
 
 
+class Stages(_Stderr):
+    """Tells what is being done, one stage after the other."""
+
+    def tell(self, text: str) -> None:
+        """Say which stage begins."""
+        self._draw(text) if self._is_terminal else self.say(text)
+
+
 class Bar(_Stderr):
     """Tells how many of `total` rows are done, of which `there` were when it began; on a terminal alone.
 

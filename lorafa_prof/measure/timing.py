@@ -17,6 +17,8 @@ class Work:
     model_flops: int | None
     executed_flops: int | None
     model_flops_6n: int | None
+    model_flops_causal: int | None = None
+    executed_flops_causal: int | None = None
 
     @classmethod
     def of_tokens(cls, tokens: int | None) -> Work:
@@ -49,6 +51,8 @@ def throughput(steps: Sequence[StepTime], work: Work, peak_flops: float | None) 
         model_flops=work.model_flops,
         executed_flops=work.executed_flops,
         model_flops_6n=work.model_flops_6n,
+        model_flops_causal=work.model_flops_causal,
+        executed_flops_causal=work.executed_flops_causal,
     )
     return with_peak(rates, peak_flops)
 

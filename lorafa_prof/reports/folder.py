@@ -19,10 +19,12 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         BadInputError: it is no folder, it lies in none, or permissions forbid writing.
     """
+    if not os.fspath(path):
+        raise BadInputError("cannot write into '': it is no name of a folder")
     target = Path(path)
     try:
         if not target.exists():
-            return require_writable(target)
+            return _require_room(require_writable(target))
         if not target.is_dir():
             raise BadInputError(f"cannot write into {_shown(path)}: it is no folder")
         if not os.access(target, os.W_OK):
@@ -30,6 +32,21 @@ def require_folder(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError) as error:  # a name too long, a NUL byte
         raise BadInputError(f"cannot write into {_shown(path)}: {error}") from error
     return target
+
+
+def _require_room(target: Path) -> Path:
+    """Return the name of a folder that can be made: some file systems refuse one, whatever permissions say."""
+    probe = _beside(target.parent)
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise BadInputError(f"cannot make the folder {_shown(target)}: {error.strerror or error}") from error
+    return target
+
+
+def _beside(folder: Path) -> Path:
+    return folder / f".lorafa-prof-{os.urandom(8).hex()}.tmp"
 
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> list[Path]:
@@ -46,7 +63,7 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> l
     """
     target = require_folder(folder)
     is_there = target.exists()
-    staging = (target if is_there else target.parent) / f".lorafa-prof-{os.urandom(8).hex()}.tmp"
+    staging = _beside(target if is_there else target.parent)
     try:
         staging.mkdir()
         for name, data in files.items():

@@ -166,19 +166,20 @@ RECORD_COLUMNS = (
     "model_flops", "executed_flops", "parameters_total", "parameters_trainable", "communication_bytes",
     "device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs",
 )  # fmt: skip
+#: Columns that follow them where step times are predicted.
+TIME_COLUMNS = ("step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "profile")
 
 
 def records_table(predictions: Sequence[Prediction]) -> Table:
     """Return a flat table: one row a prediction and device (or one a prediction, where no device was asked for)."""
     rows = [record(p, fit) for p in predictions for fit in (p.fit or (None,))]
-    columns = tuple(Column(name=name, key=name) for name in RECORD_COLUMNS)
-    return Table(
-        title="predictions", columns=columns, rows=tuple(tuple(row[n] for n in RECORD_COLUMNS) for row in rows)
-    )
+    names = (*RECORD_COLUMNS, *TIME_COLUMNS)
+    columns = tuple(Column(name=name, key=name) for name in names)
+    return Table(title="predictions", columns=columns, rows=tuple(tuple(row[n] for n in names) for row in rows))
 
 
 def record(p: Prediction, fit: Fit | None) -> dict[str, Scalar]:
-    """Return the values of `RECORD_COLUMNS` for a prediction, held against one device."""
+    """Return the values of `RECORD_COLUMNS` and `TIME_COLUMNS` for a prediction, held against one device."""
     figures = {name: getattr(p.memory, name) for name in RECORD_COLUMNS if hasattr(p.memory, name)}
     return {
         **run_record(p.run), "engine": p.engine, **figures,
@@ -201,7 +202,7 @@ def run_record(run: RunSpec) -> dict[str, Scalar]:
 
 def device_record(fit: Fit | None) -> dict[str, Scalar]:
     """Return the columns about a device; all None where there is none."""
-    names = ("device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs")
+    names = (*RECORD_COLUMNS[RECORD_COLUMNS.index("device") :], *TIME_COLUMNS)
     return {name: getattr(fit, name, None) for name in names}
 
 
@@ -258,7 +259,33 @@ def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
         (f"{gib(device.capacity_bytes):.2f} GiB", *(_headroom(f) for f in fits)),
         ("CUDA context", *(_context(f) for f in fits)),
         ("largest batch", *(_largest(f) for f in fits)),
+        *(time_rows(fits) if any(f.step_s is not None for f in fits) else ()),
     ]
+
+
+def time_rows(fits: Sequence[Fit]) -> list[Row]:
+    """Return the rows about the time of a step on one device."""
+    waiting = [None if f.time_by_kind is None else f.time_by_kind["waiting"] / (f.step_s or 1) for f in fits]
+    return [
+        ("step time, s", *(_seconds(f.step_s) for f in fits)),
+        ("tokens/s", *(_rate(f.tokens_per_s) for f in fits)),
+        ("MFU", *(_percent(f.mfu) for f in fits)),
+        ("  by 6 N", *(_percent(f.mfu_6n) for f in fits)),
+        ("HFU", *(_percent(f.hfu) for f in fits)),
+        ("waits for the host", *(_percent(share) for share in waiting)),
+    ]
+
+
+def _seconds(seconds: float | None) -> Cell:
+    return Cell(text="-" if seconds is None else f"{seconds:.3g}", value=seconds)
+
+
+def _rate(rate: float | None) -> Cell:
+    return Cell(text="-" if rate is None else f"{rate:,.0f}", value=rate)
+
+
+def _percent(share: float | None) -> Cell:
+    return Cell(text="-" if share is None else f"{share:.1%}", value=share)
 
 
 def _verdict(fit: Fit) -> Cell:

@@ -28,9 +28,13 @@ def results_in(document: Mapping[str, Any]) -> list[Result]:
         BadInputError: another document, or results in it that cannot be read.
     """
     kinds = [kind for kind in _READERS if kind in document]
-    if len(kinds) != 1:
-        raise BadInputError(f"no result of lorafa-prof: none of the keys {', '.join(_READERS)} alone is in it")
-    [kind] = kinds
+    if not kinds:
+        raise BadInputError(f"no result of lorafa-prof: none of the keys {', '.join(_READERS)} is in it")
+    kind, *others = kinds
+    if others:
+        raise BadInputError(
+            f"no result of lorafa-prof: {' and '.join(kinds)} in one file, where each command writes a file of its own"
+        )
     entries = document[kind]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BadInputError(f"{kind} must be a list of objects")

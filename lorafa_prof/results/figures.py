@@ -98,6 +98,11 @@ class Throughput:
     """Operations that run, with recomputation and what flash attention's backward repeats."""
     model_flops_6n: int | None = None
     """The 6 N convention: 6 * parameters without the embedding table * tokens, whatever the method trains."""
+    model_flops_causal: int | None = None
+    """As `model_flops`, but of attention by a causal kernel only the scores up to the diagonal."""
+    executed_flops_causal: int | None = None
+    """As `executed_flops`, but of attention by a causal kernel only the scores up to the diagonal; the kernel computes
+    whole blocks, and so a little more."""
     mfu: float | None = None
     mfu_6n: float | None = None
     hfu: float | None = None

@@ -21,7 +21,8 @@ def build(kind: type[T], data: Any) -> T:
     """Return the dataclass `kind` with the fields in `data`, each of the type that it is annotated with.
 
     Raises:
-        TypeError: not an object, a field that is missing or not known, a value of another type.
+        KeyError: a field that is missing.
+        TypeError: not an object, a field that is not known, a value of another type.
         BadInputError: a value that the class itself refuses.
     """
     if not isinstance(data, Mapping):
@@ -32,7 +33,14 @@ def build(kind: type[T], data: Any) -> T:
         if name in hints and not _is_of(value, hints[name]):
             shown = value[:40] if isinstance(value, str) else type(value).__name__
             raise TypeError(f"{kind.__name__}.{name} cannot be {shown!r}")
+    missing = [each.name for each in dataclasses.fields(kind_of_fields) if _is_needed(each) and each.name not in data]
+    if missing:
+        raise KeyError(missing[0])
     return kind(**data)
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @functools.cache
@@ -64,7 +72,15 @@ def require_schema(data: Mapping[str, Any], key: str, kind: str, kinds: str) -> 
     """
     schema, found = data.get("schema"), data.get(key)
     if schema != SCHEMA or found != kind:
-        raise BadInputError(f"a {found or 'result'} of schema {schema!r}; this reads {kinds} of schema {SCHEMA}")
+        raise BadInputError(
+            f"a {found or 'result'} of schema {schema!r}; this reads {kinds} of schema {SCHEMA}{of_newer(schema)}"
+        )
+
+
+def of_newer(schema: object) -> str:
+    """Return what to add about a schema that this version does not know: that a later one does."""
+    later = isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA
+    return ": a newer lorafa-prof wrote it, and reads it" if later else ""
 
 
 @contextlib.contextmanager
@@ -76,7 +92,9 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
+        raise BadInputError(f"not a {what}: it has no {error.args[0]}") from error
+    except (TypeError, ValueError, AttributeError) as error:
         raise BadInputError(f"not a {what}: {type(error).__name__}: {error}") from error
 
 

@@ -14,6 +14,7 @@ from lorafa_prof.results.plain import (
     build,
     ledger_from_json,
     ledger_to_json,
+    of_newer,
     plain,
     reading,
     run_from_json,
@@ -38,6 +39,19 @@ class Fit:
     """Largest batch that fits at this sequence length; 0 where none does; None where it was not looked for."""
     oom: str | None = None
     """PyTorch's message, where the engine knows which allocation fails."""
+    profile: str | None = None
+    """Which profile of the device its times rest on, "default" or "measured"; None: no time was asked for."""
+    step_s: float | None = None
+    """Seconds of one step, whether or not it fits."""
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    mfu_6n: float | None = None
+    hfu: float | None = None
+    time_by_kind: Mapping[str, float] | None = None
+    """Seconds of the step that the device is busy with "matmul", "attention", "memory", or "waiting" for the host."""
+    time_by_phase: Mapping[str, float] | None = None
+    why_no_time: str | None = None
+    """Why `step_s` is None though a time was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +103,9 @@ class Prediction:
         """
         schema = data.get("schema")
         if schema != SCHEMA:
-            raise BadInputError(f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}")
+            raise BadInputError(
+                f"a prediction of schema {schema!r}; this version reads schema {SCHEMA}{of_newer(schema)}"
+            )
         with reading("prediction"):
             ledger = data.get("ledger")
             fields = {

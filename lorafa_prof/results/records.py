@@ -103,6 +103,8 @@ def records_in_csv(text: str) -> list[Record]:
     Raises:
         BadInputError: another table, or a line that is none of a prediction; the text says which.
     """
+    if not text.strip():
+        raise BadInputError("the file is empty: no table of predictions")
     try:
         rows = csv.DictReader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
         missing = [name for name in NEEDED if name not in (rows.fieldnames or ())]

@@ -39,6 +39,29 @@ class CallSpec:
         outputs = out if isinstance(out, (tuple, list)) else (out,)
         return cls(func, frozen(args), tuple((name, frozen(value)) for name, value in kwargs.items()), frozen(outputs))
 
+    @classmethod
+    def outline(cls, func: Any, args: Any, kwargs: Any, out: Any, holds: Callable[[torch.Tensor], bool]) -> CallSpec:
+        """Return what of a call decides how much it computes and moves: the tensors on the device, and whole numbers.
+
+        Other numbers are left out, so that calls differ by shapes alone.
+        """
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return frozen(value) if holds(value) else None
+            if isinstance(value, (list, tuple)):
+                return tuple(map(kept, value))
+            return value if isinstance(value, (int, torch.dtype)) else None
+
+        outputs = out if isinstance(out, (tuple, list)) else (out,)
+        named = tuple((name, kept(value)) for name, value in kwargs.items())
+        return cls(func, kept(args), named, kept(outputs))
+
+    @classmethod
+    def bare(cls, func: Any) -> CallSpec:
+        """Return a call of which no more is of interest than the operator: a view."""
+        return cls(func, (), (), ())
+
     def kernel_call(self, name: str, device: DeviceTraits) -> KernelCall:
         """Return the call with meta tensors in the place of their descriptions."""
         args = tuple(map(thawed, self.args))

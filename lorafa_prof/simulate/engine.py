@@ -24,12 +24,16 @@ from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import blocks_alive_at, memory_snapshot, timeline
-from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, micro_batches
+from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
+from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
+from lorafa_prof.speed import step
+from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import allocated, format_bytes
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
@@ -41,40 +45,64 @@ LEAST_STEPS, MOST_STEPS = 3, 8
 
 
 def predict(
-    run: RunSpec, devices: Sequence[DeviceSpec] = (), *, settings: AllocatorSettings | None = None
+    run: RunSpec,
+    devices: Sequence[DeviceSpec] = (),
+    *,
+    settings: AllocatorSettings | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Prediction:
-    """Simulate the first steps of `run` and say what memory they take.
+    """Simulate the first steps of `run` and say what memory they take, and how long a later one takes on each device.
 
     Args:
         run: the configuration.
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         settings: of the caching allocator; None: PyTorch's defaults.
+        profile: of the device of its name; the others have their default profiles.
 
     Raises:
         UnsupportedError: what no real step is built for, or what meta tensors cannot run.
         BadInputError: options that contradict each other.
         MissingComponentError: a library is not installed.
     """
-    return simulate(run, devices[0] if devices else None, settings=settings).prediction(devices)
+    simulation = simulate(run, devices[0] if devices else None, settings=settings, timed=bool(devices))
+    return simulation.prediction(devices, profile=profile)
 
 
 def simulate(
-    run: RunSpec, device: DeviceSpec | None = None, *, settings: AllocatorSettings | None = None
+    run: RunSpec,
+    device: DeviceSpec | None = None,
+    *,
+    settings: AllocatorSettings | None = None,
+    timed: bool = False,
+    recordings: Recordings | None = None,
 ) -> Simulation:
     """Record a step of `run` with the kernels of `device` (None: of a card before Hopper) and replay it until settled.
+
+    Args:
+        run: the configuration.
+        device: the card.
+        settings: of the caching allocator; None: PyTorch's defaults.
+        timed: note all operators, so that predictions have step times.
+        recordings: those that are kept, of which this one is taken or becomes one; None: its own.
 
     Raises:
         as `predict`.
     """
     versions = installed_versions(quantized=run.resolved_quant != "none")
-    platform = Cuda(device_traits(device), versions["torch"])
-    recording = record(run, platform)
+    platform = platform_of(device)
+    recordings = Recordings() if recordings is None else recordings
+    recording = recordings.of(run, platform, notes_all=timed)
     settings = AllocatorSettings() if settings is None else settings
     steps = LEAST_STEPS if recording.again else recording.steps
-    simulation = Simulation(recording, platform, settings, steps, versions, device)
+    simulation = Simulation(recording, platform, settings, steps, versions, device, recordings)
     while recording.again and not simulation.settled and simulation.steps < MOST_STEPS:
         simulation = replace(simulation, steps=simulation.steps + 1)
     return simulation
+
+
+def platform_of(device: DeviceSpec | None) -> Cuda:
+    """Return what runs the kernels of a card (None: of one before Hopper) under the installed releases."""
+    return Cuda(device_traits(device), installed_versions()["torch"])
 
 
 def device_traits(device: DeviceSpec | None) -> DeviceTraits:
@@ -99,6 +127,7 @@ class Simulation:
     steps: int
     versions: Mapping[str, str]
     device: DeviceSpec | None
+    recordings: Recordings
 
     @cached_property
     def trace(self) -> Trace:
@@ -153,21 +182,47 @@ class Simulation:
         """Return the run as a memory snapshot for PyTorch's viewer."""
         return memory_snapshot(self.trace, self.settings)
 
-    def prediction(self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = True) -> Prediction:
-        """Return the prediction, held against `devices`; without the largest batch, which takes more recordings."""
+    def prediction(
+        self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = True, profile: DeviceProfile | None = None
+    ) -> Prediction:
+        """Return the prediction, held against `devices`.
+
+        Args:
+            devices: cards; step times are given where all operators were noted.
+            largest_batch: look for it, which takes more recordings.
+            profile: of the device of its name, in place of its default one.
+        """
+        on = [(self._on(device), device) for device in devices]
+        fits = tuple(there._fit(device, largest_batch) for there, device in on)
+        times = [there.step_time(device, profile) for there, device in on if self.recording.notes_all]
+        flops = step_throughput(self.recording, self.platform.traits)
         return Prediction(
             engine="simulate",
             run=self.recording.run,
             versions={"engine": "simulate", **self.versions},
             memory=self.memory(),
-            throughput=Throughput(),
+            throughput=times[0].throughput(flops, self.recording.run) if len(times) == 1 else flops,
             parameters=self.recording.parameters,
-            fit=tuple(self._on(device)._fit(device, largest_batch) for device in devices),
-            assumptions=self._assumptions(devices),
-            unmodelled=self._unmodelled(devices),
+            fit=self._timed(fits, times, flops),
+            assumptions=(*self._assumptions(devices), *step.assumptions(times)),
+            unmodelled=(*self._unmodelled(devices), *self._untimed(times)),
             ledger=self.ledger,
             communication_bytes=communicated(self.recording),
         )
+
+    def step_time(self, device: DeviceSpec, profile: DeviceProfile | None) -> step.StepTime:
+        """Return the time of a step on a device, by its profile if this is of it, else by its default one."""
+        own = profile if profile is not None and profile.name == device.name else default_profile(device)
+        return step.StepTime.of(step_works(self.recording, self.platform.traits), own, self.recording.run)
+
+    def _timed(self, fits: tuple[Fit, ...], times: Sequence[step.StepTime], flops: Throughput) -> tuple[Fit, ...]:
+        if not times:
+            return fits
+        run = self.recording.run
+        return tuple(time.fit(fit, flops, run) for fit, time in zip(fits, times, strict=True))
+
+    def _untimed(self, times: Sequence[step.StepTime]) -> tuple[str, ...]:
+        return step.unmodelled(times, self.recording.run) or ("step time and MFU (name a card with --gpu)",)
 
     def _moments(self) -> dict[str, int]:
         """The most that is allocated in each phase, in whichever step; the loss counts as a phase of its own."""
@@ -186,7 +241,10 @@ class Simulation:
         """Return the simulation of the same run with the kernels of `device`: this one where they are the same."""
         if device_traits(device) == self.platform.traits:
             return self
-        return simulate(self.recording.run, device, settings=self.settings)
+        return simulate(
+            self.recording.run, device, settings=self.settings, timed=self.recording.notes_all,
+            recordings=self.recordings,
+        )  # fmt: skip
 
     def _fit(self, device: DeviceSpec, largest_batch: bool) -> Fit:
         outside = device.context_bytes or 0
@@ -205,7 +263,7 @@ class Simulation:
     @cached_property
     def thresholds(self) -> Thresholds:
         """Where this run stops fitting."""
-        return Thresholds(self.recording, self.platform, self.settings, self.steps)
+        return Thresholds(self.recording.run, self.platform, self.settings, self.steps, self.recordings)
 
     def _assumptions(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         run = self.recording.run
@@ -255,7 +313,7 @@ class Simulation:
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]
-        lines = [*_inside_kernels(self.recording), _UNMEASURED, *others, "FLOPs, step time and MFU"]
+        lines = [*_inside_kernels(self.recording), _UNMEASURED, *others]
         if self.recording.run.loss == "fused":
             lines.append(LIGER_ITSELF)
         if self.recording.managed is not None:

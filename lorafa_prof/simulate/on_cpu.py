@@ -12,14 +12,18 @@ from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
-from lorafa_prof.results import Memory, Prediction, Throughput
+from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import communicated, shared_assumptions
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
+from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.speed import step
+from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
@@ -50,12 +54,13 @@ def build_for_cpu(run: RunSpec, device: str, group: Group | None = None) -> Work
     return replace(work, optimizer=make_optimizer(work.model, run))
 
 
-def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
+def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = None) -> Prediction:
     """Simulate a step of `run` on the CPU, with PyTorch's own kernels in so many threads.
 
     Args:
         run: the configuration.
         threads: what `torch.get_num_threads()` says where it runs; buffers inside kernels depend on it.
+        profile: of that CPU, by which the step is timed; None: no time is given.
 
     Raises:
         UnsupportedError: what no real step is built for, what meta tensors cannot run, or int8 weights: what
@@ -69,16 +74,19 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
         raise paged_on_cpu()
     platform = Cpu(threads)
     with without_onednn():
-        recording = record(run, platform, build_for_cpu)
+        recording = record(run, platform, build_for_cpu, notes_all=profile is not None)
         trace = recording.trace(2, platform)
     levels = _levels(trace)
     ledger = _ledger(trace, levels)
+    traits = DeviceTraits(None, None)
+    flops = step_throughput(recording, traits)
+    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits), profile, run)]
     return Prediction(
         engine="simulate",
         run=run,
         versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
         memory=_memory(trace, levels, ledger),
-        throughput=Throughput(),
+        throughput=times[0].throughput(flops, run) if times else flops,
         parameters=recording.parameters,
         assumptions=(
             "the second step, on the CPU; gradients are set to None after each",
@@ -90,12 +98,13 @@ def predict_on_cpu(run: RunSpec, threads: int) -> Prediction:
             *linear_layers_alone(run),
             *never_run(run, recording.operators),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
+            *step.assumptions(times),
         ),
         unmodelled=(
             _ON_ANY_HOST,
-            "FLOPs, step time and MFU",
             *_outside_the_catalog(run),
             *([_DECOMPOSITIONS] if has_pre_pass(run) else []),
+            *(step.unmodelled(times, run) or _UNTIMED),
         ),
         ledger=ledger,
         communication_bytes=communicated(recording),
@@ -113,6 +122,7 @@ def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
 
 
 _DECOMPOSITIONS = "the phase in which LoRA-GA decomposes gradients, whose buffers LAPACK decides"
+_UNTIMED = ("step time and MFU",)
 _ON_ANY_HOST = (
     "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
     "checkpointing keeps"

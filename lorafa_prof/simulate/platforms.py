@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from lorafa_prof.simulate.calls import CallSpec
+from lorafa_prof.simulate.kernels.choices import Choices
 from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.int8 import STAND_INS
 from lorafa_prof.simulate.kernels.workspaces import (
@@ -68,11 +69,12 @@ class Cuda:
     def __init__(self, traits: DeviceTraits, torch_version: str) -> None:
         self.traits = traits
         self.torch_version = torch_version
+        self.choices = Choices()
         self._watched: dict[Any, bool] = {}
 
     def kernels(self) -> contextlib.AbstractContextManager[None]:
         """See `Platform.kernels`."""
-        return cuda_on_meta(self.traits)
+        return cuda_on_meta(self.traits, self.choices)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Meta stands for the device; what is on the CPU (AdamW's step counters) is on the host there too."""

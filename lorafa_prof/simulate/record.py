@@ -44,6 +44,7 @@ from lorafa_prof.workload.naming import (
     named_states,
     shard_of,
     short_name,
+    table_elements,
 )
 from lorafa_prof.workload.optimizers import make_optimizer, managed_bytes
 from lorafa_prof.workload.quantized import quantization_state
@@ -54,7 +55,13 @@ from lorafa_prof.workload.step import loss_of, refuse_unbuilt
 _REBUILD, _BUCKET = "rebuild", "DDP bucket"
 
 
-def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Workload.build) -> Recording:
+def record(
+    run: RunSpec,
+    platform: Platform,
+    build: Callable[..., Workload] = Workload.build,
+    *,
+    notes_all: bool = False,
+) -> Recording:
     """Build the run's model, adapters and optimizer on meta and record a step of them.
 
     Forward and backward run once: a later step repeats them with storages of its own. That holds if whatever they make
@@ -68,12 +75,14 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
         build: makes the workload for a device ("meta") and, of several ranks, a group; another than `Workload.build`
             can add to it what a run does not say: that the batch is padded, another framework's preparation of the
             model.
+        notes_all: note the calls of all operators, which says what the step computes and moves; otherwise only of
+            those whose floating-point operations count.
 
     Raises:
         UnsupportedError: what is not built, or what meta tensors cannot run; the text names the operator.
     """
     if has_pre_pass(run):
-        return _record_after_pre_pass(run, platform)
+        return _record_after_pre_pass(run, platform, notes_all=notes_all)
     failure, known = Failure(run), None if isinstance(run.model, ModelSpec) else KnownValues()
     with (
         platform.kernels(), managed_memory(run), _foreach_on_meta(), explained(failure), without_hub(),
@@ -87,10 +96,11 @@ def record(run: RunSpec, platform: Platform, build: Callable[..., Workload] = Wo
         with (
             ModulePaths(work.entry) as failure.paths,
             Recorder(
-                failure.paths, platform, padded=work.padded, known=known, failure=failure, device=device
+                failure.paths, platform, padded=work.padded, known=known, failure=failure, device=device,
+                notes_all=notes_all,
             ) as recorder,
             _watching(recorder, work),
-        ):
+        ):  # fmt: skip
             _adopt(recorder, work.model, work.batch, buckets if _in_ddp(work) else None)
             first, again = _steps(recorder, work)
             if isinstance(work.wrapper, DistributedDataParallel):
@@ -114,7 +124,7 @@ def _foreach_on_meta() -> contextlib.AbstractContextManager[Any]:
 _MADE_BY_MODULES = frozenset({torch.ops.aten.empty.memory_format})
 
 
-def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
+def _record_after_pre_pass(run: RunSpec, platform: Platform, *, notes_all: bool) -> Recording:
     """Record what comes before the first step as well: gradients of the weights to be adapted, and adapters from them.
 
     Its segments stand before those of the first step; no later one repeats them.
@@ -127,7 +137,7 @@ def _record_after_pre_pass(run: RunSpec, platform: Platform) -> Recording:
         base, data = base_of(run, "meta"), batch(run, "meta")
         with (
             ModulePaths(base) as failure.paths,
-            Recorder(failure.paths, platform, failure=failure) as recorder,
+            Recorder(failure.paths, platform, failure=failure, notes_all=notes_all) as recorder,
         ):
             _adopt(recorder, base, data)
             config = estimate(base, run, lambda: _pre_pass(recorder, base, run, data))
@@ -182,8 +192,17 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
             again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
             collectives=_collectives(recorder, again), managed=managed_bytes(work.optimizer),
+            table_elements=_table_elements(work.model), notes_all=recorder.notes_all,
         )
     )  # fmt: skip
+
+
+def _table_elements(model: torch.nn.Module) -> int | None:
+    """Return the elements of the embedding table; None for an architecture that does not say which it is."""
+    try:
+        return table_elements(model)
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def _collectives(recorder: Recorder, again: tuple[Segment, ...]) -> tuple[tuple[str, int], ...]:

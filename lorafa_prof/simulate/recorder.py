@@ -20,7 +20,10 @@ import torch
 
 from lorafa_prof.ledger import Category
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
+from lorafa_prof.simulate.alike import AlikeCalls, plainly
 from lorafa_prof.simulate.calls import CallSpec
+from lorafa_prof.simulate.kernels.work import counts, is_device_work, is_view
+from lorafa_prof.simulate.kernels.work.registry import dtype_name
 from lorafa_prof.simulate.platforms import Platform, answered
 from lorafa_prof.simulate.questions import (
     KnownValues,
@@ -37,16 +40,6 @@ from lorafa_prof.simulate.trace import Block
 from lorafa_prof.workload.lora_ga import BACKWARDS
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import tensors_in
-
-_DTYPE_NAMES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "int64", torch.int32: "int32",
-    torch.uint8: "uint8", torch.int8: "int8", torch.bool: "bool",
-}  # fmt: skip
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype as the project writes it: "bf16", "int64"."""
-    return _DTYPE_NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 class _Life(weakref.ref[Any]):
@@ -92,6 +85,7 @@ class Recorder(InPlaceAccumulation):
             known instead.
         failure: told where the step is when an operator fails.
         device: tells on which stream storages are allocated.
+        notes_all: whether the calls of all operators are noted, not only of those that compute.
     """
 
     def __init__(
@@ -103,12 +97,14 @@ class Recorder(InPlaceAccumulation):
         known: KnownValues | None = None,
         failure: Failure | None = None,
         device: Device | None = None,
+        notes_all: bool = False,
     ) -> None:
         super().__init__()
         self.device = Device() if device is None else device
         self.padded = padded
         self.known = known
         self.failure = failure
+        self.notes_all = notes_all
         self.paths = paths
         self.platform = platform
         self.phase = "load"
@@ -116,10 +112,11 @@ class Recorder(InPlaceAccumulation):
         self.operators: list[Any] = []
         """Every operator that ran, in order."""
         self.specs: dict[CallSpec, int] = {}
-        """Calls of kernels that may allocate inside, numbered; alike ones are one."""
+        """Calls of kernels that may allocate inside, or whose work is noted, numbered; alike ones are one."""
         self.collectives: list[tuple[int, str, int]] = []
         """(number of the segment, kind, bytes of all that it is about) of what ranks have told each other."""
         self._events = self.segments[0].events
+        self._calls = self.segments[0].calls
         self._raw: list[RawBlock] = []
         self._lives: dict[int, _Life] = {}
         self._emptied: dict[int, _Life] = {}
@@ -128,6 +125,7 @@ class Recorder(InPlaceAccumulation):
         self.makes_on_host: frozenset[Any] = frozenset()
         """Operators whose new storages are on the host now, though on meta here."""
         self._on_host: dict[int, _Life] = {}
+        self._alike = AlikeCalls()
 
     # -- what is recorded -----------------------------------------------------------------------------------------
 
@@ -135,7 +133,7 @@ class Recorder(InPlaceAccumulation):
         """Begin a new segment of events."""
         self.phase = phase
         self.segments.append(Segment(phase))
-        self._events = self.segments[-1].events
+        self._events, self._calls = self.segments[-1].events, self.segments[-1].calls
 
     def adopt(self, named: Iterable[tuple[str, torch.Tensor]], category: Category) -> None:
         """Count storages that exist already, each once, in the order given; a name is module.tensor."""
@@ -213,19 +211,47 @@ class Recorder(InPlaceAccumulation):
             raise
         if self.known is not None:
             self.known.saw(func, args, kwargs, out)
-        fresh = self._on_device(func, self._fresh(out))
         self.operators.append(func)
-        if not watched and not fresh:
-            return out
-        phase, op, module = self._phase_of_births(), operator_name(func), self.paths.current
-        if watched:
-            spec = CallSpec.of(func, args, kwargs, out)
-            born = tuple(self._see(tensor, op, (module, phase), None) for tensor in fresh)
-            number, stream = self.specs.setdefault(spec, len(self.specs)), self.device.stream_number
-            self._events.append(Call(number, born, op, module, phase, stream))
-        else:
-            self._events.extend(self._see(tensor, op, (module, phase), None) for tensor in fresh)
+        self._after(func, args, kwargs, out, watched)
         return out
+
+    def _after(self, func: Any, args: Any, kwargs: Any, out: Any, watched: bool) -> None:
+        """Note what an operator has made, and its call if it is watched or its work is noted."""
+        fresh = self._on_device(func, self._fresh(out))
+        noted = is_device_work(func) if self.notes_all else counts(func)
+        if not watched and not fresh:
+            if noted:
+                self._note(func, args, kwargs, out)
+            return
+        phase, op, module = self._phase_of_births(), operator_name(func), self.paths.current
+        born = tuple(self._see(tensor, op, (module, phase), None) for tensor in fresh)
+        if watched:
+            call = self._call(CallSpec.of(func, args, kwargs, out), born, (op, module, phase))
+            self._events.append(call)
+            if noted:
+                self._calls.append(call)
+            return
+        self._events.extend(born)
+        if noted:
+            self._note(func, args, kwargs, out, (op, module, phase))
+
+    def _note(self, func: Any, args: Any, kwargs: Any, out: Any, where: tuple[str, str, str] | None = None) -> None:
+        """Note a call that no event stands for.
+
+        Args:
+            func, args, kwargs, out: the call.
+            where: operator, module and phase; None: they are asked for.
+        """
+        if where is None:
+            again = self.phase in BACKWARDS and self.paths.recomputing
+            where = (operator_name(func), self.paths.current, RECOMPUTE if again else self.phase)
+        holds = self.platform.holds
+        spec = CallSpec.bare(func) if is_view(func) else CallSpec.outline(func, args, kwargs, out, holds)
+        self._calls.append(self._call(spec, (), where))
+
+    def _call(self, spec: CallSpec, born: tuple[int, ...], where: tuple[str, str, str]) -> Call:
+        number = self.specs.setdefault(spec, len(self.specs))
+        return Call(number, born, *where, self.device.stream_number)
 
     def _run(self, func: Any, args: Any, kwargs: Any, watched: bool) -> Any:
         """Run an operator on meta; where the shape of what it returns depends on known values, it is theirs."""
@@ -233,7 +259,7 @@ class Recorder(InPlaceAccumulation):
             with contextlib.suppress(NotKnownError):
                 found = self.known.value(func, args, kwargs)
                 return found if copies_to_host(func, args, kwargs) else on_meta(found)
-        return self.platform.run(func, args, kwargs) if watched else func(*args, **kwargs)
+        return self._alike.run(self.platform.run if watched else plainly, func, args, kwargs)
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what an operator that finds out something of its data returns.
@@ -243,6 +269,8 @@ class Recorder(InPlaceAccumulation):
         """
         if not any(tensor.is_meta for tensor in tensors_in(args)):
             return func(*args, **kwargs)
+        if self.notes_all:
+            self._note(func, args, kwargs, None)
         if self.known is None:
             known, answer = answered(func, args, padded=self.padded)
             if known:

@@ -15,7 +15,7 @@ from lorafa_prof.specs import RunSpec
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of a kernel that may allocate inside."""
+    """A call of an operator: of one that may allocate inside, or whose work is noted."""
 
     spec: int
     """Which of the recording's `specs`."""
@@ -42,6 +42,8 @@ class Segment:
 
     phase: str
     events: list[Event] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    """Calls whose work is noted, in order: of operators that compute, or of all of them."""
 
     def births(self) -> set[int]:
         """The blocks that are born in it."""
@@ -86,6 +88,10 @@ class Recording:
     """Blocks that a repeated step keeps, and the blocks from before whose place each takes."""
     collectives: tuple[tuple[str, int], ...] = ()
     """(kind, bytes of all that it is about) of what this rank and the others tell each other in a repeated step."""
+    table_elements: int | None = None
+    """Elements of the input embedding table, 0 where the output head multiplies by it; None: not known."""
+    notes_all: bool = False
+    """Whether the calls of all operators are noted, not only of those that compute."""
 
     @property
     def steps(self) -> int:

@@ -8,19 +8,24 @@ from lorafa_prof.errors import SequenceTooLongError
 from lorafa_prof.results import Axis, along, value_along
 from lorafa_prof.search import last_within
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.engine import Simulation, simulate
-from lorafa_prof.simulate.thresholds import LARGEST_BATCH
+from lorafa_prof.simulate.engine import Simulation, platform_of, simulate
+from lorafa_prof.simulate.recordings import Recordings
+from lorafa_prof.simulate.thresholds import LARGEST_BATCH, Thresholds
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Guess, Verdict
 
+#: Simulations that are held with all that was worked out of them, some tens of MB each of a 7B model.
+_MOST_HELD = 4
+
 
 class Simulations:
-    """Judges by simulated steps, each recorded once.
+    """Judges by simulated steps, each recorded once for all cards on which it is the same.
 
     Args:
         settings: of the caching allocator; None: PyTorch's defaults.
         guess: where to begin to look along an axis; what is found does not depend on it.
         on_trial: told of each step before it is recorded.
+        recordings: where steps come from; None: those of this one alone.
     """
 
     name = "simulate"
@@ -32,9 +37,12 @@ class Simulations:
         settings: AllocatorSettings | None,
         guess: Guess,
         on_trial: Callable[[RunSpec, DeviceSpec], None] = lambda run, device: None,
+        recordings: Recordings | None = None,
     ) -> None:
         self._settings, self._guess, self._on_trial = settings, guess, on_trial
+        self._recordings = Recordings() if recordings is None else recordings
         self._simulations: dict[tuple[RunSpec, str], Simulation] = {}
+        self._steps: dict[RunSpec, int] = {}
         self._verdicts: dict[tuple[RunSpec, str, int], Verdict] = {}
 
     def verdict(self, run: RunSpec, device: DeviceSpec) -> Verdict:
@@ -57,8 +65,8 @@ class Simulations:
         """
         guess = min(max(1, self._guess(run, axis, device, most) or value_along(run, axis)), most)
         if axis == "bs":
-            simulation = self._simulation(along(run, axis, max(2, guess)), device)
-            return min(simulation.thresholds.largest_batch(device.total_bytes, device.context_bytes or 0), most)
+            thresholds = self._thresholds(along(run, axis, max(2, guess)), device)
+            return min(thresholds.largest_batch(device.total_bytes, device.context_bytes or 0), most)
 
         def needed(value: int) -> int:
             return device.total_bytes - (self.headroom(along(run, axis, value), device) or 0)
@@ -69,12 +77,22 @@ class Simulations:
         """Not looked for: each look is a recording."""
         return None
 
+    def _thresholds(self, run: RunSpec, device: DeviceSpec) -> Thresholds:
+        """Return where a run stops fitting a card; it settles in as many steps as it did on the first card."""
+        any_batch = run.replace(bs=1)
+        if any_batch not in self._steps:
+            self._steps[any_batch] = self._simulation(run, device).steps
+        settings = AllocatorSettings() if self._settings is None else self._settings
+        return Thresholds(run, platform_of(device), settings, self._steps[any_batch], self._recordings)
+
     def _simulation(self, run: RunSpec, device: DeviceSpec) -> Simulation:
         key = (run, device.name)
         if key not in self._simulations:
+            while len(self._simulations) >= _MOST_HELD:
+                del self._simulations[next(iter(self._simulations))]
             self._on_trial(run, device)
             try:
-                self._simulations[key] = simulate(run, device, settings=self._settings)
+                self._simulations[key] = simulate(run, device, settings=self._settings, recordings=self._recordings)
             except SequenceTooLongError as error:
                 error.longest = run.seq - error.beyond
                 raise

@@ -11,9 +11,10 @@ the recordings, and the lengths that may be asked for, are a multiple of 128 tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
@@ -104,16 +105,37 @@ class Shapes:
     recordings: tuple[Recording, ...]
 
     @classmethod
-    def of(cls, run: RunSpec, platform: Platform, axes: tuple[Axis, ...], known: Iterable[Recording] = ()) -> Shapes:
-        """Record `run` at as many shapes as are needed; recordings that are known already are taken.
+    def of(
+        cls,
+        run: RunSpec,
+        platform: Platform,
+        axes: tuple[Axis, ...],
+        recorded: Callable[[RunSpec], Recording] | None = None,
+        *,
+        notes_all: bool = False,
+    ) -> Shapes:
+        """Record `run` at as many shapes as are needed.
+
+        Args:
+            run: at any of its shapes.
+            platform: the device whose kernels run.
+            axes: along which shapes differ.
+            recorded: where recordings come from; None: each is made.
+            notes_all: note the calls of all operators where each is made, as in `record`.
+
+        Args:
+            run, platform: as in `record`.
+            axes: along which shapes are asked for.
+            known: recordings of this run, which may be at shapes that are needed.
+            notes_all: note the calls of all operators, as in `record`.
 
         Raises:
             DifferentStepsError: the shapes do not run the same operators, or a size is no polynomial.
             UnsupportedError, BadInputError: as `record`.
         """
         points = _points(run, axes)
-        have = {(r.run.bs, r.run.seq): r for r in known}
-        recordings = tuple(have.get(p) or record(run.replace(bs=p[0], seq=p[1]), platform) for p in points)
+        made = partial(record, platform=platform, notes_all=notes_all) if recorded is None else recorded
+        recordings = tuple(made(run.replace(bs=bs, seq=seq)) for bs, seq in points)
         shapes = cls(run, axes, Polynomials(_TERMS[axes], points), recordings)
         shapes.at(*points[-1])  # looks at every event, and at every size at every point
         return shapes
@@ -124,8 +146,12 @@ class Shapes:
         right_length = (seq - self.run.seq) % PADDED_TO == 0 if along_s else seq == self.run.seq
         return right_length and (bs >= 2 if "bs" in self.axes else bs == self.run.bs)
 
-    def at(self, bs: int, seq: int) -> Recording:
+    def at(self, bs: int, seq: int, *, calls: bool = False) -> Recording:
         """Return the recording at another shape.
+
+        Args:
+            bs, seq: the shape.
+            calls: with the calls whose work is noted, of all operators where all recordings have those.
 
         Raises:
             BadInputError: a shape that other operators run for, or may run for: see `admits`.
@@ -139,7 +165,7 @@ class Shapes:
         number = self.polynomials.at((bs, seq))
         specs: dict[tuple[int, ...], int] = {}
         segments = zip(*((r.load, *r.first, *r.again) for r in self.recordings), strict=True)
-        load, *steps = [_same_segment(together, specs) for together in segments]
+        load, *steps = [_same_segment(together, specs, calls=calls) for together in segments]
         blocks = [_same_block(together, number) for together in zip(*(r.blocks for r in self.recordings), strict=True)]
         described = [tuple(r.specs[i] for r, i in zip(self.recordings, key, strict=True)) for key in specs]
         run, once = self.run.replace(bs=bs, seq=seq), len(first.first)
@@ -166,10 +192,16 @@ def _points(run: RunSpec, axes: tuple[Axis, ...]) -> list[Point]:
     return [*((b, s) for b in batches[:2] for s in lengths[:3]), (batches[2], lengths[3])]
 
 
-def _same_segment(together: tuple[Segment, ...], specs: dict[tuple[int, ...], int]) -> Segment:
-    if len({(s.phase, len(s.events)) for s in together}) > 1:
+def _same_segment(together: tuple[Segment, ...], specs: dict[tuple[int, ...], int], *, calls: bool) -> Segment:
+    if len({(s.phase, len(s.events), len(s.calls) if calls else 0) for s in together}) > 1:
         raise DifferentStepsError(f"the {together[0].phase} of other shapes has other events")
-    return Segment(together[0].phase, [_same_event(e, specs) for e in zip(*(s.events for s in together), strict=True)])
+    events = [_same_event(e, specs) for e in zip(*(s.events for s in together), strict=True)]
+    noted = [_same_call(c, specs) for c in zip(*(s.calls for s in together), strict=True)] if calls else []
+    return Segment(together[0].phase, events, noted)
+
+
+def _same_call(together: tuple[Call, ...], specs: dict[tuple[int, ...], int]) -> Call:
+    return replace(together[0], spec=specs.setdefault(tuple(call.spec for call in together), len(specs)))
 
 
 def _same_event(together: tuple[Event, ...], specs: dict[tuple[int, ...], int]) -> Event:
@@ -177,7 +209,7 @@ def _same_event(together: tuple[Event, ...], specs: dict[tuple[int, ...], int]) 
     if isinstance(first, Call):
         calls = [event for event in together if isinstance(event, Call) and event.born == first.born]
         if len(calls) == len(together):
-            return replace(first, spec=specs.setdefault(tuple(call.spec for call in calls), len(specs)))
+            return _same_call(tuple(calls), specs)
     elif all(event == first for event in together):
         return first
     raise DifferentStepsError(f"storages of other shapes come and go in another order: {together}")

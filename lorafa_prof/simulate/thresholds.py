@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
-
 from lorafa_prof.search import largest
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.platforms import Platform
-from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.recording import Recording
-from lorafa_prof.simulate.shapes import DifferentStepsError, Shapes
+from lorafa_prof.simulate.recordings import Recordings
+from lorafa_prof.specs import RunSpec
 
 #: No step of a batch beyond this is looked for.
 LARGEST_BATCH = 2**16
@@ -20,16 +18,18 @@ class Thresholds:
     """Where one run stops fitting.
 
     Args:
-        recording: the run as it is.
+        run: as it is; its batch is where the search begins.
         platform: the device whose kernels run.
         settings: of the allocator.
         steps: how many steps have to fit.
+        recordings: where its steps come from.
     """
 
-    def __init__(self, recording: Recording, platform: Platform, settings: AllocatorSettings, steps: int) -> None:
-        self._platform, self._settings, self._steps = platform, settings, steps
-        self._recording = recording
-        self._recorded = lru_cache(maxsize=8)(self._record)
+    def __init__(
+        self, run: RunSpec, platform: Cuda, settings: AllocatorSettings, steps: int, recordings: Recordings
+    ) -> None:
+        self._run, self._platform, self._settings, self._steps = run, platform, settings, steps
+        self._recordings = recordings
 
     def largest_batch(self, capacity: int, outside: int) -> int:
         """Return the largest batch that a card of `capacity` bytes holds, of which the allocator cannot have `outside`.
@@ -45,29 +45,21 @@ class Thresholds:
         def really_fits(bs: int) -> bool:
             return self._replay(self._recorded(bs), capacity, outside).oom is None
 
-        found = largest(fits, most=LARGEST_BATCH, guess=self._recording.run.bs)
+        found = largest(fits, most=LARGEST_BATCH, guess=self._run.bs)
         if found < 2 or self._is_as_recorded(found):
             return found
         return largest(really_fits, most=LARGEST_BATCH, guess=found)
 
     def replay_at(self, bs: int, capacity: int | None = None, outside: int = 0) -> Replay:
         """Replay the run with a batch of `bs`."""
-        recording = (
-            self._recorded(bs) if bs == 1 or self._shapes is None else self._shapes.at(bs, self._recording.run.seq)
-        )
-        return self._replay(recording, capacity, outside)
+        return self._replay(self._worked_out(bs) or self._recorded(bs), capacity, outside)
 
-    @cached_property
-    def _shapes(self) -> Shapes | None:
-        """The run at any batch from two on; None where its steps are not alike."""
-        try:
-            return Shapes.of(self._recording.run, self._platform, ("bs",), [self._recording])
-        except DifferentStepsError:
-            return None
+    def _worked_out(self, bs: int) -> Recording | None:
+        """Return the step at a batch by few recordings; None where none but its own will do."""
+        return None if bs == 1 else self._recordings.at_batch(self._run, bs, self._platform)
 
-    def _record(self, bs: int) -> Recording:
-        run = self._recording.run
-        return self._recording if bs == run.bs else record(run.replace(bs=bs), self._platform)
+    def _recorded(self, bs: int) -> Recording:
+        return self._recordings.of(self._run.replace(bs=bs), self._platform)
 
     def _replay(self, recording: Recording, capacity: int | None, outside: int) -> Replay:
         trace = recording.trace(self._steps, self._platform)
@@ -77,8 +69,9 @@ class Thresholds:
         )  # fmt: skip
 
     def _is_as_recorded(self, bs: int) -> bool:
-        if self._shapes is None:
+        worked_out = self._worked_out(bs)
+        if worked_out is None:
             return True
-        predicted = self._shapes.at(bs, self._recording.run.seq).trace(self._steps, self._platform)
+        predicted = worked_out.trace(self._steps, self._platform)
         real = self._recorded(bs).trace(self._steps, self._platform)
         return predicted.events == real.events and predicted.sizes == real.sizes

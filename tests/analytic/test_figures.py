@@ -23,16 +23,18 @@ from tests.support import observe
 #: take 64 tokens at most.
 BATCHES = (1, 1, 1, 2, 2, 3, 7, 1000)
 LENGTHS = (1, 16, 9, 8, 9, 64, 63, 40)
+#: cuBLAS's, of forward and backward: each two buffers of 4 MiB and eight of 16 KiB.
+TWO_WORKSPACES = 2 * (2 * 4096 + 8 * 16) * 1024
 
 
 def told(run: RunSpec, bs: int, seq: int) -> tuple[Any, ...]:
     """What `predict` says, library workspaces left out."""
     p = predict(run.replace(bs=bs, seq=seq))
     parts = {name: getattr(p.memory, name) for name in PART_FIELDS} | {"workspace_bytes": 0}
-    assert p.memory.peak_allocated_bytes is not None
-    assert p.memory.workspace_bytes is not None
+    assert p.memory.workspace_bytes == TWO_WORKSPACES
+    assert p.memory.peak_allocated_bytes == sum(parts.values()) + TWO_WORKSPACES
     return (
-        p.memory.peak_allocated_bytes - p.memory.workspace_bytes, p.memory.peak_moment, parts,
+        p.memory.peak_allocated_bytes - TWO_WORKSPACES, p.memory.peak_moment, parts,
         p.memory.saved_activations_bytes, p.throughput.model_flops, p.throughput.executed_flops,
     )  # fmt: skip
 

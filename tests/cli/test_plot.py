@@ -154,11 +154,17 @@ class TestWhatIsNot:
     @pytest.mark.parametrize(
         ("name", "text", "words"),
         [
-            ("a.json", "", "not valid JSON"),
+            ("a.json", "", "the file is empty"),
+            ("a.json", '{"predictions": [], "thresholds": []}', "predictions and thresholds in one file"),
+            ("a.json", '{"thresholds": [{"schema": 1, "kind": "threshold"}]}', "not a threshold: it has no run"),
             ("a.json", '{"model_type": "llama"}', "no result of lorafa-prof"),
-            ("a.json", '{"predictions": [{"schema": 99}]}', "schema 99"),
-            ("a.json", '{"thresholds": [{"schema": 99, "kind": "threshold"}]}', "schema 99"),
-            ("a.csv", "", "no column model"),
+            (
+                "a.json",
+                '{"predictions": [{"schema": 99}]}',
+                "schema 99; this version reads schema 1: a newer lorafa-prof",
+            ),
+            ("a.json", '{"thresholds": [{"schema": 99, "kind": "threshold"}]}', "a newer lorafa-prof wrote it"),
+            ("a.csv", "", "the file is empty"),
             ("a.csv", "model,method\r\n", "no column engine"),
             ("a.csv", "source,model,engine,figure\r\nx,y,z,1\r\n", "no column method"),
             ("a.csv", "model,method,engine,bs,seq,rank,peak_allocated_bytes\r\n", "no result in these files"),
@@ -193,6 +199,7 @@ class TestWhatIsNot:
         file = write(prediction())
         assert "is no folder" in refused(capsys, "missing.json", "-o", file)
         assert "does not exist" in refused(capsys, file, "-o", str(tmp_path / "no" / "figures"))
+        assert "no name of a folder" in refused(capsys, file, "-o", "")
         assert main(["plot", file]) == 2
         assert "--output" in capsys.readouterr().err
 

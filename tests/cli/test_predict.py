@@ -129,7 +129,7 @@ _WORKSPACES = "two cuBLAS workspaces, 16.25 MiB together, as on a100-80gb"
 UNMODELLED = (
     "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
     "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
-    "step time and MFU",
+    "step time and MFU (--engine simulate with --gpu has them)",
 )
 UNMODELLED_OF = {
     "lora-fa": ("the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",),

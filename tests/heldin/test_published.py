@@ -8,10 +8,8 @@ is named beside the test.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.metadata
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +24,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, trace_of
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.workload import Workload
-
-PUBLISHED = Path(__file__).parents[1] / "ground_truth" / "published.csv"
-ROWS = {row["id"]: row for row in csv.DictReader(PUBLISHED.read_text(encoding="utf-8").splitlines())}
+from tests.heldin.fms import FMS, ROWS, fms_run
 
 pytestmark = pytest.mark.heldin
 
@@ -46,43 +42,17 @@ def measured(name: str) -> int:
 
 # -- foundation-model-stack/fms-acceleration, one A100 80 GB -----------------------------------------------------------
 
-#: The rows' model, method and options. What they leave open: QLoRA ran through TRL's SFTTrainer with bf16=True, which
-#: is autocast; its 'baseline' leaves the norms in fp32 and nothing else (after the run 532,480 bytes more were
-#: allocated than in the 'accelerated' one: 65 norms of 4096 elements, 2 bytes each).
-MISTRAL = {"model": "mistral-7b", "bs": 4, "seq": 4096}
-LORA = {"rank": 16, "targets": ("q_proj", "k_proj", "v_proj", "o_proj"), "dropout": 0.1}
-QLORA = {"quant": "nf4-dq", "amp": True}
-FMS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
-    "fms-1": ("full", {}, MISTRAL, 0.005),
-    "fms-2": ("lora", LORA, MISTRAL, 0.005),
-    "fms-3": ("qlora", LORA, {**MISTRAL, **QLORA}, 0.02),
-    "fms-4": ("qlora", LORA, {**MISTRAL, **QLORA, "prepare_kbit": "trl"}, 0.02),
-    "fms-1-bs8": ("full", {}, {**MISTRAL, "bs": 8}, 0.005),
-    "fms-2-bs8": ("lora", LORA, {**MISTRAL, "bs": 8}, 0.005),
-    "fms-3-bs8": ("qlora", LORA, {**MISTRAL, **QLORA, "bs": 8}, 0.02),
-    "fms-4-bs8": ("qlora", LORA, {**MISTRAL, **QLORA, "bs": 8, "prepare_kbit": "trl"}, 0.02),
-    "fms-5": ("full", {}, {"model": "santacoder-1.1b", "bs": 4, "seq": 2048}, 0.005),
-}
+#: By how much the simulation may miss each row.
+TOLERANCES = dict.fromkeys(FMS, 0.005) | {name: 0.02 for name in FMS if name.startswith(("fms-3", "fms-4"))}
 
 
 @releases("4.48.1", "0.13.2")
 @pytest.mark.parametrize("name", FMS)
 def test_peak_allocated_of_fms_acceleration(name: str) -> None:
     """Full fine-tuning, LoRA and QLoRA with checkpointing: peak allocated within half a per cent, QLoRA within two."""
-    method, inner, options, tolerance = FMS[name]
-    model = load_model(options["model"])
-    rest = {key: value for key, value in options.items() if key != "model"}
-    run = RunSpec(
-        model=model,
-        method=MethodSpec(name=method, **inner),
-        attn="flash",
-        checkpointing="full",
-        optimizer="adamw",
-        **rest,
-    )
-    peak = simulate(run, load_device("a100-80gb")).replayed.allocated.size
+    peak = simulate(fms_run(name), load_device("a100-80gb")).replayed.allocated.size
     print(f"{name}: measured {measured(name)}, simulated {peak}, {peak / measured(name) - 1:+.3%}")
-    assert peak == pytest.approx(measured(name), rel=tolerance)
+    assert peak == pytest.approx(measured(name), rel=TOLERANCES[name])
 
 
 # -- huggingface/peft, method_comparison/MetaMathQA, one L40S ----------------------------------------------------------

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.simulate.allocator.replay import replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.shapes import Axis, DifferentStepsError, Polynomials, Shapes
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.specs import RunSpec
@@ -96,14 +98,14 @@ def test_lengths_on_both_sides_of_a_window() -> None:
 def test_the_largest_batch_is_the_last_that_fits() -> None:
     """The threshold that is worked out is that of recorded steps: the batch fits, one sequence more does not."""
     run, device = long_run("lora"), platform()
-    thresholds = Thresholds(record(run, device), device, AllocatorSettings(), 3)
+    thresholds = Thresholds(run, device, AllocatorSettings(), 3, Recordings())
     capacity = 200 * 2**20
     found = thresholds.largest_batch(capacity, outside=0)
     assert found > 3
 
     def fits(bs: int) -> bool:
-        exact = Thresholds(record(run.replace(bs=bs), device), device, AllocatorSettings(), 3)
-        return exact.replay_at(bs, capacity).oom is None
+        trace = record(run.replace(bs=bs), device).trace(3, device)
+        return replay(trace.events, trace.sizes, capacity=capacity).oom is None
 
     assert [fits(found), fits(found + 1)] == [True, False]
 
@@ -111,4 +113,4 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
 def test_no_batch_fits() -> None:
     """On a card that does not even hold the weights the answer is 0."""
     run, device = long_run("lora"), platform()
-    assert Thresholds(record(run, device), device, AllocatorSettings(), 3).largest_batch(2**20, outside=0) == 0
+    assert Thresholds(run, device, AllocatorSettings(), 3, Recordings()).largest_batch(2**20, outside=0) == 0

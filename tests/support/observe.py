@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorafa_prof.simulate.accumulation import InPlaceAccumulation
+from lorafa_prof.simulate.kernels.choices import Choices
 from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import answered
@@ -47,7 +48,7 @@ def kernels_of(device: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if device == "meta":
             stack.enter_context(AnsweredQuestions())  # type: ignore[no-untyped-call]  # torch's
-            stack.enter_context(cuda_on_meta(DeviceTraits((8, 0), 108)))
+            stack.enter_context(cuda_on_meta(DeviceTraits((8, 0), 108), Choices()))
         yield
 
 

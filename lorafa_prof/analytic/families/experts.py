@@ -15,7 +15,7 @@ from lorafa_prof.analytic.builder import ADAPTERS, Builder, Linear, targeted
 from lorafa_prof.analytic.families import routing
 from lorafa_prof.analytic.families.common import activation
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
+from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.layers import experts_everywhere
 from lorafa_prof.specs import ModelSpec, MoeSpec
@@ -99,17 +99,19 @@ def _product(b: Parameter, a: Parameter) -> Tensor:
     (k, inner), m = left.shape, right.shape[1]
     out = tape.new("B A", (k, m), left.dtype)
     flops = ops.matmul_flops((k,), int(inner), int(m))
-    tape.count_flops("linear", flops)
+    product = Product(left.dtype, (), (k,), (inner,), (m,))
+    tape.count_flops("linear", flops, of=product)
     if tape.needs_grad(left, right):
         need = (left.requires_grad, right.requires_grad)
         shapes, dtype = (left.shape, right.shape), left.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             made = []
-            for needed, shape in zip(need[::-1], shapes[::-1], strict=True):
+            of_b, of_a = product.backwards
+            for needed, shape, of in zip(need[::-1], shapes[::-1], (of_a, of_b), strict=True):
                 made.append(tape.new("gradient of adapter", shape, dtype) if needed else None)
                 if needed:
-                    tape.count_flops("linear", flops, backward=True)
+                    tape.count_flops("linear", flops, backward=True, of=of)
             return made[::-1]
 
         tape.record("mm", [left, right], out, [right if need[0] else None, left if need[1] else None], backward)
@@ -131,19 +133,22 @@ def _baddbmm(weight: Parameter, left: Tensor, right: Tensor) -> Tensor:
     tape = weight.tape
     experts, k, inner = (int(width) for width in left.shape)
     out = ops.like(weight, "adapted experts")
-    flops = ops.matmul_flops((experts, k), inner, int(right.shape[2]))
-    tape.count_flops("linear", flops)
+    width = int(right.shape[2])
+    flops = ops.matmul_flops((experts, k), inner, width)
+    product = Product(left.dtype, (experts,), (k,), (inner,), (width,), weight.shape)
+    tape.count_flops("linear", flops, of=product)
     if tape.needs_grad(left, right):
         need, shapes, dtype = (left.requires_grad, right.requires_grad), (left.shape, right.shape), out.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
             made: list[Tensor | None] = []
-            for needed, shape in zip(need, shapes, strict=True):
-                product = tape.new("gradient of factor, unscaled", shape, dtype) if needed else None
-                made.append(tape.new("gradient of factor", shape, dtype) if needed else None)
-                del product
-                if needed:
-                    tape.count_flops("linear", flops, backward=True)
+            for needed, shape, of in zip(need, shapes, product.backwards, strict=True):
+                unscaled = tape.new("gradient of factor, unscaled", shape, dtype) if needed else None
+                made.append(scaled := tape.new("gradient of factor", shape, dtype) if needed else None)
+                if unscaled is not None and scaled is not None:
+                    tape.moved("mul", [unscaled], [scaled])
+                    tape.count_flops("linear", flops, backward=True, of=of)
+                del unscaled, scaled
             return made
 
         saved = [right if need[0] else None, left if need[1] else None]

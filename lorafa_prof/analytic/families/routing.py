@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Tensor
+from lorafa_prof.analytic.tape import Grads, Product, Tensor
 
 
 def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -110,16 +110,18 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, name: str) -> Tensor:
     rows_shape = x.shape[:-1]
     out = tape.new(name, (*rows_shape, k), dtype)
     flops = ops.matmul_flops(rows_shape, m, k)
-    tape.count_flops("experts", flops)
+    product = Product(dtype, (), rows_shape, (m,), (k,), groups=experts)
+    tape.count_flops("experts", flops, of=product)
     need_x, need_w = x.requires_grad, weight.requires_grad
     if tape.needs_grad(x, weight):
 
         def backward(g: Grads) -> list[Tensor | None]:
             of_weight = tape.new("gradient of experts", (experts, k, m), dtype) if need_w else None
             of_x = tape.new("gradient of experts' input", (*rows_shape, m), dtype) if need_x else None
-            for need in (need_w, need_x):
+            input_product, weight_product = product.backwards
+            for need, of in ((need_w, weight_product.transposed), (need_x, input_product)):
                 if need:
-                    tape.count_flops("experts", flops, backward=True)
+                    tape.count_flops("experts", flops, backward=True, of=of)
             return [of_x, of_weight]
 
         saved = [x if need_w else None, weight if need_x else None, offsets]

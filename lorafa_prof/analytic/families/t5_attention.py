@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import Grads, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import FusedAttention, Grads, Parameter, Tape, Tensor
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,15 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
     lse = tape.new("attention log-sum-exp", ("b", h, "E"), "fp32")
     rng = [tape.new(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
     coefficient, symbols = elements(("b", h, "s", "s", d))
-    tape.count_flops("attention", (4 * coefficient, symbols))
+    of = FusedAttention(q.dtype, "efficient", (h, h), (d, d), causal=False)
+    tape.count_flops("attention", (4 * coefficient, symbols), of=of)
     inputs = [q, k, v, _expanded(mask[0], shapes)]
     if tape.needs_grad(*inputs):
         grads = [(x.shape, x.requires_grad) for x in inputs]
         dtype = q.dtype
 
         def backward(g: Grads) -> list[Tensor | None]:
-            tape.count_flops("attention", (8 * coefficient, symbols), backward=True)
+            tape.count_flops("attention", (8 * coefficient, symbols), backward=True, of=of._replace(backward=True))
             tape.count_flops("attention scores again", (2 * coefficient, symbols), backward=True)
             made = [tape.new(f"gradient of {n}", shape, dtype) for n, (shape, _) in zip("qkv", grads, strict=False)]
             row_sums = tape.new("attention backward row sums", ("b", h, "s"), "fp32")

@@ -15,14 +15,15 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel
+from lorafa_prof.simulate.kernels.attention_choice import AttentionCall
 from lorafa_prof.simulate.kernels.autocast import autocast_on_meta, current as current_autocast
+from lorafa_prof.simulate.kernels.choices import Choices
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 aten = torch.ops.aten
 
 
-def attention_on(traits: DeviceTraits) -> Callable[..., torch.Tensor]:
+def attention_on(traits: DeviceTraits, choices: Choices) -> Callable[..., torch.Tensor]:
     """Return what `F.scaled_dot_product_attention` runs on a CUDA device."""
 
     def scaled_dot_product_attention(
@@ -38,7 +39,7 @@ def attention_on(traits: DeviceTraits) -> Callable[..., torch.Tensor]:
             query=query, key=key, value=value, mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal,
             enable_gqa=enable_gqa, device=traits, needs_grad=with_grad,
         )  # fmt: skip
-        return _KERNELS[choose_sdpa_kernel(call)](call, scale)
+        return _KERNELS[choices.choose(call)](call, scale)
 
     return scaled_dot_product_attention
 
@@ -120,12 +121,12 @@ def grouped_product(a: torch.Tensor, b: torch.Tensor, *_: object, offs: torch.Te
 
 
 @contextlib.contextmanager
-def cuda_on_meta(traits: DeviceTraits) -> Iterator[None]:
-    """CUDA's choices of kernels for meta tensors, while the context is entered."""
+def cuda_on_meta(traits: DeviceTraits, choices: Choices) -> Iterator[None]:
+    """CUDA's kernels for meta tensors, while the context is entered; the choices between them are noted."""
     # Functions are patched rather than caught by a TorchFunctionMode: backward() switches such modes off, and with
     # checkpointing the forward runs a second time in there.
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_on(traits)))
+        stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_on(traits, choices)))
         stack.enter_context(mock.patch.object(F, "dropout", dropout))
         stack.enter_context(autocast_on_meta())
         stack.enter_context(fused_optimizers_on_meta())

@@ -1,0 +1,1 @@
+"""Measurement of a device's profile: products, memory, attention, launches and the host, in under two minutes."""

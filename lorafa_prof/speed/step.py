@@ -1,0 +1,81 @@
+"""What a prediction says of a step's time: one run on one device, by one profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.results import Fit, Throughput
+from lorafa_prof.specs import RunSpec
+from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.timeline import StepTimeline, timeline
+from lorafa_prof.speed.work import OpWork
+
+#: What no step time here contains.
+UNMODELLED = (
+    "in the step time: data loading, logging, what other processes take of card and host, clocks lowered by heat or a "
+    "power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
+)
+_SHARED = "no step time: what cards send each other is not timed yet"
+_PAGED = "in the step time: pages of optimizer states that move between card and host"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The time of one step on one device, or why there is none."""
+
+    profile: DeviceProfile
+    timeline: StepTimeline | None
+    why_not: str | None = None
+
+    @classmethod
+    def of(cls, works: Sequence[OpWork], profile: DeviceProfile, run: RunSpec) -> StepTime:
+        """Time the operations of a run's step."""
+        if run.gpus > 1:
+            return cls(profile=profile, timeline=None, why_not=_SHARED)
+        try:
+            return cls(profile=profile, timeline=timeline(works, profile))
+        except UnsupportedError as error:
+            return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
+
+    def throughput(self, flops: Throughput, run: RunSpec) -> Throughput:
+        """Return the arithmetic of the run's step with its time and what it makes of the device's peak."""
+        if self.timeline is None or not self.timeline.step_s:
+            return flops
+        seconds = self.timeline.step_s
+        peak = self.profile.peak_flops.get("bf16" if run.amp else run.dtype)
+
+        def used(operations: int | None) -> float | None:
+            return None if operations is None or not peak else operations / seconds / peak
+
+        return replace(
+            flops, step_s=seconds, tokens_per_s=run.tokens / seconds, mfu=used(flops.model_flops),
+            mfu_6n=used(flops.model_flops_6n), hfu=used(flops.executed_flops),
+        )  # fmt: skip
+
+    def fit(self, fit: Fit, flops: Throughput, run: RunSpec) -> Fit:
+        """Return the entry of a device with its step time."""
+        if self.timeline is None:
+            return replace(fit, profile=self.profile.label, why_no_time=self.why_not)
+        rates = self.throughput(flops, run)
+        return replace(
+            fit, profile=self.profile.label, step_s=rates.step_s, tokens_per_s=rates.tokens_per_s, mfu=rates.mfu,
+            mfu_6n=rates.mfu_6n, hfu=rates.hfu, time_by_kind=dict(self.timeline.by_kind),
+            time_by_phase=dict(self.timeline.by_phase),
+        )  # fmt: skip
+
+
+def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
+    """Return what step times leave out, and why some are missing."""
+    lines = list(dict.fromkeys(time.why_not for time in times if time.why_not))
+    if any(time.timeline is not None for time in times):
+        lines.append(UNMODELLED)
+        if run.resolved_optimizer.startswith("paged"):
+            lines.append(_PAGED)
+    return tuple(lines)
+
+
+def assumptions(times: Sequence[StepTime]) -> tuple[str, ...]:
+    """Return what step times rest on."""
+    return tuple(dict.fromkeys(time.profile.describe() for time in times if time.timeline is not None))

@@ -1,0 +1,118 @@
+"""The work of a step in closed form against that of a recorded step: the same products, the same bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from lorafa_prof.analytic import predict
+from lorafa_prof.analytic.works import StepWorks, step_works
+from lorafa_prof.catalog import load_model
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.works import step_works as recorded_works
+from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.speed.work import OpWork
+from tests.analytic.runs import run_of
+
+A100 = DeviceTraits((8, 0), 108)
+#: What the closed forms leave out of the bytes: masks, labels, rotary tables, sums over all losses. They do not depend
+#: on the width, which is 48 here and 4096 for a model that is used.
+TINY, REAL = 0.05, 1e-4
+
+PASSES = ("forward", "loss", "backward", "recompute")
+
+
+def recorded(run: RunSpec) -> list[OpWork]:
+    """The work of a recorded step's passes."""
+    found = recorded_works(record(run, Cuda(A100, "2.13.0"), notes_all=True), A100)
+    return [work for work in found if work.phase in PASSES]
+
+
+def shapes(works: list[OpWork]) -> Counter[Any]:
+    """Products and attention by phase, dtype and shape."""
+    return Counter((w.phase, w.dtype, w.product or w.attention) for w in works if w.kind != "memory")
+
+
+def moved(works: list[OpWork], kind: str) -> dict[str, int]:
+    """Bytes of one kind by phase."""
+    found = dict.fromkeys(PASSES, 0)
+    for work in works:
+        found[work.phase] += work.moved_bytes if work.kind == kind else 0
+    return found
+
+
+def compare(run: RunSpec, tolerance: float) -> None:
+    """The multiset of shapes is equal, so are the bytes of products and of attention without a mask, and the number of
+    their kernels; all other bytes are within the tolerance.
+    """
+    closed, seen = [work for work in step_works(run) if work.phase in PASSES], recorded(run)
+    assert shapes(closed) == shapes(seen)
+    assert moved(closed, "matmul") == moved(seen, "matmul")
+    if all(work.attention.causal for work in closed if work.attention is not None):
+        assert moved(closed, "attention") == moved(seen, "attention")
+    for kind in ("matmul", "attention"):
+        assert sum(w.kernels for w in closed if w.kind == kind) == sum(w.kernels for w in seen if w.kind == kind)
+    ours, theirs = (sum(moved(works, "memory").values()) for works in (closed, seen))
+    assert ours == pytest.approx(theirs, rel=tolerance)
+
+
+TINY_RUNS = [
+    ("llama", "lora", {}), ("llama", "lora-fa", {"checkpointing": "full"}), ("llama", "vera", {}),
+    ("llama-bias", "full", {}), ("qwen3", "lora", {"attn": "eager"}), ("llama", "lora", {"amp": True, "dtype": "fp32"}),
+    ("gpt2", "lora", {}), ("t5", "lora", {}), ("mistral-window", "lora", {}), ("llama", "dora", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "method", "options"), TINY_RUNS)
+def test_the_work_is_that_of_a_recorded_step(family: str, method: str, options: dict[str, Any]) -> None:
+    """Grouped heads and not, adapters, recomputation, unfused attention, autocast; biases and full fine-tuning."""
+    compare(run_of(family, method, **options), TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora", "lora-fa", "qlora", "vera"])
+def test_llama2_7b(method: str) -> None:
+    """32 layers: four are traced."""
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    compare(RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name=method), bs=8, seq=1024), REAL)
+
+
+def test_flops_add_up_to_those_of_the_prediction() -> None:
+    """Of all models that are traced in part: the operators' FLOPs are the plan's, by phase and by name."""
+    for name, method in (("llama3-8b", "lora"), ("gpt2", "full"), ("mixtral-8x7b", "lora-fa"), ("t5-base", "lora")):
+        run = RunSpec(model=load_model(name), method=MethodSpec(name=method), bs=2, seq=256, checkpointing="full")
+        works, said = step_works(run), predict(run).throughput
+        once = [work for work in works if work.phase != "recompute"]
+        assert sum(work.flops for work in works) == said.executed_flops
+        assert sum(work.needed_flops for work in once) == said.model_flops
+        assert sum(work.causal_flops for work in works) == said.executed_flops_causal
+
+
+def test_another_shape_needs_no_other_trace() -> None:
+    """One trace stands for every batch from two on and every length."""
+    run = RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name="lora"), bs=8, seq=1024)
+    assert StepWorks(run).at(3, 512) == step_works(run.replace(bs=3, seq=512))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-fused", "sgd"])
+def test_the_optimizer_moves_what_it_moves(optimizer: str) -> None:
+    """Operators in order, their bytes and launches; step counters on the device, 4 bytes each, are left out."""
+    run = run_of("llama", "lora", optimizer=optimizer)
+    seen = recorded_works(record(run, Cuda(A100, "2.13.0"), notes_all=True), A100)
+    closed = [work for work in step_works(run) if work.phase == "optimizer"]
+    theirs = [work for work in seen if work.phase == "optimizer" and work.moved_bytes > 1000]
+    assert [(w.op, w.dtype, w.kernels) for w in closed] == [(w.op, w.dtype, w.kernels) for w in theirs]
+    for ours, other in zip(closed, theirs, strict=True):
+        assert other.moved_bytes - ours.moved_bytes in (0, 4 * 28)
+
+
+def test_micro_batches_are_listed_each() -> None:
+    """Three of them are three times the operators of one."""
+    run = run_of("llama", "lora", accumulation=3)
+    assert sum(work.phase != "optimizer" for work in step_works(run)) % 3 == 0
+    assert sum(work.flops for work in step_works(run)) == predict(run).throughput.executed_flops

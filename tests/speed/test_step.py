@@ -1,0 +1,102 @@
+"""What a prediction says of a step's time: known answers, and reasons where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorafa_prof.catalog import load_model
+from lorafa_prof.results import Fit, Throughput
+from lorafa_prof.results.plain import build, plain
+from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.speed.profile import Curve
+from lorafa_prof.speed.step import StepTime, assumptions, unmodelled
+from tests.speed.made import memory, product, profile
+
+#: A product in whole waves, and 10 ms of traffic; the host's 10 us before them, and two floors of 2 us.
+WORKS = [product(12800, 12800, 3072), memory(10**10)]
+STEP_S = 2 * 12800**2 * 3072 / 100e12 + 10e-3 + 10e-6 + 4e-6
+FLOPS = Throughput(model_flops=10**12, executed_flops=2 * 10**12, model_flops_6n=3 * 10**12)
+FIT = Fit(device="round", capacity_bytes=2**30, context_bytes=None, fits=True, headroom_bytes=1, max_bs=None)
+
+
+def run(**changes: Any) -> RunSpec:
+    """A run of 2000 tokens a step."""
+    fields: dict[str, Any] = {
+        "model": load_model("llama3.2-1b"),
+        "method": MethodSpec(name="lora"),
+        "bs": 2,
+        "seq": 1000,
+    }
+    return RunSpec(**{**fields, **changes})
+
+
+def test_utilisation_is_of_the_printed_peak() -> None:
+    """And not of the rate that is achieved: 10^12 operations in some 20 ms, of 125 TFLOP/s."""
+    rates = StepTime.of(WORKS, profile(), run()).throughput(FLOPS, run())
+    assert rates.step_s == pytest.approx(STEP_S)
+    assert rates.tokens_per_s == pytest.approx(2000 / rates.step_s)
+    assert rates.mfu == pytest.approx(10**12 / rates.step_s / 125e12)
+    assert (rates.hfu, rates.mfu_6n) == (pytest.approx(2 * rates.mfu), pytest.approx(3 * rates.mfu))
+
+
+def test_micro_batches_count_for_the_tokens_of_a_step() -> None:
+    """Four of them are 8000 tokens."""
+    rates = StepTime.of(WORKS, profile(), run()).throughput(FLOPS, run(accumulation=4))
+    assert rates.tokens_per_s == pytest.approx(8000 / (rates.step_s or 0))
+
+
+def test_autocast_makes_it_the_peak_of_bf16() -> None:
+    """As in a measurement; a dtype without a peak has no utilisation, but a time."""
+    plain_fp32 = StepTime.of(WORKS, profile(), run(dtype="fp32")).throughput(FLOPS, run(dtype="fp32"))
+    with_amp = StepTime.of(WORKS, profile(), run(dtype="fp32", amp=True)).throughput(FLOPS, run(dtype="fp32", amp=True))
+    assert plain_fp32.mfu is None
+    assert plain_fp32.step_s == with_amp.step_s
+    assert with_amp.mfu == pytest.approx(0.4, rel=1e-2)
+
+
+def test_the_entry_of_a_device_has_it_all() -> None:
+    """With the profile's kind, and where the time goes; it survives a file."""
+    timed = StepTime.of(WORKS, profile(measured=True), run()).fit(FIT, FLOPS, run())
+    assert timed.profile == "measured"
+    assert timed.time_by_kind is not None
+    assert sum(timed.time_by_kind.values()) == pytest.approx(timed.step_s)
+    assert timed.time_by_phase == {"forward": pytest.approx(timed.step_s)}
+    assert build(Fit, plain(timed)) == timed
+
+
+@pytest.mark.parametrize(
+    ("changes", "on", "said"),
+    [
+        ({"gpus": 2, "shard": "ddp"}, {}, "what cards send each other is not timed"),
+        ({}, {"bandwidth": None}, "no memory bandwidth of round is known"),
+        ({}, {"matmul": {}}, "no rate of matrix products in bf16 is known for round"),
+    ],
+)
+def test_without_data_there_is_no_time_but_a_sentence(changes: Any, on: Any, said: str) -> None:
+    """Null, never another card's figure."""
+    asked = run(**changes)
+    time = StepTime.of(WORKS, profile(**on), asked)
+    fit = time.fit(FIT, FLOPS, asked)
+    assert fit.step_s is None
+    assert fit.mfu is None
+    assert said in (fit.why_no_time or "")
+    assert time.throughput(FLOPS, asked) == FLOPS
+    assert any(said in line for line in unmodelled([time], asked))
+    assert assumptions([time]) == ()
+
+
+def test_what_a_time_rests_on_is_said() -> None:
+    """The profile and where it comes from, and what no time contains."""
+    default = StepTime.of(WORKS, profile(), run())
+    measured = StepTime.of(
+        WORKS, profile(measured=True, environment={"date": "2026-11-30"}, bandwidth=Curve.level(1e12)), run()
+    )
+    assert assumptions([default, measured]) == (
+        "step time by the default profile of round: its peaks, and published micro-benchmarks",
+        "step time by a profile measured on A round card on 2026-11-30",
+    )
+    lines = unmodelled([default], run(method=MethodSpec(name="full"), optimizer="paged-adamw-8bit"))
+    assert any("data loading" in line for line in lines)
+    assert any("pages of optimizer states" in line for line in lines)
