@@ -46,6 +46,7 @@ from lorafa_prof.workload import Workload
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
+from lorafa_prof.workload.optimizers import REPLACING_STATES
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import before_pre_pass, training_step
 from lorafa_prof.workload.versions import installed_versions
@@ -216,8 +217,8 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
             training_step(work, enter)
         sightings.extend(lookout.sightings)
 
-    # what a method makes anew in each step has to be made under the tracer for its end to be heard
-    replaces = any(True for _ in named_states(work.model))
+    # what a method or an optimizer makes anew in each step has to be made under the tracer for its end to be heard
+    replaces = any(True for _ in named_states(work.model)) or work.run.resolved_optimizer in REPLACING_STATES
     with device.tracing_kernels(), _settled(work, device):
         trace = device.trace(step, look(), prepare if replaces else None)
     before.update(found_by_size(buckets, before, trace.base))

@@ -85,7 +85,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
         engine="simulate",
         run=run,
         versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
-        memory=_memory(trace, levels, ledger),
+        memory=_memory(run, trace, levels, ledger),
         throughput=times[0].throughput(flops, run) if times else flops,
         parameters=recording.parameters,
         assumptions=(
@@ -104,6 +104,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
             _ON_ANY_HOST,
             *_outside_the_catalog(run),
             *([_DECOMPOSITIONS] if has_pre_pass(run) else []),
+            *([_EIGHT_BIT] if run.resolved_optimizer == "adamw-8bit" else []),
             *(step.unmodelled(times, run) or _UNTIMED),
         ),
         ledger=ledger,
@@ -122,6 +123,10 @@ def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
 
 
 _DECOMPOSITIONS = "the phase in which LoRA-GA decomposes gradients, whose buffers LAPACK decides"
+_EIGHT_BIT = (
+    "what bitsandbytes' 8-bit AdamW makes for a moment in its step on the CPU, where its kernels are made of torch's: "
+    "the optimizer's step has no figure, and a peak that comes in it is higher"
+)
 _UNTIMED = ("step time and MFU",)
 _ON_ANY_HOST = (
     "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
@@ -141,7 +146,7 @@ def _ledger(trace: Trace, levels: Sequence[int]) -> Ledger:
     return ledger_at(trace, position, {number: trace.blocks[number].nbytes for number in trace.alive_at(position)})
 
 
-def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
+def _memory(run: RunSpec, trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
     peak = ledger.total()
     return Memory(
         **Memory.parts_from(ledger),
@@ -153,19 +158,21 @@ def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
         peak_moment=ledger.moment,
         saved_activations_bytes=saved_bytes(trace),
         trained_gradients_bytes=gradient_bytes(trace, lambda nbytes: nbytes),
-        moments=_moments(trace, levels),
+        moments=_moments(run, trace, levels),
     )
 
 
-def _moments(trace: Trace, levels: Sequence[int]) -> dict[str, int]:
+def _moments(run: RunSpec, trace: Trace, levels: Sequence[int]) -> dict[str, int]:
     """Return the most that is in use in each phase of the last step and of a pass before the first.
 
-    What is there when a phase begins is included. Of the decompositions after the pass there is no figure: they work in
-    buffers whose sizes LAPACK decides.
+    What is there when a phase begins is included. Of the decompositions after the pass there is no figure, since they
+    work in buffers whose sizes LAPACK decides; nor of the step of 8-bit AdamW.
     """
     found = _highest(trace, levels, trace.position("forward"), len(levels))
-    if any(phase == PRE_PASS for _, phase in trace.marks):
+    if has_pre_pass(run):
         found = _highest(trace, levels, trace.position(PRE_PASS, 0), trace.position(INITIALISATION, 0)) | found
+    if run.resolved_optimizer == "adamw-8bit":
+        del found[phase_name("optimizer", "")]
     return found
 
 

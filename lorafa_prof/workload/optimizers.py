@@ -106,6 +106,10 @@ _MAKERS: dict[str, Make] = {
 }  # fmt: skip
 
 
+#: Those that put new tensors in the place of states in each step: Adafactor's root mean square of a parameter.
+REPLACING_STATES = ("adafactor",)
+
+
 def _lora_plus(model: Any, run: RunSpec) -> torch.optim.Optimizer:
     """LoRA+: AdamW with a larger rate for B, 16 times A's as its authors advise; PEFT makes the groups."""
     if run.resolved_optimizer != "adamw":
