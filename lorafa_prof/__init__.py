@@ -1,7 +1,7 @@
 """lorafa-prof: memory and throughput profiling for fine-tuning large language models.
 
-From Python, `profile` looks at a training loop, `TrainerCallback` at that of transformers' Trainer; `lorafa-prof run`
-looks at a script that knows of neither.
+From Python, `predict` and `oom` answer as the commands of these names do. `profile` looks at a training loop,
+`TrainerCallback` at that of transformers' Trainer; `lorafa-prof run` looks at a script that knows of neither.
 """
 
 import importlib as _importlib
@@ -9,11 +9,15 @@ from typing import Any as _Any
 
 __version__ = "0.1.0"
 
-#: What belongs to the real step, which needs PyTorch: imported when it is asked for. By name, since the package itself
-#: stands beneath every layer.
+#: Imported when it is asked for: the first two need PyTorch, and the others what the package itself, which stands
+#: beneath every layer, does without. Their types are in `__init__.pyi`.
 _LAZY = {
     "profile": "lorafa_prof.measure.script.api",
     "TrainerCallback": "lorafa_prof.measure.script.trainer",
+    "predict": "lorafa_prof.api.calls",
+    "oom": "lorafa_prof.api.calls",
+    "Predictions": "lorafa_prof.api.answers",
+    "Thresholds": "lorafa_prof.api.answers",
 }
 
 

@@ -34,7 +34,7 @@ Task = Literal["causal-lm", "seq-cls", "seq2seq-lm"]
 
 #: Bytes of one element.
 ITEMSIZE: Mapping[str, int] = MappingProxyType(
-    {"bf16": 2, "fp16": 2, "fp32": 4, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
+    {"bf16": 2, "fp16": 2, "fp32": 4, "int64": 8, "int32": 4, "uint8": 1, "int8": 1, "bool": 1}
 )
 
 #: The methods of the command-line contract, in the order in which they are listed.

@@ -226,7 +226,7 @@ def test_the_page_is_the_committed_one_in_form(groups: list[Examined]) -> None:
 @pytest.fixture(scope="module")
 def simulation() -> Predict:
     pytest.importorskip("peft")
-    from lorafa_prof.cli.engines import simulating_on_cards
+    from lorafa_prof.engines import simulating_on_cards
 
     return simulating_on_cards()
 

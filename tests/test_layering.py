@@ -26,23 +26,29 @@ BENEATH: dict[str, set[str]] = {
     "specs": {"errors", "units", "layers"},
     "ledger": {"specs"},
     "sharding": {"specs"},
+    "contradictions": {"specs"},
     "catalog": {"specs"},
+    "configs": {"catalog"},
     "results": {"ledger"},
     "search": {"__init__"},
     "registry": {"__init__"},
     "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
-    "analytic": {"catalog", "thresholds", "registry", "sharding", "speed"},
+    "analytic": {"catalog", "thresholds", "registry", "sharding", "contradictions", "speed"},
     "claims": {"analytic"},
+    "runs": {"specs"},
     "lorafa": {"specs"},
-    "workload": {"specs", "lorafa", "registry", "sharding", "ledger"},
+    "workload": {"specs", "lorafa", "registry", "sharding", "contradictions", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
     "measure": {"results", "workload", "speed"},
     "calibrate": {"measure"},
     "compare": {"results"},
+    "engines": {"analytic", "simulate"},
     "reports": {"results"},
-    "cli": {"advice", "analytic", "claims", "simulate", "measure", "calibrate", "compare", "reports"},
+    "thresholds_asked": {"advice", "compare", "engines", "runs"},
+    "api": {"configs", "thresholds_asked", "reports"},
+    "cli": {"api", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 
@@ -59,6 +65,7 @@ QUICK = {
     "specs",
     "ledger",
     "sharding",
+    "contradictions",
     "results",
     "thresholds",
     "catalog",
@@ -68,9 +75,9 @@ QUICK = {
 #: Packages that cost a start more than the whole quick engine does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "pandas", "matplotlib"}
 #: Dependencies of the core that are imported only where they are used.
-WHERE_USED = {"pandas", "matplotlib", "huggingface_hub"}
+WHERE_USED = {"pandas", "matplotlib", "huggingface_hub", "yaml"}
 #: Distributions whose module has another name.
-MODULE_OF = {"nvidia-ml-py": "pynvml"}
+MODULE_OF = {"nvidia-ml-py": "pynvml", "pyyaml": "yaml"}
 
 
 @dataclass(frozen=True)

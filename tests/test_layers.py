@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from lorafa_prof.catalog import load_model
-from lorafa_prof.cli.options import run_spec
 from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.layers import parse_layers, share_spelled, spelled
 from lorafa_prof.results.plain import run_from_json, run_to_json
+from lorafa_prof.runs import run_spec
 from lorafa_prof.specs import MethodSpec, RunnableModel, RunSpec
 
 

@@ -122,10 +122,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     bias = None
     if mask is not None:
         bias = tape.new("attention bias", ("b", "s", "F"), q.dtype)
-    out = tape.new("attention output", ("b", "s", h, v_dim), q.dtype)
-    lse = tape.new("attention log-sum-exp", ("b", h, "s" if flash else "E"), "fp32")
+    out = tape.result("attention output", ("b", "s", h, v_dim), q.dtype)
+    lse = tape.result("attention log-sum-exp", ("b", h, "s" if flash else "E"), "fp32")
     state: tuple[int, ...] = (2,) if flash else ()
-    rng = [tape.new("attention rng state", state, "int64"), tape.new("attention rng offset", (), "int64")]
+    rng = [tape.result("attention rng state", state, "int64"), tape.result("attention rng offset", (), "int64")]
     scores, symbols = elements(("b", h, "s", "s"))
     kind = "causal attention" if options.causal and mask is None else "attention"
     key_heads = options.kv_heads if mask is None else h

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from lorafa_prof.analytic import ops
+from lorafa_prof.analytic import ops, ops_quantized
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import BadInputError, UnknownNameError
 from lorafa_prof.layers import nothing_there
-from lorafa_prof.specs import Dtype, ModelSpec, RunSpec
+from lorafa_prof.specs import Dtype, ModelSpec, Quantization, RunSpec
 
 #: Layers traced for real where more are alike: the first and the last differ at their ends, and the two inner ones
 #: give what each further layer adds.
@@ -39,7 +39,8 @@ class Held:
 Forward = Callable[[Tensor], Tensor]
 AdapterForward = Callable[[Tensor, Tensor], Tensor]
 """From the module's input and its base layer's result to the adapted result."""
-MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward"]
+MakeAdapter = Callable[["Builder", "Linear"], "AdapterForward | None"]
+"""Adds an adapter to a layer and returns its forward; None: the layer runs as it is."""
 
 
 class Units(Protocol):
@@ -244,20 +245,22 @@ class Linear:
         self.layer = next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.hands_on = head and builder.run.loss == "fused"
+        self.quant: Quantization = "none" if head else builder.run.resolved_quant
         self.by_inputs = builder.spec.architecture == "gpt2" and not head  # transformers' Conv1D
-        self.double = builder.run.resolved_quant == "nf4-dq"
-        self.quantized = not head and builder.run.resolved_quant in ("nf4", "nf4-dq")
         self.weight = tied_to if tied_to is not None else self._weight(builder)
-        # bitsandbytes casts the bias of a 4-bit layer once and for all, in its first forward
-        dtype = ops.COMPUTE_DTYPE if self.quantized else None
+        # bitsandbytes casts the bias of a quantised layer once and for all, in its first forward
+        dtype = ops.COMPUTE_DTYPE if self.quant in ("nf4", "nf4-dq") else None
         self.bias = builder.parameter("bias", (out_features,), dtype=dtype) if bias else None
         self.adapter: AdapterForward | None = None
 
     def _weight(self, builder: Builder) -> Parameter:
         shape = (self.out_features, self.in_features)
-        if not self.quantized:
+        if self.quant == "none":
             return builder.parameter("weight", shape)
-        hold_nf4(builder, self.in_features * self.out_features, double=self.double)
+        if self.quant == "int8":
+            builder.parameter("SCB", (self.out_features,), kind=BUFFERS, dtype="fp32")
+            return builder.parameter("weight", shape, trained=False, dtype="int8")
+        hold_nf4(builder, self.in_features * self.out_features, double=self.quant == "nf4-dq")
         # The weight as it was loaded. Nothing of it is held; what is dequantised has its shape, in backward its dtype.
         dtype = builder.run.dtype
         return Parameter(builder.tape, f"{self.path}.weight", shape, dtype, trained=False, kind=WEIGHTS)
@@ -271,9 +274,11 @@ class Linear:
 
     def base(self, x: Tensor) -> Tensor:
         """Run the layer without its adapter."""
-        if self.quantized:
-            return ops.dequantized_linear(x, self.weight, self.bias, double=self.double)
-        return ops.linear(x, self.weight, self.bias, by_inputs=self.by_inputs)
+        if self.quant == "none":
+            return ops.linear(x, self.weight, self.bias, by_inputs=self.by_inputs)
+        if self.quant == "int8":
+            return ops_quantized.int8_linear(x, self.weight, self.bias)
+        return ops_quantized.dequantized_linear(x, self.weight, self.bias, double=self.quant == "nf4-dq")
 
 
 def hold_nf4(builder: Builder, numel: int, *, double: bool) -> None:

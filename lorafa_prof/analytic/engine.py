@@ -6,15 +6,25 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from lorafa_prof.analytic.frontier import Plans, largest_within
-from lorafa_prof.analytic.plan import Peak, StepPlan
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.step_plan import Peak, StepPlan
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
-from lorafa_prof.errors import ContradictionError, UnsupportedError
+from lorafa_prof.contradictions import refuse_contradictions
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
-from lorafa_prof.results.figures import FSDP_TABLES, FUSED_LOSS, LIGER_ITSELF, MANAGED_ITSELF, managed_lines
+from lorafa_prof.results.figures import (
+    FSDP_TABLES,
+    FUSED_LOSS,
+    LIGER_ITSELF,
+    LORA_GA_ITSELF,
+    MANAGED_ITSELF,
+    NO_OUTLIERS,
+    managed_lines,
+    pass_and_training,
+)
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.units import format_bytes
@@ -65,6 +75,7 @@ def predict(
             *run_assumptions(run, plan.assumptions),
             *plan.sharing.assumptions,
             *managed_lines(plan.managed_bytes),
+            *_pass_and_training(plan, run, workspace),
             device_assumption(device),
         ),
         unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
@@ -82,26 +93,25 @@ def refuse_unmodelled(run: RunSpec) -> None:
     """
     refused = (
         (
-            run.checkpointing == "selective",
-            "selective checkpointing",
-            "--checkpointing none or full (--engine simulate does all)",
-        ),
-        (
             run.keep != KEPT_BY_DEFAULT,
             f"selective checkpointing that keeps {', '.join(run.keep)}",
             f"--keep {','.join(KEPT_BY_DEFAULT)} (--engine simulate does all)",
         ),
-        (run.quant == "int8", "int8 weights", "--quant nf4"),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
+    refuse_contradictions(run)
     refuse_unshareable(run)
     refuse_zero(run)
     run.check_optimizer()
-    if run.method.name == "full" and run.resolved_quant != "none":
-        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the analytic engine does not model {what}; it does {instead}")
+
+
+def _pass_and_training(plan: StepPlan, run: RunSpec, workspace: int) -> tuple[str, ...]:
+    """Say which peak is whose where there is a pass before training: the verdict goes by the larger one."""
+    peaks = plan.peaks_apart(run.bs, run.seq)
+    return () if peaks is None else (pass_and_training(*(peak + workspace for peak in peaks)),)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
@@ -205,18 +215,24 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
     if run.method.name != "full":
         lines.append(f"adapters in {as_deepspeed_casts(run).resolved_adapter_dtype}")
     if run.resolved_quant != "none":
-        double = "with" if run.resolved_quant == "nf4-dq" else "without"
-        lines.append(f"linear weights in nf4 {double} double quantisation")
+        lines += _QUANTISED[run.resolved_quant]
         lines.append(_PREPARED[run.prepare_kbit])
     if run.loss == "fused":
         lines.append(FUSED_LOSS)
     if is_shared(run):
         lines.append(f"the first of {run.gpus} GPUs, whose shards are the largest; each has a batch of its own")
-    if run.checkpointing == "full":
+    if run.checkpointing != "none":
         lines.append("checkpointing is non-reentrant, and adapters have enable_input_require_grads")
+    if run.checkpointing == "selective":
+        lines.append("selective checkpointing keeps the results of matrix products and of attention kernels")
     return (*lines, *of_model)
 
 
+_QUANTISED = {
+    "nf4": ("linear weights in nf4 without double quantisation",),
+    "nf4-dq": ("linear weights in nf4 with double quantisation",),
+    "int8": ("linear weights in int8, with one scale a row", NO_OUTLIERS),
+}
 _PREPARED = {
     "none": "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
     "peft": "norms, embeddings and head are in fp32, as prepare_model_for_kbit_training casts them",
@@ -240,6 +256,7 @@ def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
         *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
+        *([LORA_GA_ITSELF] if plan.run.method.name == "lora-ga" else []),
         *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )

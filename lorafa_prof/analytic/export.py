@@ -39,6 +39,7 @@ from lorafa_prof.analytic.moments import Moment, candidate_moments
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.analytic.workspaces import cublas_workspaces
+from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results import PART_FIELDS
 from lorafa_prof.specs import LARGEST_BATCH, LARGEST_RANK, LARGEST_SEQUENCE, DeviceSpec, MethodSpec, ModelSpec, RunSpec
@@ -58,6 +59,8 @@ OPTIONS: Options = {
 LIMITS = {"bs": LARGEST_BATCH, "seq": LARGEST_SEQUENCE, "rank": LARGEST_RANK}
 #: What autocast (to bf16), the base and the adapters may be together here: one 16-bit dtype, and fp32.
 MIXED = "bf16 and fp16 in one run are left out of this page; lorafa-prof predict has them"
+
+RANK_DECIDES = "what LoRA-GA decomposes depends on the rank in more than its sizes; lorafa-prof predict has it"
 
 _PARTS = {name: category.value for name, category in PART_FIELDS.items() if name != "workspace_bytes"}
 
@@ -102,6 +105,11 @@ def steps_of(task: Task) -> list[Answer]:
         run = RunSpec(
             model=model, method=MethodSpec(name=method, rank=SENTINEL), bs=1 if single else 2, seq=seq, **chosen
         )
+        try:
+            refuse_contradictions(run)
+        except ContradictionError as error:
+            answers.append(str(error))
+            continue
         alike = _alike(run)
         if alike is None:
             answers.append(MIXED)
@@ -140,6 +148,8 @@ def _alike(run: RunSpec) -> RunSpec | None:
 
 
 def _traced(run: RunSpec) -> Answer:
+    if run.method.name == "lora-ga":
+        return RANK_DECIDES
     try:
         refuse_unmodelled(run)
         traced = plan(run)

@@ -26,23 +26,52 @@ class Edge(NamedTuple):
 class Node:
     """One operation of the autograd graph."""
 
-    __slots__ = ("backward", "edges", "grads", "module", "name", "outputs", "saved", "seq")
+    __slots__ = ("backward", "edges", "grads", "held", "module", "name", "outputs", "saved", "seq")
 
     def __init__(self, seq: int, module: str, name: str, edges: list[Edge | None], backward: Backward) -> None:
         self.seq, self.module, self.name, self.edges, self.backward = seq, module, name, edges, backward
         self.saved: list[Storage | Placeholder] = []
+        self.held: Storage | None = None  # by an attribute of the node, which goes with the graph and not before
         self.grads: list[Tensor | None] | None = None
         self.outputs = 1
 
 
 class CheckpointFrame:
-    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use."""
+    """Saved tensors of one checkpointed region: dropped in the forward, recomputed at their first use.
 
-    def __init__(self, module: str, autocast: str | None, function: Callable[[], object]) -> None:
+    Of a region that is recomputed in part, the results of products and attention kernels are kept, and handed out in
+    their order when it runs again.
+    """
+
+    def __init__(
+        self, module: str, autocast: str | None, function: Callable[[], object], *, selective: bool = False
+    ) -> None:
         self.module, self.autocast = module, autocast
         self.function = function  # holds the region's inputs, until the last placeholder goes
         self.placeholders: list[weakref.ref[Placeholder]] = []
         self.recomputed = 0
+        self.selective = selective
+        self._kept: list[Storage | None] = []
+        self._taken = 0
+        self._last = -1
+
+    def keep(self, result: Storage | None) -> None:
+        """Keep a result of the forward."""
+        self._kept.append(result)
+
+    def take(self) -> Storage | None:
+        """Hand out the next result that was kept, which is not kept any longer."""
+        result = self._kept[self._taken]
+        self._kept[self._taken] = None
+        self._taken += 1
+        self._last = -1 if result is None else result.index
+        return result
+
+    def give_back(self, result: Storage | None) -> None:
+        """Keep a result once more if it is what was handed out last: the operation that it came from has not run."""
+        if result is not None and result.index == self._last:
+            self._taken -= 1
+            self._kept[self._taken] = result
 
 
 class Placeholder:

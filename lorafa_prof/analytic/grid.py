@@ -19,7 +19,7 @@ from lorafa_prof.errors import BadInputError
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 if TYPE_CHECKING:
-    from lorafa_prof.analytic.plan import StepPlan
+    from lorafa_prof.analytic.step_plan import StepPlan
 
 Floats = npt.NDArray[np.float64]
 

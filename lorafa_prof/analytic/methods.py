@@ -46,8 +46,8 @@ def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) 
     a = builder.parameter("lora_A.weight", (rank, layer.in_features), kind=ADAPTERS, trained=train_a, dtype=dtype)
     b = builder.parameter("lora_B.weight", (layer.out_features, rank), kind=ADAPTERS, trained=train_b, dtype=dtype)
     p = run.method.dropout
-    if layer.quantized:
-        return _over_4bit((a, b), p, dtype)
+    if layer.quant != "none":
+        return _over_quantised((a, b), p, dtype, clones=layer.quant != "int8")
 
     def forward(x: Tensor, result: Tensor) -> Tensor:
         out_dtype = result.dtype
@@ -60,11 +60,12 @@ def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) 
     return forward
 
 
-def _over_4bit(pair: tuple[Parameter, Parameter], p: float, dtype: str) -> AdapterForward:
+def _over_quantised(pair: tuple[Parameter, Parameter], p: float, dtype: str, *, clones: bool) -> AdapterForward:
     """PEFT clones a 4-bit layer's result, and leaves all casts to autocast where that is on."""
 
     def forward(x: Tensor, result: Tensor) -> Tensor:
-        result = ops.contiguous(result, "cloned base result")
+        if clones:
+            result = ops.contiguous(result, "cloned base result")
         converts = result.tape.autocast is None
         x = ops.cast(x, dtype, "adapter input") if converts else x
         delta = _product(x, pair, p)
@@ -84,9 +85,9 @@ def _lowered(x: Tensor, a: Parameter, p: float) -> Tensor:
     return ops.linear(ops.dropout(x, p, "adapter dropout"), a, name="A x")
 
 
-@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro")
+@register("lora", "lora-qv", "qlora", "pissa", "lora-plus", "lora-pro", "lora-ga")
 def lora(builder: Builder, layer: Linear) -> AdapterForward:
-    """LoRA: A and B are trained, so A's input stays for backward."""
+    """LoRA: A and B are trained, so A's input stays for backward. LoRA-GA's are, once there are any (`lora_ga`)."""
     return _low_rank(builder, layer, train_a=True, train_b=True)
 
 
@@ -110,8 +111,10 @@ def dora(builder: Builder, layer: Linear) -> AdapterForward:
     adapters on an identity matrix: (m, m) and some matrices of the weight's own size, while the layer runs. With
     dropout W x is computed once more, of the input that went through it.
     """
-    if layer.quantized:
-        raise UnsupportedError("the analytic engine does not model DoRA over 4-bit weights; --engine simulate runs it")
+    if layer.quant != "none":
+        raise UnsupportedError(
+            "the analytic engine does not model DoRA over quantised weights; --engine simulate runs it"
+        )
     run, rank = builder.run, builder.run.method.rank
     dtype, width = run.resolved_adapter_dtype, layer.out_features
     if run.method.dropout and run.model.architecture == "gpt2" and dtype == run.dtype:
@@ -208,9 +211,9 @@ def adalora(builder: Builder, layer: Linear) -> AdapterForward:
     All of its initial rank stays in memory: pruning masks values and frees nothing. PEFT means to freeze ranknum, a
     divisor, but does not when it moves an adapter to its device: so what it divides is saved, and it has a gradient.
     """
-    if layer.quantized:
+    if layer.quant != "none":
         raise UnsupportedError(
-            "the analytic engine does not model AdaLoRA over 4-bit weights; --engine simulate runs it"
+            "the analytic engine does not model AdaLoRA over quantised weights; --engine simulate runs it"
         )
     run, rank = builder.run, builder.run.method.rank
     dtype = run.resolved_adapter_dtype

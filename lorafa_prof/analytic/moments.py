@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafa_prof.analytic.grid import shifted_coefficients
-from lorafa_prof.analytic.plan import OPTIMIZER_STEP, StepPlan
 from lorafa_prof.analytic.ranks import with_rank
 from lorafa_prof.analytic.sizes import CAN_VANISH, Size, rounded
+from lorafa_prof.analytic.step_plan import OPTIMIZER_STEP, StepPlan
 from lorafa_prof.analytic.timeline import Place
 from lorafa_prof.units import ALLOCATION_GRANULE
 

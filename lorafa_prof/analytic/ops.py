@@ -293,7 +293,7 @@ def linear(
         bias = None if bias is None else autocast_to(bias, tape.autocast, "autocast bias")
     k, m = int(weight.shape[0]), int(weight.shape[1])
     rows = x.shape[:-1]
-    out = tape.new(name, (*rows, k), x.dtype)
+    out = tape.result(name, (*rows, k), x.dtype)
     flops = matmul_flops(rows, m, k)
     product = Product(x.dtype, (), rows, (m,), (k,), () if bias is None else (k,))
     if tape.needs_grad(x, weight, bias):
@@ -330,7 +330,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     heads = a.shape[1]
     out_columns: int | str = "s" if columns == 0 else columns
     width = inner or columns
-    out = tape.new(name, (*a.shape[:3], out_columns), a.dtype)
+    out = tape.result(name, (*a.shape[:3], out_columns), a.dtype)
     flops = elements(("b", heads, "s", "s", width))
     flops = (2 * flops[0], flops[1])
     columns_shape: Shape = (out_columns,)
@@ -354,7 +354,7 @@ def batched_matmul(a: Tensor, b: Tensor, inner: int, columns: int, name: str) ->
     return out
 
 
-# -- embedding, quantised product, loss --------------------------------------------------------------------------------
+# -- embedding, loss ---------------------------------------------------------------------------------------------------
 
 
 def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Tensor:
@@ -366,56 +366,6 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
         tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
     tape.moved("embedding", [out], [out])
     return out
-
-
-def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None, *, double: bool) -> Tensor:
-    """bitsandbytes' 4-bit matmul: the weight is dequantised for each product, forward and backward, and not kept.
-
-    Products run in the compute dtype, bf16, whatever the input's is. Forward dequantises into that dtype, backward into
-    the one that the weight was loaded in, and casts. The (frozen) bias is added within the product. With double
-    quantisation the scales are dequantised before.
-    """
-    del bias
-    tape = x.tape
-    source = x.dtype
-    x = cast(x, COMPUTE_DTYPE, "compute input")
-    k, m = int(weight.shape[0]), int(weight.shape[1])
-    flops = matmul_flops(x.shape[:-1], m, k)
-    product = Product(COMPUTE_DTYPE, (), x.shape[:-1], (m,), (k,))
-    dense = tape.new("dequantised weight", weight.shape, COMPUTE_DTYPE)
-    _dequantised(weight, dense, double=double)
-    tape.count_flops("linear", flops, of=product)
-    out = tape.new("linear output", (*x.shape[:-1], k), COMPUTE_DTYPE)
-    del dense
-    if tape.needs_grad(x):
-        shape = x.shape
-
-        def backward(g: Grads) -> list[Tensor | None]:
-            dense = tape.new("dequantised weight", weight.shape, weight.dtype)
-            _dequantised(weight, dense, double=double)
-            dense = cast(dense, COMPUTE_DTYPE, "dequantised weight")
-            grad = tape.new("gradient of linear input", shape, COMPUTE_DTYPE)
-            del dense
-            tape.count_flops("linear", flops, backward=True, of=product.backwards[0])
-            return [grad]
-
-        tape.record("MatMul4Bit", [x], out, [], backward)
-    return cast(out, source, "linear output")
-
-
-def _dequantised(weight: Tensor, dense: Tensor, *, double: bool) -> None:
-    """Note what dequantising a 4-bit weight moves: half a byte a value, a scale for 64 of them, one for 256 scales."""
-    tape = dense.tape
-    if tape.moves is None:
-        return
-    numel = elements(weight.shape)[0]
-    scales = Tensor(tape, None, (-(-numel // 64),), "fp32")
-    if double:
-        codes = Tensor(tape, None, scales.shape, "uint8")
-        of_codes = Tensor(tape, None, (-(-numel // (64 * 256)),), "fp32")
-        tape.moved("dequantise scales", [codes, of_codes], [scales])
-        tape.moved("add offset", [scales], [scales])
-    tape.moved("dequantise", [Tensor(tape, None, (-(-numel // 2),), "uint8"), scales], [dense])
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.builder import Linear
-from lorafa_prof.analytic.sizes import chunk_symbol
-from lorafa_prof.analytic.tape import Grads, Tensor
+from lorafa_prof.analytic.sizes import Shape, chunk_symbol
+from lorafa_prof.analytic.tape import Grads, Product, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 
@@ -85,14 +87,20 @@ def _fused_linear_cross_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
     del logits
     loss = tape.new("loss", (), "fp32")
     flops = ops.matmul_flops(rows, m, v)
-    tape.count_flops("linear", flops)
-    for _ in filter(None, kept):
-        tape.count_flops("linear", flops, backward=True)
+    product = Product(dtype if direct else "bf16", (), rows, (m,), (v,), chunk=(chunk,))
+    of_hidden, of_weight = product.backwards
+    of_weight = of_weight.transposed._replace(added=weight.shape)
+    tape.count_flops("linear", flops, of=product)
+    for _, of in filter(lambda made: made[0] is not None, zip(kept, (of_hidden, of_weight), strict=True)):
+        tape.count_flops("linear", flops, backward=True, of=of)
+    _move_chunks(rows, v, product.dtype, [x for x in kept if x is not None])
     saved = list(kept)
 
     def backward(g: Grads) -> list[Tensor | None]:
         del g  # multiplied in place
         made = list(kept)
+        for gradient in filter(None, made):
+            tape.moved("mul_", [gradient], [gradient])
         kept.clear()
         return made
 
@@ -100,6 +108,21 @@ def _fused_linear_cross_entropy(hidden: Tensor, weight: Tensor) -> Tensor:
         tape.record("fused linear cross entropy", [hidden, weight], loss, saved, backward)
     del saved, losses, counted, scale, places
     return loss
+
+
+def _move_chunks(rows: Shape, v: int, dtype: str, gradients: Sequence[Tensor]) -> None:
+    """Note what the forward moves beside its products: softmax of the logits, ignored ones cleared; gradients scaled.
+
+    Of all chunks together; what there is a number for each token of is left out.
+    """
+    tape = gradients[0].tape
+    logits = Tensor(tape, None, (*rows, v), dtype)
+    for gradient in gradients:
+        tape.moved("zeros_like", [], [gradient])
+    for op in ("_softmax", "mul_"):
+        tape.moved(op, [logits], [logits])
+    for gradient in gradients:
+        tape.moved("mul_", [gradient], [gradient])
 
 
 def _autocast(weight: Tensor) -> Tensor | None:

@@ -7,8 +7,8 @@ the plans of two ranks differ in nothing else is checked where it is used (`same
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.plan import StepPlan
 from lorafa_prof.analytic.sizes import Size
+from lorafa_prof.analytic.step_plan import StepPlan
 
 #: The largest prime that a rank can be (specs allow 2**16), and a second one to check against.
 SENTINEL, WITNESS = 65521, 65519

@@ -122,6 +122,8 @@ class Product(NamedTuple):
     groups: int = 0
     """Rows of m, or of k where m has none of the batch, are those of so many groups, each with a product of its own; 0:
     it is one product."""
+    chunk: Shape = ()
+    """How much of m, or of k where m has none of the batch, is multiplied at once; () for all."""
 
     @property
     def backwards(self) -> tuple[Product, Product]:
@@ -156,6 +158,8 @@ class Arithmetic(NamedTuple):
     """The pass: "forward", "recompute", "backward"."""
     kind: str
     number: Size
+    phase: str
+    """In which it runs; a fused loss computes gradients in the forward."""
     module: str
     of: Product | FusedAttention | None
 
@@ -205,6 +209,7 @@ class Tape:
         self._checkpoints = False  # whether anything was run without keeping what it saves
         self._frame: CheckpointFrame | None = None
         self._recomputing: CheckpointFrame | None = None
+        self._run_from = 0  # the first storage of what runs now: the forward, or a recomputation
 
     # -- places ---------------------------------------------------------------------------------------------------
 
@@ -234,6 +239,23 @@ class Tape:
         self.events.append(index)
         return Tensor(self, Storage(self, index), shape, dtype)
 
+    @property
+    def takes_results(self) -> bool:
+        """Whether products and attention kernels do not run now, since their results have been kept."""
+        return self._recomputing is not None and self._recomputing.selective
+
+    def result(self, name: str, shape: Shape, dtype: str) -> Tensor:
+        """Return what a product or an attention kernel makes: what selective checkpointing keeps in the forward.
+
+        Where such a region is recomputed it is what was kept.
+        """
+        if self._recomputing is not None and self._recomputing.selective:
+            return Tensor(self, self._recomputing.take(), shape, dtype)
+        out = self.new(name, shape, dtype)
+        if self._frame is not None and self._frame.selective:
+            self._frame.keep(out.storage)
+        return out
+
     def view(self, x: Tensor, shape: Shape) -> Tensor:
         """Return a tensor on the same storage that passes its gradient straight through."""
         out = Tensor(self, x.storage, shape, x.dtype)
@@ -262,6 +284,8 @@ class Tape:
         outputs: Tensor | Sequence[Tensor],
         saved: Sequence[Tensor | None],
         backward: Backward,
+        *,
+        held: Tensor | None = None,
     ) -> None:
         """Put an operation into the graph.
 
@@ -271,10 +295,13 @@ class Tape:
             outputs: what it returned.
             saved: what its backward needs. Parameters cost nothing more, other storages are kept alive.
             backward: from the outputs' gradients to the inputs' (None where `inputs` needs none).
+            held: what the node keeps past autograd's book of saved tensors: neither is it dropped where a region is
+                checkpointed, nor released when the node has run.
         """
         edges = [self._edge(x) if x is not None and x.requires_grad else None for x in inputs]
         node = Node(self._seq, self.module, name, edges, backward)
         self._seq += 1
+        node.held = None if held is None else held.storage
         outs = [outputs] if isinstance(outputs, Tensor) else outputs
         try:
             kept = [self._save(x) for x in saved if x is not None]
@@ -289,7 +316,7 @@ class Tape:
     def _retract(self, outputs: Sequence[Storage | None], last_saved: Storage | None) -> None:
         """Undo the births of an operation's outputs: autograd packs inputs before the kernel runs, and stops there.
 
-        An operation that saved one of its own outputs has run.
+        An operation that saved one of its own outputs has run. Only what came last can have been for nothing.
         """
         if last_saved is not None and any(out is last_saved for out in outputs):
             return
@@ -297,6 +324,8 @@ class Tape:
             if out is not None and self.events[-1] == out.index:
                 self.events.pop()
                 out.retracted = True
+            elif self._recomputing is not None:
+                self._recomputing.give_back(out)
 
     def _edge(self, x: Tensor) -> Edge:
         if isinstance(x, Parameter):
@@ -330,12 +359,15 @@ class Tape:
             self.items[storage.index].saved = True
 
     def never_run(self, x: Tensor) -> None:
-        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun."""
+        """Say that no gradient will ever arrive at `x`: its graph keeps what it keeps until it is dropped, unrun.
+
+        What the forward has kept is kept all the same, where it is taken for a recomputation.
+        """
         waiting = [x.node] if x.node is not None else []
         while waiting:
             node = waiting.pop()
             for kept in node.saved:
-                if isinstance(kept, Storage):
+                if isinstance(kept, Storage) and kept.index >= self._run_from:
                     self.items[kept.index].saved = False
             for edge in filter(None, node.edges):
                 if isinstance(edge.target, Node):
@@ -343,10 +375,16 @@ class Tape:
                 elif self._recomputing is None:
                     edge.target.uses -= 1
 
-    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False)."""
+    def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor, selective: bool = False) -> Tensor:
+        """Run `function(*inputs)` without keeping its saved tensors (torch.utils.checkpoint, use_reentrant=False).
+
+        Args:
+            function: what is run, now and once more in the backward.
+            inputs: what it is given.
+            selective: keep the results of products and attention kernels (create_selective_checkpoint_contexts).
+        """
         self._checkpoints = True
-        frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs))
+        frame = CheckpointFrame(self.module, self.autocast, lambda: function(*inputs), selective=selective)
         outer, self._frame = self._frame, frame
         for x in inputs:
             self._mark_saved(x.storage)
@@ -358,7 +396,7 @@ class Tape:
     def _recompute(self, frame: CheckpointFrame) -> None:
         module = self.module
         self.enter(frame.module, "recompute")
-        self._recomputing, self.autocast = frame, frame.autocast
+        self._recomputing, self.autocast, self._run_from = frame, frame.autocast, len(self.items)
         try:
             frame.function()
         except EarlyStop:
@@ -525,6 +563,10 @@ class Tape:
             number: how many.
             backward: whether they are the backward's own, not the forward's or a recomputation's.
             of: the operator that does them; None: it has no shape here, or has been named with other operations.
+
+        Selective checkpointing keeps the results of all that has any: recomputing adds none then.
         """
+        if self.takes_results and not backward:
+            return
         where = "backward" if backward else "recompute" if self._recomputing is not None else "forward"
-        self.flops.append(Arithmetic(len(self.events), where, kind, number, self.module, of))
+        self.flops.append(Arithmetic(len(self.events), where, kind, number, self.phase, self.module, of))

@@ -6,7 +6,7 @@ from lorafa_prof.analytic.engine import outside_plan, predict, refuse_unmodelled
 from lorafa_prof.analytic.frontier import Plans, largest_within, smallest_beyond
 from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.results import Axis
-from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Verdict
 
 
@@ -46,20 +46,9 @@ class ClosedForms:
             return None
 
     def executed_flops(self, run: RunSpec) -> int | None:
-        """Return the FLOPs that a step of `run` executes; None for what this engine does not model.
-
-        Selective checkpointing that keeps the results of all that counts executes what full does, but for what that
-        computes again.
-        """
+        """Return the FLOPs that a step of `run` executes; None for what this engine does not model."""
         try:
-            if run.checkpointing == "selective" and set(KEPT_BY_DEFAULT) <= set(run.keep):
-                return self._without_recomputation(run.replace(checkpointing="full", keep=KEPT_BY_DEFAULT))
             refuse_unmodelled(run)
             return sum(self._plans.of(run).flops(run.bs, run.seq).values()) * run.accumulation
         except LorafaProfError:
             return None
-
-    def _without_recomputation(self, run: RunSpec) -> int:
-        refuse_unmodelled(run)
-        flops = self._plans.of(run).flops(run.bs, run.seq)
-        return sum(number for (where, _), number in flops.items() if where != "recompute") * run.accumulation

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 @cache
-def _generic(name: str) -> str:
+def generic(name: str) -> str:
     """Return a module's name with a star for the layer's number."""
     return _LAYER_NUMBER.sub("*", name)
 
@@ -74,6 +74,34 @@ class Timeline:
             live[kind] = live.get(kind, 0) + change
         return live
 
+    def with_phases(self, names: Mapping[str, str]) -> Timeline:
+        """Return the timeline with other names for some of its phases."""
+        places = [Place(names.get(place.phase, place.phase), place.module) for place in self.places]
+        return replace(self, places=places)
+
+    def cleared(self, survives: Callable[[Kind], bool]) -> Timeline:
+        """Return the timeline with the deaths, at its end, of all that does not survive it."""
+        live = self.live_at(len(self.events) - 1)
+        last = self.events[-1][2]
+        deaths = [(number, -n, last) for number, n in live.items() if n and not survives(self.kinds[number])]
+        return replace(self, events=[*self.events, *deaths])
+
+    def then(self, later: Timeline, born: Sequence[tuple[Kind, int]]) -> Timeline:
+        """Return the timeline with another one after it, whose forward is the one that is meant.
+
+        Args:
+            later: begins when this one ends.
+            born: what is there throughout it, (kind, how many).
+        """
+        kinds, places = len(self.kinds), len(self.places)
+        begins = [(kinds + i, count, places) for i, (_, count) in enumerate(born)]
+        kinds += len(born)
+        events = [(kind + kinds, change, place + places) for kind, change, place in later.events]
+        return Timeline(
+            [*self.kinds, *(kind for kind, _ in born), *later.kinds], [*self.events, *begins, *events],
+            [*self.places, *later.places], len(self.events) + len(begins) + later.end_of_forward,
+        )  # fmt: skip
+
     def followed_by(self, tape: Tape, phase: str) -> Timeline:
         """Return the timeline with what a tape has recorded after it, all of it in one phase."""
         later = _Kinds(tape)
@@ -93,9 +121,9 @@ class _Kinds:
         self.kinds: list[Kind] = []
         number: dict[tuple[object, ...], int] = {}
         for item in tape.items:
-            name = _generic(item.name) if item.category == GRADIENTS else item.name
+            name = generic(item.name) if item.category == GRADIENTS else item.name
             shape, dtype, category = described = item.key[2:]
-            module = _generic(item.module)
+            module = generic(item.module)
             kind = number.setdefault((module, name, described, item.saved), len(self.kinds))
             if kind == len(self.kinds):
                 self.kinds.append(Kind(module, name, shape, dtype, category, size_of(shape, dtype), item.saved))
@@ -209,4 +237,4 @@ def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
 
 def state_kind(module: str, name: str, shape: Shape, dtype: str, category: str) -> Kind:
     """Return the kind of a tensor that is not on the tape: a weight, a state, an optimizer's temporary."""
-    return Kind(_generic(module), name, shape, dtype, category, size_of(shape, dtype))
+    return Kind(generic(module), name, shape, dtype, category, size_of(shape, dtype))

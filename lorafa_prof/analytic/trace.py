@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.builder import Builder
+from lorafa_prof.analytic.builder import Builder, MakeAdapter
 from lorafa_prof.analytic.ddp import Ddp
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
@@ -40,27 +40,32 @@ class StepTrace:
         return [self.tape.items[i] for i in alive if self.tape.items[i].saved]
 
 
-def build_model(run: RunSpec) -> tuple[Builder, Model]:
+def build_model(run: RunSpec, make_adapter: MakeAdapter | None = None) -> tuple[Builder, Model]:
     """Build the symbolic model of `run` with its adapters, without running it.
+
+    Args:
+        run: the configuration.
+        make_adapter: what is done to each targeted layer; None: as the run's method has it.
 
     Raises:
         UnsupportedError: an architecture or method that this engine does not know.
     """
-    builder = Builder(run, Tape(), adapter_maker(run.method.name))
+    builder = Builder(run, Tape(), make_adapter or adapter_maker(run.method.name))
     return builder, build(builder)
 
 
-def trace_step(run: RunSpec, *, moves: bool = False) -> StepTrace:
+def trace_step(run: RunSpec, make_adapter: MakeAdapter | None = None, *, moves: bool = False) -> StepTrace:
     """Trace forward, loss and backward of one step of `run`.
 
     Args:
         run: the configuration.
+        make_adapter: as of `build_model`.
         moves: note what operations read and write that only move memory.
 
     Raises:
         UnsupportedError: an architecture, method or option that this engine does not model.
     """
-    builder, model = build_model(run)
+    builder, model = build_model(run, make_adapter)
     tape = builder.tape
     tape.accumulates = run.accumulation > 1
     tape.moves = [] if moves else None

@@ -51,13 +51,13 @@ class StepWorks:
     def at(self, bs: int, seq: int) -> list[OpWork]:
         """Return the work of forward, loss and backward, in order, of each micro-batch, and of the optimizer."""
         values = symbol_values(bs, seq)
-        known: dict[int, OpWork] = {}
-        found = []
+        known: dict[int, list[OpWork]] = {}
+        found: list[OpWork] = []
         for row in self._rows:
             key = id(row.entry)
             if key not in known:
-                known[key] = _work(row.entry, values)
-            found.append(replace(known[key], module=row.module) if row.module != known[key].module else known[key])
+                known[key] = list(_works(row.entry, values))
+            found += known[key] if row.module == row.entry.module else _elsewhere(known[key], row.module)
         return found * self.run.accumulation + self.optimizer
 
 
@@ -105,18 +105,33 @@ def _repeated(tape: Tape, entries: Sequence[Entry]) -> Iterator[_Row]:
         number = end
 
 
-def _work(entry: Entry, values: Mapping[str, Any]) -> OpWork:
+def _elsewhere(works: Iterable[OpWork], module: str) -> list[OpWork]:
+    return [replace(work, module=module) for work in works]
+
+
+def _works(entry: Entry, values: Mapping[str, Any]) -> Iterator[OpWork]:
     if isinstance(entry, Move):
-        return _moved(entry, values)
-    phase = _phase(entry.where, entry.module)
-    if isinstance(entry.of, Product):
-        return _multiplied(entry.of, phase, entry.module, values)
+        yield _moved(entry, values)
+        return
+    phase = _phase(entry.phase, entry.module)
     if isinstance(entry.of, FusedAttention):
-        return _attended(entry.of, phase, entry.module, values)
-    return OpWork(
-        op=entry.kind, kind="attention" if "attention" in entry.kind else "matmul", phase=phase, module=entry.module,
-        dtype="", flops=_size(entry.number, values), read_bytes=0, written_bytes=0,
-    )  # fmt: skip
+        yield _attended(entry.of, phase, entry.module, values)
+        return
+    assert entry.of is not None, "whatever computes says what it is"
+    for product in _chunks(entry.of, values):
+        yield _multiplied(product, phase, entry.module, values)
+
+
+def _chunks(of: Product, values: Mapping[str, Any]) -> Iterator[Product]:
+    """Yield the products of a product in chunks: as many whole ones as there are, and what is left."""
+    if not of.chunk:
+        yield of
+        return
+    over_k = any(isinstance(dim, str) for dim in of.k)
+    everything, chunk = (_size(elements(shape), values) for shape in (of.k if over_k else of.m, of.chunk))
+    for begin in range(0, everything, chunk):
+        part: Shape = (min(chunk, everything - begin),)
+        yield of._replace(chunk=(), k=part) if over_k else of._replace(chunk=(), m=part)
 
 
 def _phase(phase: str, module: str) -> str:

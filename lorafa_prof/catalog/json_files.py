@@ -79,7 +79,7 @@ def read_json_object(path: str, *, largest: int = LARGEST_FILE, what: str = "a c
         raise BadInputError(f"{where}: not valid JSON: {one_line(str(error))}") from None
     if not isinstance(parsed, dict):
         raise BadInputError(f"{where}: must hold a JSON object, not {kind_of(parsed)}")
-    _check_values(where, parsed, what)
+    check_values(where, parsed, what)
     return parsed
 
 
@@ -149,7 +149,7 @@ def _parse_float(text: str) -> float | _Unusable:
     return value if math.isfinite(value) else _Unusable(f"{one_line(text, 40)}, which is not finite")
 
 
-def _check_values(where: str, parsed: dict[str, Any], what: str) -> None:
+def check_values(where: str, parsed: dict[str, Any], what: str) -> None:
     """Walk without recursion over everything in `parsed`, carrying the outermost key for the message."""
     waiting: list[tuple[str, int, Any]] = [(key, 1, value) for key, value in parsed.items()]
     while waiting:

@@ -104,6 +104,11 @@ def find_config(name: str, *, offline: bool | None = None) -> PublishedConfig:
     raise _unknown(name)
 
 
+def hub_ids() -> dict[str, str]:
+    """Return the hub id of each model of the catalog that has one, by its alias."""
+    return {str(entry["name"]): str(entry["hub_id"]) for entry in _entries() if entry.get("hub_id")}
+
+
 def _find_entry(name: str) -> dict[str, Any] | None:
     wanted = name.casefold()
     file = os.path.join(_FOLDER, wanted + _SUFFIX)

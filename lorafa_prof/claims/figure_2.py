@@ -224,7 +224,7 @@ def _of_conventions(replies: Iterable[Reply]) -> Iterator[str]:
 def _unknown_mfu(answer: Answer) -> Answer:
     if answer.ours is not None or answer.refusal:
         return answer
-    return replace(answer, refusal="FLOPs, step time and MFU are not modelled by this engine")
+    return replace(answer, refusal="FLOPs are not modelled by this engine")
 
 
 def _flops(prediction: Prediction) -> Told:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.predict import ENGINES
 from lorafa_prof.cli.predicting import Predictor, saved_predictions
 from lorafa_prof.cli.results_files import read_results
+from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
 
 if TYPE_CHECKING:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import output_options
 from lorafa_prof.cli.measurement_file import MeasurementFile, Setup, emit_measurements, is_results_file
 from lorafa_prof.cli.measuring import Sweep
-from lorafa_prof.cli.options import limit_options, methods_option, name_list, run_spec, step_options, sweep_options
+from lorafa_prof.cli.options import limit_options, methods_option, step_options, sweep_options
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.errors import BadInputError, DeviceError, LorafaProfError, UnknownNameError
 from lorafa_prof.reports.measurement import outcome_line
 from lorafa_prof.results import Measurement
+from lorafa_prof.runs import name_list, run_spec
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import parse_bytes
 
@@ -70,6 +72,7 @@ def command(
     from lorafa_prof.measure.isolate import find_place
     from lorafa_prof.measure.stop import Stop
 
+    configuration()
     options = {
         "device": device, "steps": steps, "warmup": warmup, "trace": trace,
         "cap_bytes": None if cap is None else parse_bytes(cap),
@@ -105,7 +108,7 @@ def _runs(methods: Sequence[str], *, model: str, bs: Any, seq: Any, rank: Any, *
     Raises:
         BadInputError: a value out of range, before anything is measured.
     """
-    from lorafa_prof.cli.engines import runnable_model
+    from lorafa_prof.engines import runnable_model
 
     spec = runnable_model(model, trust=options.pop("trust_remote_code"))
     return [

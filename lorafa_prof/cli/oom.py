@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
-from lorafa_prof.cli.engines import model_for, simulations
-from lorafa_prof.cli.methods import for_each_method
+from lorafa_prof.cli.methods import say
 from lorafa_prof.cli.options import (
     allocator_conf,
     allocator_options,
     cards_option,
     limit_options,
     methods_option,
-    name_list,
     run_options,
-    run_spec,
 )
 from lorafa_prof.cli.progress import Progress, describe
+from lorafa_prof.engines import model_for, simulations
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results import Axis
-from lorafa_prof.units import format_bytes, parse_bytes
+from lorafa_prof.runs import name_list, run_spec
+from lorafa_prof.thresholds_asked import Question, cards, length_to_begin_with
+from lorafa_prof.units import parse_bytes
 
 if TYPE_CHECKING:
-    from lorafa_prof.analytic.thresholds import ClosedForms
     from lorafa_prof.results import Threshold
-    from lorafa_prof.specs import DeviceSpec, RunSpec
-    from lorafa_prof.thresholds import Engine
+    from lorafa_prof.specs import DeviceSpec
 
 ENGINES = ("analytic", "simulate", "measure")
 
@@ -86,24 +84,24 @@ def command(
         raise BadInputError("--device, --timeout and --restart go with --engine measure")
     from lorafa_prof.analytic.thresholds import ClosedForms
 
+    files = configuration()
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
     wants_advice = engine != "measure" if advice is None else advice
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
-    if axis == "seq":  # the length to begin with is of no account, and the default may be too long
-        options["seq"] = min(options["seq"], model.max_positions or options["seq"])
-    question = _Question(
+    options["seq"] = length_to_begin_with(axis, options["seq"], model)
+    question = Question(
         forms=ClosedForms(), axis=axis, methods=name_list(methods), advice=wants_advice,
-        run_of=lambda method: run_spec(model, method, **options),
+        run_of=lambda method: run_spec(model, method, **options), tell=say,
     )  # fmt: skip
     if engine == "analytic":
-        found = question.ask(question.forms, _devices(names, cap_bytes))
+        found = question.ask(question.forms, cards(names, cap_bytes))
     elif engine == "simulate":
-        devices = _devices(names, cap_bytes)
+        devices = cards(names, cap_bytes)
         devices = _of_nvidia(devices) if "all" in names else devices
         found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments))
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
-    _emit(found, format, output)
+    _emit(files.on(found), format, output)
 
 
 def _refuse_processes() -> None:
@@ -120,36 +118,7 @@ def _refuse_processes() -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    """What the command line asks, whoever answers."""
-
-    forms: ClosedForms
-    """For arithmetic, and for a place to begin to look."""
-    axis: Axis
-    methods: list[str]
-    advice: bool
-    run_of: Callable[[str], RunSpec]
-
-    def ask(self, judge: Engine, devices: Sequence[DeviceSpec]) -> list[Threshold]:
-        """Return the thresholds of all methods on all devices, device by device."""
-        from lorafa_prof.advice import with_advice
-        from lorafa_prof.thresholds import find_threshold
-
-        def on(device: DeviceSpec, run: RunSpec) -> Threshold:
-            found = find_threshold(judge, run, self.axis, device)
-            return with_advice(judge, found, device, self.forms.executed_flops) if self.advice else found
-
-        def of_method(name: str) -> list[Threshold]:
-            run = self.run_of(name)
-            return [on(device, run) for device in devices]
-
-        return [
-            each for same_device in zip(*for_each_method(self.methods, of_method), strict=True) for each in same_device
-        ]
-
-
-def _simulated(question: _Question, devices: Sequence[DeviceSpec], conf: str | None) -> list[Threshold]:
+def _simulated(question: Question, devices: Sequence[DeviceSpec], conf: str | None) -> list[Threshold]:
     progress = Progress(None, "simulating")
     judge = simulations(
         conf, question.forms.guess, lambda run, device: progress.begin(f"{describe(run)} on {device.name}")
@@ -161,7 +130,7 @@ def _simulated(question: _Question, devices: Sequence[DeviceSpec], conf: str | N
 
 
 def _measured(
-    question: _Question,
+    question: Question,
     names: Sequence[str],
     cap: int | None,
     device: str,
@@ -182,7 +151,7 @@ def _measured(
         place = find_place({"device": device, "cap_bytes": None}, stop)
         if place is None:
             raise KeyboardInterrupt
-        devices = devices_at(place, _devices(names, cap) if names else [], cap)
+        devices = devices_at(place, cards(names, cap) if names else [], cap)
         trials = Trials(
             device=device, place=place, stop=stop, guess=question.forms.guess, timeout_s=timeout_s, file=file,
             restart=restart, progress=progress,
@@ -194,45 +163,12 @@ def _is_special(output: str) -> bool:
     return output == "-" or (Path(output).exists() and not Path(output).is_file())
 
 
-def _devices(names: Sequence[str], cap: int | None) -> list[DeviceSpec]:
-    """Return the cards that were named, with no more memory than the cap leaves them; or one of the cap alone.
-
-    Raises:
-        BadInputError: neither a card nor a cap; a name that is not known.
-    """
-    from lorafa_prof.catalog import device_names, load_device
-    from lorafa_prof.specs import DeviceSpec
-
-    if not names and cap is None:
-        raise BadInputError(
-            "on which card? Name one with --gpu (rtx4090, a100-80gb, ...: lorafa-prof list gpus), take --gpu all, or a "
-            "size with --cap 24GiB"
-        )
-    if cap is not None and not names:
-        return [
-            DeviceSpec(
-                name=f"{format_bytes(cap)} card", full_name=f"a card of {format_bytes(cap)}", vendor="nvidia",
-                architecture="", compute_capability=None, total_bytes=cap, bandwidth=None, peak_flops={},
-            )
-        ]  # fmt: skip
-    found = [load_device(name) for name in (device_names() if "all" in names else names)]
-    return found if cap is None else [_capped(device, cap) for device in found]
-
-
 def _of_nvidia(devices: Sequence[DeviceSpec]) -> list[DeviceSpec]:
     """Return the cards that the simulation knows; of all of the catalog the others are left out, and said to be."""
     others = [device.name for device in devices if device.vendor != "nvidia"]
     if others:
         click.echo(f"lorafa-prof: {', '.join(others)} left out: the simulation knows CUDA alone", err=True)
     return [device for device in devices if device.vendor == "nvidia"]
-
-
-def _capped(device: DeviceSpec, cap: int) -> DeviceSpec:
-    """Return the card with so many bytes for the allocator, and the CUDA context on top, as `measure --cap` has it."""
-    from lorafa_prof.compare import capacity
-
-    room = capacity({"total_bytes": device.total_bytes, "cap_bytes": cap}, device.context_bytes)
-    return replace(device, total_bytes=room or cap)
 
 
 def _emit(thresholds: list[Threshold], format: str | None, output: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how the run options become a `RunSpec`."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
+from lorafa_prof.cli.configuration import config_option, require_model
 from lorafa_prof.cli.ranges import integers
-from lorafa_prof.errors import BadInputError, UnsupportedError
-from lorafa_prof.layers import ALL, Layers, parse_layers, shares_of
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.layers import shares_of
+from lorafa_prof.runs import DEFAULT_METHODS, name_list
 from lorafa_prof.specs import (
     KEPT_BY_DEFAULT,
     LARGEST_BATCH,
     LARGEST_RANK,
     LARGEST_SEQUENCE,
-    METHODS,
     MOST_GPUS,
     MOST_MICRO_BATCHES,
     AdapterDtype,
@@ -28,19 +30,13 @@ from lorafa_prof.specs import (
     KeptGroup,
     Loss,
     MethodSpec,
-    ModelSpec,
     Optimizer,
     Quantization,
-    RunnableModel,
-    RunSpec,
     Shard,
     require_choice,
 )
 
 Function = TypeVar("Function", bound=Callable[..., object])
-
-#: What a command answers for where --method names none.
-DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
 
 
 def _integers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
@@ -118,6 +114,8 @@ class _Option:
         """Return the values of an axis, each once; a click callback."""
         if not texts:
             return (self.default,)
+        if self.names[0] in ctx.meta and ctx.get_parameter_source(self.names[-1]) is ParameterSource.DEFAULT_MAP:
+            return (False,)  # the denial on the command line counts before a configuration file
         try:
             if self.kind is int:
                 return integers(self.what, ",".join(texts), most=self.most)
@@ -156,7 +154,9 @@ def _float(text: str) -> float:
         raise BadInputError(f"{text[:40]!r} is not a number; write a comma list as 0,0.05,0.1") from None
 
 
-_MODEL = click.option("--model", required=True, help="Alias, hub id, or path to a config.json or model folder.")
+_MODEL = click.option(
+    "--model", callback=require_model, help="Alias, hub id, or path to a config.json or model folder.  [required]"
+)
 #: Says `trust_remote_code`: how a model is found, and so no part of what a run is.
 trust_option = click.option(
     "--trust-remote-code", is_flag=True,
@@ -228,18 +228,19 @@ _OPTIONS = (
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    return _with(function, _MODEL, *(option.single() for option in (*_SIZES, *_OPTIONS)), trust_option)
+    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    return _with(function, _MODEL, config_option, *options, trust_option)
 
 
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
     sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)
-    return _with(function, _MODEL, *sizes, *(option.single() for option in _OPTIONS), trust_option)
+    return _with(function, _MODEL, config_option, *sizes, *(option.single() for option in _OPTIONS), trust_option)
 
 
 def grid_options(function: Function) -> Function:
     """Add the run options, but the model, to a command that takes many values of each, as tuples."""
-    return _with(function, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
+    return _with(function, config_option, *(one for option in (*_SIZES, *_OPTIONS) for one in option.many()))
 
 
 def _with(function: Function, *options: Callable[[Any], Any]) -> Function:
@@ -310,74 +311,6 @@ def limit_options(what: str) -> Callable[[Function], Function]:
         ),
     )  # fmt: skip
     return lambda function: _with(function, *options)
-
-
-def name_list(values: Sequence[str], what: str = "--method or --gpu") -> list[str]:
-    """Return the names of a repeatable option whose values may be comma lists, each once.
-
-    Raises:
-        BadInputError: an empty name, as an unset variable of a script leaves it.
-    """
-    names = [name.strip() for value in values for name in value.split(",")]
-    if not all(names):
-        raise BadInputError(f"an empty name among the values of {what}")
-    return list(dict.fromkeys(names))
-
-
-def run_spec(
-    model: ModelSpec | RunnableModel,
-    method: str,
-    *,
-    rank: int,
-    targets: str,
-    dropout: float,
-    layers: str = ALL,
-    keep: str = ",".join(KEPT_BY_DEFAULT),
-    **options: Any,
-) -> RunSpec:
-    """Return the run that the options describe for one method.
-
-    Raises:
-        BadInputError: a value out of range, or an empty target.
-    """
-    require_choice("method", method, METHODS)
-    names = tuple(name.strip() for name in targets.split(","))
-    if not all(names):
-        raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    adapted = layers_of(layers, model)
-    spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
-    return RunSpec(model=model, method=spec, keep=kept_operators(keep), **options)
-
-
-def kept_operators(text: str) -> tuple[str, ...]:
-    """Return what --keep names, each once: groups in their order, then operators in theirs.
-
-    Raises:
-        BadInputError: an empty name.
-    """
-    groups = get_args(KeptGroup)
-    return tuple(sorted(name_list([text], "--keep"), key=lambda name: (name not in groups, *_place(name, groups))))
-
-
-def _place(name: str, groups: Sequence[str]) -> tuple[int, str]:
-    return (groups.index(name) if name in groups else 0), name
-
-
-def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:
-    """Return the layers of a model that --layers names; None for all of them.
-
-    Raises:
-        BadInputError: another text, no layer at all, or one that the model does not have.
-        UnsupportedError: nothing says how many layers the model has.
-    """
-    if text == ALL:
-        return None
-    if model.depth is None:
-        raise UnsupportedError(
-            f"{model.name}: its configuration does not say how many layers there are, of which --layers could choose"
-        )
-    uneven = isinstance(model, ModelSpec) and model.num_decoder_layers not in (0, model.num_layers)
-    return parse_layers(text, model.depth, model.name, uneven=uneven)
 
 
 def allocator_conf(conf: str | None, expandable_segments: bool) -> str | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorafa_prof.cli.engines import simulating_on_cards
 from lorafa_prof.cli.progress import Progress, describe
+from lorafa_prof.engines import simulating_on_cards
 from lorafa_prof.reports.table import Table
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorafa_prof.cli.emit import check_output, write_stdout
-from lorafa_prof.cli.methods import asked_methods
-from lorafa_prof.cli.options import cards_option, methods_option, name_list
+from lorafa_prof.cli.options import cards_option, methods_option
 from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.runs import asked_methods, name_list
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.export import Answer, Task

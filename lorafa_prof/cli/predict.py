@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.methods import for_each_method
 from lorafa_prof.cli.options import (
@@ -13,21 +15,15 @@ from lorafa_prof.cli.options import (
     allocator_options,
     cards_option,
     methods_option,
-    name_list,
     run_options,
-    run_spec,
 )
-from lorafa_prof.errors import BadInputError, UnknownNameError
+from lorafa_prof.engines import ENGINES
+from lorafa_prof.errors import BadInputError
+from lorafa_prof.runs import name_list, run_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
-    from lorafa_prof.specs import DeviceSpec, RunSpec
-    from lorafa_prof.speed.profile import DeviceProfile
-
-ENGINES = ("analytic", "simulate")
 
 
 def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -88,66 +84,30 @@ def command(
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:
         raise BadInputError("--check needs a card to check against: name one with --gpu")
+    files = configuration()
     from lorafa_prof import catalog
-    from lorafa_prof.cli.engines import model_for, simulating
+    from lorafa_prof.engines import model_for, predictor, profile_in
 
+    names = name_list(methods)
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     devices = [catalog.load_device(name) for name in name_list(gpus_asked)]
-    measured = None if profile is None else _profile(profile, devices)
-
-    def run_of(name: str) -> RunSpec:
-        return run_spec(model, name, **options)
-
-    if engine == "analytic":
-        from lorafa_prof.analytic import predict
-
-        predictions = for_each_method(name_list(methods), lambda name: predict(run_of(name), devices))
-    else:
-        if snapshot and len(name_list(methods)) != 1:
-            raise BadInputError("--snapshot is of one method: name it with --method")
-        conf = allocator_conf(alloc_conf, expandable_segments)
-        if measured is not None and measured.kind == "cpu":
-            predict_one = _on_cpu(measured, conf or snapshot)
-        else:
-            predict_one = simulating(devices, conf, snapshot, measured)
-        predictions = for_each_method(name_list(methods), lambda name: predict_one(run_of(name)))
+    if snapshot and len(names) != 1:
+        raise BadInputError("--snapshot is of one method: name it with --method")
+    conf = allocator_conf(alloc_conf, expandable_segments)
+    taken = None if snapshot is None else partial(_write_snapshot, snapshot)
+    predict = predictor(engine, devices, conf, taken, None if profile is None else profile_in(profile, devices))
+    predictions = for_each_method(names, lambda name: predict(run_spec(model, name, **options)))
+    predictions = files.on(predictions)
     _emit(predictions, explain, format, output)
     if check and not all(fit.fits for p in predictions for fit in p.fit):
         ctx.exit(1)
 
 
-def _profile(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
-    """Return the profile in a file; the card that it is of joins the devices where none was named.
+def _write_snapshot(path: str, data: bytes) -> None:
+    from lorafa_prof.cli.emit import write_stdout_bytes
+    from lorafa_prof.reports.output import write_bytes_atomically
 
-    Raises:
-        BadInputError: a profile of none of the devices, or of a card that the catalog does not know.
-    """
-    from lorafa_prof.catalog import load_device
-    from lorafa_prof.speed.profile_file import read_profile
-
-    found = read_profile(path)
-    if found.kind == "cpu":
-        if devices:
-            raise BadInputError(f"{path}: a profile of a CPU ({found.full_name}), which goes without --gpu")
-    elif not devices:
-        try:
-            devices.append(load_device(found.name))
-        except UnknownNameError as error:
-            raise BadInputError(f"{path}: {error}; describe it in a JSON file of that name, for --gpu") from error
-    elif found.name not in [device.name for device in devices]:
-        named = ", ".join(device.name for device in devices)
-        raise BadInputError(f"{path}: a profile of {found.name}, which --gpu does not name ({named})")
-    return found
-
-
-def _on_cpu(profile: DeviceProfile, cards_alone: str | None) -> Callable[[RunSpec], Prediction]:
-    """Return a function that predicts a run on the CPU that was measured."""
-    if cards_alone:
-        raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
-    from lorafa_prof.cli.engines import simulate_on_cpu
-
-    threads = profile.environment.get("threads")
-    return lambda run: simulate_on_cpu(run, threads if isinstance(threads, int) else 1, profile)
+    write_stdout_bytes(data) if path == "-" else write_bytes_atomically(path, data)
 
 
 def _emit(predictions: list[Prediction], explain: bool, format: str | None, output: str | None) -> None:

@@ -61,7 +61,7 @@ class Predictor:
 
     def _on_card(self, run: RunSpec, environment: Mapping[str, Any]) -> Answer:
         from lorafa_prof.analytic import predict
-        from lorafa_prof.cli.engines import simulate_as_measured
+        from lorafa_prof.engines import simulate_as_measured
 
         card, remarks = self._card_of(environment)
         if run.method.name == "lora-ga":
@@ -78,7 +78,7 @@ class Predictor:
 
     def _on_cpu(self, run: RunSpec, environment: Mapping[str, Any]) -> Answer:
         from lorafa_prof.analytic import predict
-        from lorafa_prof.cli.engines import simulate_on_cpu
+        from lorafa_prof.engines import simulate_on_cpu
 
         remarks = [_CLOSED_FORMS] if "analytic" in self.engines else []
         if self.card is not None:

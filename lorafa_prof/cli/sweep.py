@@ -14,19 +14,19 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from lorafa_prof import __version__
+from lorafa_prof.cli.configuration import configuration, require_model
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
-from lorafa_prof.cli.engines import model_for
-from lorafa_prof.cli.methods import asked_methods
-from lorafa_prof.cli.options import DEFAULT_METHODS, grid_options, name_list, trust_option
-from lorafa_prof.cli.predict import ENGINES
+from lorafa_prof.cli.options import grid_options, trust_option
 from lorafa_prof.cli.progress import Bar
 from lorafa_prof.cli.sweep_export import definition_in, differing, export, require_parquet
 from lorafa_prof.cli.sweep_file import WAYS_OUT, SweepFile, refused_in
 from lorafa_prof.cli.sweep_grid import SweepGrid, columns
 from lorafa_prof.cli.sweep_rows import Task
 from lorafa_prof.cli.sweep_workers import Workers, here, rows_of
+from lorafa_prof.engines import ENGINES, model_for
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
+from lorafa_prof.runs import DEFAULT_METHODS, asked_methods, name_list
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel
 
 Spec = TypeVar("Spec", ModelSpec | RunnableModel, DeviceSpec)
@@ -40,8 +40,8 @@ MOST_JOBS = 8
 
 @click.command()
 @click.option(
-    "--model", "models", required=True, multiple=True, metavar="M,...",
-    help="Alias, hub id, or path to a config.json or model folder.",
+    "--model", "models", multiple=True, metavar="M,...", callback=require_model,
+    help="Alias, hub id, or path to a config.json or model folder.  [required]",
 )  # fmt: skip
 @click.option(
     "--method", "methods", multiple=True, metavar="M,...", help=f"Method.  [default: {', '.join(DEFAULT_METHODS)}]"
@@ -86,6 +86,7 @@ def command(
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     from lorafa_prof.catalog import load_device
 
+    configuration()
     if engine == "analytic":
         # Before numpy is loaded: its products here are too small for a second thread to do more than wait for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

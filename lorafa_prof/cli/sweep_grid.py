@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from lorafa_prof.cli.options import layers_of, run_spec
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.layers import ALL
 from lorafa_prof.reports.prediction import RECORD_COLUMNS, run_record
 from lorafa_prof.reports.table import csv_line
+from lorafa_prof.runs import layers_of, run_spec
 from lorafa_prof.specs import KEPT_BY_DEFAULT, DeviceSpec, ModelSpec, RunnableModel, RunSpec
 
 #: Rows of the largest sweep: some 30 GB of CSV.

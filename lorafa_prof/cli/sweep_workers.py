@@ -11,8 +11,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
-from lorafa_prof.cli.engines import simulating_on_cards
 from lorafa_prof.cli.sweep_rows import Rows, SimulatedRows, Task, failed_rows
+from lorafa_prof.engines import simulating_on_cards
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

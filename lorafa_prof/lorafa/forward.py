@@ -60,7 +60,7 @@ class _AddAdapter(torch.autograd.Function):
         return rows.add(projected @ b.to(dtype).t(), alpha=scaling).to(result.dtype).view(result.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         scaling, dtype, dropout, seed = ctx.options
         projected, x, a, b, mask = ctx.saved_tensors

@@ -49,7 +49,7 @@ def gram(pair: Pair, frozen: Side) -> torch.Tensor:
     weight: Any = pair.weight(frozen).detach()
     whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
     whole = (whole.cpu() if whole.device.type == "mps" else whole).double()
-    rows = whole if frozen == "A" else whole.T
+    rows: torch.Tensor = whole if frozen == "A" else whole.T
     return rows @ rows.T
 
 

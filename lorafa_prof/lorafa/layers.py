@@ -71,7 +71,8 @@ class OneSidedLayer:
             product = torch.nn.functional.linear(
                 torch.nn.functional.linear(torch.nn.functional.dropout(x.to(dtype), rate), a.to(dtype)), b.to(dtype)
             )
-            return result + (product * layer.scaling[name]).to(result.dtype)
+            total: torch.Tensor = result + (product * layer.scaling[name]).to(result.dtype)
+            return total
         seed = _seed() if rate and how.dropout == "recompute" and not x.is_meta else None
         return add_adapter(result, x, a, b, Options(float(layer.scaling[name]), dtype, rate, seed))
 
@@ -122,7 +123,8 @@ def make_one_sided(pair: Pair, how: OneSided) -> None:
                 f"{type(layer).__name__}; leave it out of target_modules"
             )
         layer.one_sided = {}
-        layer.__class__ = _derived(type(layer))
+        kind: type = type(layer)
+        layer.__class__ = _derived(kind)
     layer.one_sided[pair.adapter] = how
     layer.freeze()
     if pair.adapter in layer.active_adapters:

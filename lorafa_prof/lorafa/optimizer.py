@@ -150,7 +150,7 @@ class LoraFA(torch.optim.Optimizer):
             self._correct(stale)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch's is overloaded
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; parameters without a gradient stay as they are.
 
         Raises:

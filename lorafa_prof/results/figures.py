@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lorafa_prof.ledger import Category, Ledger
+from lorafa_prof.units import format_bytes
 
 #: Version of the JSON layout; raised when a reader of the old one would misread the new one.
 SCHEMA = 1
@@ -66,7 +67,9 @@ def managed_lines(managed_bytes: int | None) -> tuple[str, ...]:
 
 #: What a prediction with the fused loss rests on, in every engine.
 FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
-#: What nobody has compared of it, and of FSDP2 on CUDA.
+#: What one with int8 weights rests on.
+NO_OUTLIERS = "no column of a layer's input has outliers"
+#: What nobody has compared of the fused loss, and of FSDP2 on CUDA.
 LIGER_ITSELF = "liger-kernel itself: the buffers follow its source, and no run of it has been compared"
 FSDP_TABLES = "FSDP2 on CUDA: the small tables of addresses inside chunk_cat and split_with_sizes_copy"
 MANAGED_ITSELF = "managed memory itself: its bytes follow bitsandbytes' source, and no card has confirmed them"
@@ -106,3 +109,11 @@ class Throughput:
     mfu: float | None = None
     mfu_6n: float | None = None
     hfu: float | None = None
+
+
+def pass_and_training(before: int, training: int) -> str:
+    """Say which of LoRA-GA's peaks is whose, bytes: the verdict goes by the larger one."""
+    return (
+        f"LoRA-GA's gradient pass before training allocates up to {format_bytes(before)}, "
+        f"training up to {format_bytes(training)}"
+    )

@@ -15,7 +15,9 @@ from lorafa_prof.results.figures import (
     LIGER_ITSELF,
     LORA_GA_ITSELF,
     MANAGED_ITSELF,
+    NO_OUTLIERS,
     managed_lines,
+    pass_and_training,
 )
 from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
@@ -34,7 +36,7 @@ from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.units import allocated, format_bytes
+from lorafa_prof.units import allocated
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.versions import installed_versions
@@ -291,7 +293,7 @@ class Simulation:
         if has_pre_pass(run):
             lines += [self._pass_and_training(), *linear_layers_alone(run)]
         if run.resolved_quant == "int8":
-            lines.append("no column of a layer's input has outliers")
+            lines.append(NO_OUTLIERS)
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)
@@ -308,8 +310,8 @@ class Simulation:
             size = allocated(self.trace.blocks[event if event >= 0 else ~event].nbytes)
             live += size if event >= 0 else -size
             highest = max(highest, live)
-        before, training = (format_bytes(peak) for peak in (*peaks, highest))
-        return f"LoRA-GA's gradient pass before training allocates up to {before}, training up to {training}"
+        [before] = peaks
+        return pass_and_training(before, highest)
 
     def _unmodelled(self, devices: Sequence[DeviceSpec]) -> tuple[str, ...]:
         others = [] if isinstance(self.recording.run.model, ModelSpec) else [OTHER_KERNELS]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lorafa_prof.ledger import Category, Ledger, MemoryItem
+from lorafa_prof.ledger import INITIALISATION, PASS, Category, Ledger, MemoryItem
 from lorafa_prof.simulate.recording import RECOMPUTE
 from lorafa_prof.simulate.trace import Block, Trace
-from lorafa_prof.workload.lora_ga import BACKWARDS, INITIALISATION, PASS
+from lorafa_prof.workload.lora_ga import BACKWARDS
 from lorafa_prof.workload.naming import LOSS
 
 #: What people call the phases that have another name in the trace.

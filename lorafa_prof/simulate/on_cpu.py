@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Ledger
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, Ledger
 from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import communicated, shared_assumptions
@@ -27,7 +27,7 @@ from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
-from lorafa_prof.workload.lora_ga import INITIALISATION, PRE_PASS, has_pre_pass, linear_layers_alone
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.optimizers import make_optimizer, paged_on_cpu
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions

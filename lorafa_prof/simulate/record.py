@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Category
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
 from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
@@ -25,9 +25,6 @@ from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.communication import Buffers, watching_fsdp
 from lorafa_prof.workload.lora_ga import (
-    INITIALISATION,
-    PRE_PASS,
-    PRE_PASS_BACKWARD,
     base_of,
     estimate,
     gradients_of,

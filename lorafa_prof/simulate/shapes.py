@@ -178,6 +178,8 @@ class Shapes:
 def _points(run: RunSpec, axes: tuple[Axis, ...]) -> list[Point]:
     """Return the shapes to record at, the run's own first where it is one of the kind: enough for the terms and one."""
     batches = list(dict.fromkeys([*([run.bs] if run.bs >= 2 else []), 2, 3, 5]))[:3]
+    if axes == ("bs",):
+        return [(b, run.seq) for b in batches]
     limit = run.model.max_positions or 2**30
     steps = [PADDED_TO * i for i in (0, 1, 2, 4)]
     lengths = [run.seq + step for step in steps]
@@ -185,8 +187,6 @@ def _points(run: RunSpec, axes: tuple[Axis, ...]) -> list[Point]:
         lengths = [run.seq - step for step in steps]
     if lengths[-1] < 1:
         raise DifferentStepsError(f"no room for several lengths {PADDED_TO} tokens apart within {limit}")
-    if axes == ("bs",):
-        return [(b, run.seq) for b in batches]
     if axes == ("seq",):
         return [(run.bs, s) for s in lengths]
     return [*((b, s) for b in batches[:2] for s in lengths[:3]), (batches[2], lengths[3])]

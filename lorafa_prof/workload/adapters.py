@@ -52,14 +52,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig |
     Raises:
         UnsupportedError: a method that this version builds no adapters for, targets that PEFT finds nowhere, or
             quantised weights that the installed PEFT does not adapt.
-        BadInputError: adapters in a 16-bit dtype that is not the base's, which PEFT does not make.
     """
     keep_16_bit = run.resolved_adapter_dtype != "fp32"
-    if keep_16_bit and run.resolved_adapter_dtype != run.dtype:
-        raise BadInputError(
-            f"PEFT makes adapters in the dtype of the base weights or in fp32: not {run.resolved_adapter_dtype} "
-            f"over {run.dtype}"
-        )
     if run.resolved_quant != "none":
         _refuse_unmatched_releases(run)
     with quiet():

@@ -18,14 +18,12 @@ import peft
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.ledger import PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters, names_of_fused_experts, peft_config, quiet
 from lorafa_prof.workload.checkpointing import enable_checkpointing
 from lorafa_prof.workload.models import base_model
 
-#: What the parts of the pass are called, in order.
-PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION = "pre-pass", "pre-pass backward", "initialisation"
-PASS = (PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION)
 #: The phases in which autograd's thread works.
 BACKWARDS = ("backward", PRE_PASS_BACKWARD)
 

@@ -9,20 +9,14 @@ from typing import Any
 
 import torch
 
-from lorafa_prof.errors import ContradictionError, UnsupportedError
+from lorafa_prof.contradictions import refuse_contradictions
+from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.checkpointing import enable_checkpointing
 from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
-from lorafa_prof.workload.lora_ga import (
-    INITIALISATION,
-    PRE_PASS,
-    PRE_PASS_BACKWARD,
-    base_of,
-    estimate,
-    has_pre_pass,
-    initialise,
-)
+from lorafa_prof.workload.lora_ga import base_of, estimate, has_pre_pass, initialise
 from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
 from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
@@ -178,6 +172,7 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
         UnsupportedError: the option is known, but not built.
         ContradictionError: options that the method cannot take.
     """
+    refuse_contradictions(run)
     refused = (
         (
             group is None and (run.shard not in ("none", "ddp") or run.gpus > 1),
@@ -188,8 +183,6 @@ def refuse_unbuilt(run: RunSpec, group: Group | None = None) -> None:
     for asked, what, instead in refused:
         if asked:
             raise UnsupportedError(f"the real step with {what} is not built; it is with {instead}")
-    if run.method.name == "full" and run.resolved_quant != "none":
-        raise ContradictionError(f"full fine-tuning cannot train {run.resolved_quant} weights: name an adapter method")
     if group is not None:
         if has_pre_pass(run):
             raise UnsupportedError("LoRA-GA is not built for several processes: its gradients are estimated in one")

@@ -117,12 +117,12 @@ def test_largest_batches_are_those_of_the_bisection(family: str) -> None:
 
 def test_what_predict_refuses_is_refused() -> None:
     """Before anything is computed, or when the plan is made."""
-    with pytest.raises(UnsupportedError, match="selective"):
-        RunFigures(run_of("llama", "lora", checkpointing="selective"))
+    with pytest.raises(UnsupportedError, match="fused loss for seq-cls"):
+        RunFigures(run_of("roberta", "lora", loss="fused"))
     with pytest.raises(ContradictionError, match="freezes A"):
         RunFigures(run_of("llama", "lora", optimizer="lorafa"))
-    with pytest.raises(UnsupportedError, match="does not model the method lora-ga"):
-        RunFigures(run_of("llama", "lora-ga")).at(np.array([1]), np.array([8]))
+    with pytest.raises(UnsupportedError, match="LoRA-GA is not built for sequence classification"):
+        RunFigures(run_of("roberta", "lora-ga")).at(np.array([1]), np.array([8]))
     llama = RunFigures(RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name="lora")))
     with pytest.raises(BadInputError, match="beyond the 4096 positions"):
         llama.at(np.array([1]), np.array([5000]))

@@ -92,6 +92,21 @@ def test_checkpointing_runs_the_forward_of_the_layers_again(method: str) -> None
     assert tuple(map(sum, zip(again, backward, strict=True))) == split(counted.backward)
 
 
+@pytest.mark.parametrize(
+    ("family", "method", "attn"),
+    [("llama", "full", "sdpa"), ("llama", "lora", "eager"), ("gpt2", "lora-fa", "eager"), ("mixtral", "lora", "sdpa")],
+)
+def test_selective_checkpointing_runs_no_product_again(family: str, method: str, attn: str) -> None:
+    """The counter sees as much in the backward as without a recomputation."""
+    run = run_of(family, method, checkpointing="selective", attn=attn)
+    counted, flops = observe.flops(run), plan(run).flops(run.bs, run.seq)
+    assert ours(flops, "recompute") == (0, 0)
+    assert [sum(ours(flops, where)) for where in ("forward", "backward")] == [
+        counted.total_forward,
+        counted.total_backward,
+    ]
+
+
 def llama_flops(method: str, **options: Any) -> tuple[Fraction, Fraction]:
     """Model and executed FLOP a token of Llama2-7B at 8 x 1024 tokens and rank 64, by the method."""
     run = RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name=method), bs=8, seq=1024, **options)

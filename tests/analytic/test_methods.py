@@ -49,6 +49,7 @@ GOLDEN = {
     "pissa": LORA,
     "lora-plus": LORA,
     "lora-pro": LORA,
+    "lora-ga": LORA,
     "dora": Golden(
         trained=8 * (96 + 160) + 160,
         frozen=0,
@@ -117,5 +118,5 @@ def test_a_name_is_registered_once() -> None:
 
 def test_a_method_that_is_not_modelled_is_refused_by_name() -> None:
     """With the names of those that are."""
-    with pytest.raises(UnsupportedError, match=r"does not model the method lora-ga \(it does: full, lora"):
-        adapter_maker("lora-ga")
+    with pytest.raises(UnsupportedError, match=r"does not model the method lora-xs \(it does: full, lora"):
+        adapter_maker("lora-xs")

@@ -29,6 +29,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "autocast": {"amp": True, "dtype": "fp32"},
     "checkpointing": {"checkpointing": "full"},
     "checkpointing, autocast": {"checkpointing": "full", "amp": True},
+    "selective": {"checkpointing": "selective"},
+    "selective, autocast": {"checkpointing": "selective", "amp": True, "dtype": "fp32"},
     "family's own dropout": {"config_dropout": True},
 }
 

@@ -20,6 +20,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "lora-fa", {"checkpointing": "full"}),
     ("llama", "lora", {"checkpointing": "full", "amp": True, "dtype": "fp32"}),
     ("llama", "full", {"checkpointing": "full", "amp": True, "dtype": "fp32"}),
+    ("llama", "lora", {"checkpointing": "selective"}),
+    ("gpt2", "full", {"checkpointing": "selective", "attn": "eager", "amp": True}),
     ("llama-bias", "qlora", {"attn": "eager"}),
     ("mistral-window", "lora", {}),
     ("qwen3", "vera", {"dropout": 0.1}),

@@ -175,7 +175,7 @@ def test_the_length_to_begin_with_is_of_no_account(capsys: pytest.CaptureFixture
         (("--gpu", "t4", "--seq", "5000"), "beyond the 4096 positions of llama2-7b"),
         (("--gpu", "t4", "--bs", "99999999"), "batch size must be between 1 and 1048576"),
         (("--gpu", "t4", "--rank", "0"), "rank must be between"),
-        (("--gpu", "t4", "--checkpointing", "selective"), "does not model selective checkpointing"),
+        (("--gpu", "t4", "--method", "lora-ga", "--quant", "int8"), "int8 weights have none"),
         (("--gpu", "t4", "--expandable-segments"), "go with --engine simulate"),
         (("--gpu", "t4", "--device", "cpu"), "go with --engine measure"),
     ],

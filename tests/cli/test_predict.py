@@ -233,7 +233,7 @@ def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]
         (("--model", "llama2-7b", "--rank", "0"), "rank must be between 1 and"),
         (("--model", "llama2-7b", "--dropout", "1"), "dropout must be below 1"),
         (("--model", "llama2-7b", "--dropout", "nan"), "dropout must be between 0 and 1"),
-        (("--model", "llama2-7b", "--method", "lora-ga"), "does not model the method lora-ga"),
+        (("--model", "llama2-7b", "--method", "lora-ga", "--quant", "nf4"), "nf4 weights have none"),
         (("--model", "llama2-7b", "--check"), "--check needs a card"),
         (("--model", "llama2-7b", "--gpus", "8"), "how are 8 GPUs to share the work? --shard ddp or fsdp"),
         (("--model", "llama2-7b", "--method", "lora-fa", "--gpus", "8", "--shard", "fsdp"), "--optimizer adamw"),

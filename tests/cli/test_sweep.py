@@ -210,7 +210,7 @@ def test_a_refusal_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     found = {(row["method"], row["seq"], row["quant"]): row["error"] for row in rows()}
     assert found["lora", "64", "none"].startswith("the k-bit preparation is for quantised weights")
     assert found["lora", "600", "nf4"] == "sequence length 600 is beyond the 512 positions of ./m"
-    assert found["dora", "64", "nf4"].startswith("the analytic engine does not model DoRA over 4-bit weights")
+    assert found["dora", "64", "nf4"].startswith("the analytic engine does not model DoRA over quantised weights")
     assert found["lora", "64", "nf4"] == ""
     assert all((row["peak_allocated_bytes"] == "") == (row["error"] != "") for row in rows())
     assert run("--seq", "64,600", "-o", "t.csv") == 0

@@ -21,6 +21,7 @@ import torch
 from lorafa_prof.analytic.engine import predict
 from lorafa_prof.compare import compare
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.ledger import PASS
 from lorafa_prof.measure.devices import open_device
 from lorafa_prof.measure.harness import Options, measure
 from lorafa_prof.measure.timing import Work, spread, throughput
@@ -29,7 +30,6 @@ from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload, training_step
-from lorafa_prof.workload.lora_ga import PASS
 from lorafa_prof.workload.naming import named_states, tensors_in
 from lorafa_prof.workload.quantized import quantization_tensors
 from lorafa_prof.workload.versions import release

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lorafa_prof.analytic.export import MIXED, OPTIONS, export
-from lorafa_prof.cli.methods import DEFAULT_METHODS
 from lorafa_prof.cli.planner import in_processes, opening
 from lorafa_prof.reports.planner import planner_page
+from lorafa_prof.runs import DEFAULT_METHODS
 from tests.planner.browser import Browser
 from tests.planner.runs import comparable, device_of, model_of, predicted, random_runs
 

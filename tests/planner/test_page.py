@@ -102,8 +102,8 @@ class TestCommand:
         assert said in capsys.readouterr().err
 
     def test_what_the_engine_refuses_is_on_the_page(self) -> None:
-        """A method that this engine does not model is there with the reason, as `predict` words it."""
+        """A method of which a page cannot have the plans is there with the reason."""
         plans = export([load_model("gpt2")], ["lora-ga", "lora"], [load_device("t4")], options=FEW)
         numbers = plans["models"][0]["methods"]["lora-ga"]
-        reason = "does not model the method lora-ga"
+        reason = "depends on the rank in more than its sizes"
         assert all(number < 0 and reason in plans["texts"][-1 - number] for number in numbers)

@@ -100,3 +100,23 @@ def test_lines_against_what_is_varied() -> None:
     examined = group(figure="f", points=points, against="rank")
     assert {"rank", "1", "4", "analytic", "simulate"} <= texts(examined)
     assert "at 4 rank, fp32, simulate: 14.0 GiB" in draw_examined(examined).caption
+
+
+def test_points_of_an_engine_that_was_asked_at_some_places_are_not_joined() -> None:
+    """A line between them would say something of places at which nobody was asked."""
+    points = [point("analytic", 10 + x, x) for x in (1, 2, 4)] + [point("simulate", 10 + x, x) for x in (1, 4)]
+    figure = draw_examined(group(figure="f", points=tuple(points), against="rank")).figure
+    joined = [line for line in figure.axes[0].lines if line.get_linestyle() != "None"]
+    assert [list(line.get_xdata()) for line in joined] == [[1, 2, 4]]
+
+
+def test_numbers_of_bars_have_a_ground() -> None:
+    """White, over the levels that pass behind them."""
+    examined = group(
+        answer(RUN.method.name, "analytic", None), figure="f", points=(point("analytic", 49),),
+        levels=(Level(name="a card", nbytes=50 * GIB),),
+    )  # fmt: skip
+    axes = draw_examined(examined).figure.axes[0]
+    (number,) = [text for text in axes.texts if text.get_text() == "49"]
+    assert number.get_bbox_patch().get_facecolor() == (1, 1, 1, 1)
+    assert number.get_zorder() > max(line.get_zorder() for line in axes.lines)

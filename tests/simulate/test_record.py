@@ -34,7 +34,7 @@ def platform(capability: tuple[int, int] = (8, 0)) -> Cuda:
         ("llama", {"quant": "int8"}),
         ("llama", {"quant": "nf4-dq", "prepare_kbit": "peft", "checkpointing": "full"}),
         ("llama", {"optimizer": "adamw-8bit"}),
-        ("gpt2", {"quant": "nf4", "prepare_kbit": "trl"}),
+        ("gpt2", {"quant": "nf4", "prepare_kbit": "trl", "amp": True}),
         ("llama-bias", {"quant": "nf4", "dtype": "fp16"}),
         ("gpt2", {"quant": "int8"}),
     ],

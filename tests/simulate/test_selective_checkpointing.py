@@ -165,10 +165,38 @@ def test_arithmetic(attn: Any) -> None:
         assert ClosedForms().executed_flops(run) == counted.executed_flops
 
 
-@pytest.mark.parametrize("options", [{}, {"keep": ("products",)}])
-def test_closed_forms_refuse_it(options: dict[str, Any]) -> None:
-    """And name the engine that does it."""
-    with pytest.raises(UnsupportedError, match=r"selective checkpointing.*--engine simulate"):
-        predict(selective("llama", "lora", **options))
-    if options:  # the products are computed again where attention alone is kept
-        assert ClosedForms().executed_flops(selective("llama", "lora", keep=("attention",))) is None
+def test_closed_forms_have_one_policy() -> None:
+    """The default; another is refused, and the engine named that does it."""
+    run = selective("llama", "lora", keep=("attention",))
+    with pytest.raises(UnsupportedError, match=r"keeps attention; .*--keep products,attention \(--engine simulate"):
+        predict(run)
+    assert ClosedForms().executed_flops(run) is None
+
+
+@pytest.mark.parametrize("engine", [predict, simulate])
+def test_adalora_is_refused(engine: Any) -> None:
+    """By all engines, since its real step is none."""
+    with pytest.raises(ContradictionError, match=r"AdaLoRA adds .* in place.*--checkpointing full"):
+        engine(selective("llama", "adalora"))
+
+
+def test_what_adalora_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT adds to what is kept: PyTorch notices where that is a view, elsewhere the gradients are others."""
+    monkeypatch.setattr("lorafa_prof.workload.step.refuse_contradictions", lambda run: None)
+    with pytest.raises(RuntimeError, match="has been mutated"):
+        adalora_gradients(selective("gpt2", "adalora", dtype="fp32"))
+    run = selective("llama", "adalora", dtype="fp32")
+    found = [adalora_gradients(run.replace(checkpointing=c)) for c in ("full", "none", "selective")]
+    assert all(torch.equal(*pair) for pair in zip(*found[:2], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(*found[1:], strict=True))
+
+
+def adalora_gradients(run: RunSpec) -> list[torch.Tensor]:
+    """Gradients of adapters that are no longer zero."""
+    work = Workload.build(run, "cpu")
+    trained = [p for p in work.model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(0.01)
+    work.loss().backward()  # type: ignore[no-untyped-call]  # torch's
+    return [p.grad for p in trained if p.grad is not None]

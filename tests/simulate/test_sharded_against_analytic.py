@@ -64,6 +64,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp-lora": {"shard": "fsdp", "method": "lora"},
     "fsdp-lora-checkpointed": {"shard": "fsdp", "method": "lora", "checkpointing": "full"},
     "fsdp-full-checkpointed": {"shard": "fsdp", "method": "full", "checkpointing": "full"},
+    "fsdp-lora-selective": {"shard": "fsdp", "method": "lora", "checkpointing": "selective"},
     "fsdp-vera-3": {"shard": "fsdp", "method": "vera", "gpus": 3},
     "fsdp-autocast": {"shard": "fsdp", "method": "lora-fa", "amp": True, "dtype": "fp32", "gpus": 7},
     "fsdp-lora-top": {"shard": "fsdp", "method": "lora", "adapted": (4, 5)},

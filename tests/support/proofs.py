@@ -89,6 +89,8 @@ PROOFS: tuple[Proof, ...] = (
             "test_adalora": {"method": "adalora"},
             "test_prepared_weights": {"method": "qlora"},
             "test_the_step_of_lora_pro": {"method": "lora-pro"},
+            "test_parts_of_selectively_checkpointed_layers": {"checkpointing": "selective"},
+            "test_int8_weights": {"quant": "int8"},
         },
     ),
     Proof(
@@ -108,6 +110,10 @@ PROOFS: tuple[Proof, ...] = (
         letter="G", engine="both", file="simulate/test_accumulated_steps.py",
         says="the same of several micro-batches, and of clipped gradients",
         tests={"test_both_engines_agree": {"accumulation": 2}},
+    ),
+    Proof(
+        letter="A", engine="both", file="simulate/test_lora_ga_in_closed_form.py", says="",
+        tests={"test_every_phase": NOTHING},
     ),
     Proof(
         letter="D", engine="both", file="simulate/test_sharded_against_analytic.py",

@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Category
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
 from lorafa_prof.results.figures import LORA_GA_ITSELF
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import predict
@@ -22,9 +22,6 @@ from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.adapted_layers import adapted_paths
 from lorafa_prof.workload.lora_ga import (
-    INITIALISATION,
-    PRE_PASS,
-    PRE_PASS_BACKWARD,
     base_of,
     estimate,
     gradients_of,

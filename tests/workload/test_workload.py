@@ -58,7 +58,7 @@ def test_a_real_step_on_the_cpu() -> None:
 )
 def test_the_rest_of_a_quantised_model(preparation: Any, norm: torch.dtype, head: torch.dtype) -> None:
     """PEFT casts norms, embeddings and head to fp32; TRL casts the last two back."""
-    work = Workload.build(run_of("llama", "qlora", prepare_kbit=preparation), "meta")
+    work = Workload.build(run_of("llama", "qlora", prepare_kbit=preparation, amp=preparation == "trl"), "meta")
     found = dtypes(work)
     assert found["model.norm.weight"] == norm
     assert found["lm_head.weight"] == found["model.embed_tokens.weight"] == head

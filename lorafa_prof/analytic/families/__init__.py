@@ -54,5 +54,5 @@ def build(builder: Builder) -> Model:
         return T5(builder)
     raise UnsupportedError(
         f"the analytic engine does not model the architecture {architecture!r} of {builder.spec.name} "
-        f"(it does: {', '.join(KNOWN)})"
+        f"(it does: {', '.join(KNOWN)}); --engine simulate runs it"
     )

@@ -153,7 +153,8 @@ def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Ten
     Layers in a row that are alike are a stack: of one kind, and all with adapters or all without.
     """
     tape, method = builder.tape, builder.run.method
-    checkpointed = builder.run.checkpointing == "full"
+    checkpointing = builder.run.checkpointing
+    selective = checkpointing == "selective"
     # the input of a stack is bound to no name but `x`: it may go when the stack's first layer is done
     for _, alike in itertools.groupby(layers, lambda layer: (layer.kind, method.adapts(layer.index))):
         row = list(alike)
@@ -163,7 +164,7 @@ def run_layers(builder: Builder, layers: Sequence[BuiltLayer], x: Tensor) -> Ten
             x = around.boundary(x, position)
             with tape.scope(layer.name):
                 around.enter(position)
-                x = tape.checkpoint(layer.run, x) if checkpointed else layer.run(x)
+                x = layer.run(x) if checkpointing == "none" else tape.checkpoint(layer.run, x, selective=selective)
                 around.leave(position)
         x = around.boundary(x, len(row))
     return x

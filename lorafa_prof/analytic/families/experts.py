@@ -97,7 +97,7 @@ def _product(b: Parameter, a: Parameter) -> Tensor:
     tape = a.tape
     left, right = (ops.autocast_to(x, tape.autocast, "autocast adapter") if tape.autocast else x for x in (b, a))
     (k, inner), m = left.shape, right.shape[1]
-    out = tape.new("B A", (k, m), left.dtype)
+    out = tape.result("B A", (k, m), left.dtype)
     flops = ops.matmul_flops((k,), int(inner), int(m))
     product = Product(left.dtype, (), (k,), (inner,), (m,))
     tape.count_flops("linear", flops, of=product)
@@ -132,7 +132,7 @@ def _baddbmm(weight: Parameter, left: Tensor, right: Tensor) -> Tensor:
     """weight + scaling * left @ right over the experts; each factor's gradient is a product, then scaled."""
     tape = weight.tape
     experts, k, inner = (int(width) for width in left.shape)
-    out = ops.like(weight, "adapted experts")
+    out = tape.result("adapted experts", weight.shape, weight.dtype)
     width = int(right.shape[2])
     flops = ops.matmul_flops((experts, k), inner, width)
     product = Product(left.dtype, (experts,), (k,), (inner,), (width,), weight.shape)

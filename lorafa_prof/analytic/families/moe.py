@@ -195,5 +195,3 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
         raise not_modelled(spec, "with noise on its router's input")
     if run.prepare_kbit != "none":
         raise not_modelled(spec, "after the k-bit preparation")
-    if run.checkpointing == "selective":
-        raise not_modelled(spec, "with selective checkpointing")

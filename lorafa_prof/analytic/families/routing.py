@@ -108,7 +108,7 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor, name: str) -> Tensor:
     tape, dtype = x.tape, x.dtype
     experts, k, m = (int(width) for width in weight.shape)
     rows_shape = x.shape[:-1]
-    out = tape.new(name, (*rows_shape, k), dtype)
+    out = tape.result(name, (*rows_shape, k), dtype)
     flops = ops.matmul_flops(rows_shape, m, k)
     product = Product(dtype, (), rows_shape, (m,), (k,), groups=experts)
     tape.count_flops("experts", flops, of=product)

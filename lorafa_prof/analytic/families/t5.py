@@ -283,15 +283,13 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     """Raise where the step of T5 takes a way that is not written down here.
 
     Raises:
-        UnsupportedError: flash attention, fp16, selective checkpointing, or heads that no fused kernel takes.
+        UnsupportedError: flash attention, fp16, or heads that no fused kernel takes.
     """
     spec = run.spec
     if run.attn == "flash":
         raise UnsupportedError(f"{spec.name} cannot use flash attention: its position bias is a mask; use --attn sdpa")
     if run.dtype == "fp16":
         raise not_modelled(spec, "in fp16, where each block looks for infinities and clamps")
-    if run.checkpointing == "selective":
-        raise not_modelled(spec, "with selective checkpointing")
     width = spec.head_dim * (2 if run.amp else ITEMSIZE[run.dtype])
     if run.attn != "eager" and (width % 16 or spec.num_heads == 1):
         raise not_modelled(spec, "with sdpa where heads are not a multiple of 16 bytes wide, or only one")

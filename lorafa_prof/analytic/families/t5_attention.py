@@ -152,9 +152,9 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Bias, shapes: Shapes) -> t
     tape, h, d = q.tape, shapes.heads, shapes.head_dim
     q, k, v = (_autocast(x) for x in (q, k, v))
     mask, held = _own_mask(bias, shapes, q.dtype) if bias.misaligned is None else _shared_mask(bias, shapes)
-    out = tape.new("attention output", ("b", "s", h, d), q.dtype)
-    lse = tape.new("attention log-sum-exp", ("b", h, "E"), "fp32")
-    rng = [tape.new(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
+    out = tape.result("attention output", ("b", "s", h, d), q.dtype)
+    lse = tape.result("attention log-sum-exp", ("b", h, "E"), "fp32")
+    rng = [tape.result(f"attention rng {what}", (), "int64") for what in ("seed", "offset")]
     coefficient, symbols = elements(("b", h, "s", "s", d))
     of = FusedAttention(q.dtype, "efficient", (h, h), (d, d), causal=False)
     tape.count_flops("attention", (4 * coefficient, symbols), of=of)

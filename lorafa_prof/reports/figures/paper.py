@@ -79,9 +79,12 @@ def _bar_panel(axes: Axes, points: Sequence[Point], methods: Mapping[int, str], 
                 continue
             size = _taken(point) / GIB
             axes.bar(at, size, 0.38, color=color, edgecolor=INK, hatch=hatch, linewidth=0.7, label=label)
-            axes.text(at, size + top * 0.01, f"{size:.0f}", ha="center", va="bottom", fontsize=7)
+            axes.text(at, size + top * 0.01, f"{size:.0f}", ha="center", va="bottom", fontsize=7, bbox=_CLEAR)
     axes.set_ylim(0, top * 1.1)
 
+
+#: The ground of a number: a level that passes behind it does not strike it through.
+_CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
 
 #: Engine, hatch, colour and what its bar is; one hollow, one filled, as in all figures.
 _ENGINES = (
@@ -140,14 +143,17 @@ def _height(examined: Examined) -> Callable[[Point], int]:
 
 
 def _series(points: Sequence[Point], height: Callable[[Point], int]) -> list[Series]:
-    """Return a line for each method and engine."""
+    """Return a line for each method and engine; where an engine was asked at some places only, points alone."""
     lines: dict[tuple[str, str], list[Point]] = {}
+    places: dict[str, set[float | None]] = {}
     for point in points:
         lines.setdefault((point.prediction.run.method.name, point.prediction.engine), []).append(point)
+        places.setdefault(point.prediction.run.method.name, set()).add(point.x)
     return [
         Series(
             label=method_name(method), method=method, engine=engine, settings=settings_of(line[0].prediction.run),
             points=tuple(sorted((point.x or 0.0, float(height(point))) for point in line)),
+            joined={point.x for point in line} == places[method],
         )
         for (method, engine), line in lines.items()
     ]  # fmt: skip

@@ -31,6 +31,8 @@ class Series:
     """(what it is drawn against, figure), in rising order of the first."""
     settings: Settings
     """Of the first of them."""
+    joined: bool = True
+    """Whether a line goes through them: one that leaves places out would promise something of those."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ def grid_of_panels(count: int, *, height: float = 3.9) -> tuple[Figure, list[Axe
 def draw_series(
     axes: Axes, series: Sequence[Series], scale: float = 1, shift: Callable[[str], float] = lambda method: 1.0
 ) -> None:
-    """Draw each series: an observation as points alone, a prediction as a line through the most at each place.
+    """Draw each series: an observation as points alone, a prediction as a line through the most at each place, if joined.
 
     Args:
         axes: where.
@@ -139,7 +141,7 @@ def draw_series(
     for each in series:
         look = method_look(each.method)
         xs, ys = [x * shift(each.method) for x, _ in each.points], [y / scale for _, y in each.points]
-        if each.engine != OBSERVED:
+        if each.joined and each.engine != OBSERVED:
             most = {x: max(y for at, y in zip(xs, ys, strict=True) if at == x) for x in xs}
             axes.plot(list(most), list(most.values()), color=look.color, linestyle=look.dashes, linewidth=1.3)
         axes.plot(

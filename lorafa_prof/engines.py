@@ -1,4 +1,4 @@
-"""The engine that runs the real step, imported when a command asks for it, and told what the command line says."""
+"""The engines by name: imported when they are asked for, so that one that is not costs nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from lorafa_prof.errors import BadInputError, MissingComponentError, UnsupportedError
+from lorafa_prof.errors import BadInputError, MissingComponentError, UnknownNameError, UnsupportedError
+from lorafa_prof.specs import require_choice
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
@@ -24,27 +25,88 @@ class PredictOnCard(Protocol):
         ...
 
 
+#: Those that predict.
+ENGINES = ("analytic", "simulate")
 #: Libraries that warn about what a simulation does on purpose (casts, missing kernels of the CPU, empty tokenizers).
 _TALKATIVE = ("bitsandbytes", "transformers", "peft")
 
 
+def predictor(
+    engine: str,
+    devices: Sequence[DeviceSpec],
+    conf: str | None = None,
+    snapshot: Callable[[bytes], object] | None = None,
+    profile: DeviceProfile | None = None,
+) -> Callable[[RunSpec], Prediction]:
+    """Return a function that predicts a run.
+
+    Args:
+        engine: "analytic" or "simulate".
+        devices: cards to hold it against.
+        conf: allocator settings, as `simulating` takes them.
+        snapshot: as `simulating` takes it.
+        profile: by which steps are timed: of one of the devices, or of the CPU, which then is what is simulated.
+
+    Raises:
+        as `simulating`.
+        BadInputError: a card's settings beside the profile of a CPU.
+        UnknownNameError: no such engine.
+    """
+    require_choice("engine", engine, ENGINES)
+    if engine == "analytic":
+        from lorafa_prof.analytic import predict
+
+        return lambda run: predict(run, devices)
+    if profile is not None and profile.kind == "cpu":
+        if conf or snapshot is not None:
+            raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
+        threads = profile.environment.get("threads")
+        return lambda run: simulate_on_cpu(run, threads if isinstance(threads, int) else 1, profile)
+    return simulating(devices, conf, snapshot, profile)
+
+
+def profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
+    """Return the profile in a file; the card that it is of joins the devices where none was named.
+
+    Raises:
+        BadInputError: a profile of none of the devices, or of a card that the catalog does not know.
+    """
+    from lorafa_prof.catalog import load_device
+    from lorafa_prof.speed.profile_file import read_profile
+
+    found = read_profile(path)
+    if found.kind == "cpu":
+        if devices:
+            raise BadInputError(f"{path}: a profile of a CPU ({found.full_name}), which goes without --gpu")
+    elif not devices:
+        try:
+            devices.append(load_device(found.name))
+        except UnknownNameError as error:
+            raise BadInputError(f"{path}: {error}; describe it in a JSON file of that name, for --gpu") from error
+    elif found.name not in [device.name for device in devices]:
+        named = ", ".join(device.name for device in devices)
+        raise BadInputError(f"{path}: a profile of {found.name}, which --gpu does not name ({named})")
+    return found
+
+
 def simulating(
-    devices: Sequence[DeviceSpec], conf: str | None, snapshot: str | None, profile: DeviceProfile | None = None
+    devices: Sequence[DeviceSpec],
+    conf: str | None,
+    snapshot: Callable[[bytes], object] | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
     Args:
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
-        snapshot: a file that a memory snapshot of the run is written to; "-": stdout.
+        snapshot: is given a memory snapshot of the run.
         profile: of the card of its name, by which its step is timed; the others have their default profiles.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
-    from lorafa_prof.cli.emit import write_stdout_bytes
-    from lorafa_prof.reports.output import write_bytes_atomically
     from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
@@ -53,9 +115,8 @@ def simulating(
 
     def predict(run: RunSpec) -> Prediction:
         simulation = simulate(run, devices[0] if devices else None, settings=settings, timed=bool(devices))
-        if snapshot:
-            data = simulation.snapshot()
-            write_stdout_bytes(data) if snapshot == "-" else write_bytes_atomically(snapshot, data)
+        if snapshot is not None:
+            snapshot(simulation.snapshot())
         return simulation.prediction(devices, profile=profile)
 
     return predict

@@ -1,0 +1,72 @@
+"""Several files of one run: what they say together, and where they contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lorafa_prof.configs.formats import read_config
+from lorafa_prof.configs.reading import Reading, Setting
+from lorafa_prof.errors import ContradictionError
+
+
+def read_configs(paths: Sequence[str]) -> Reading:
+    """Return what the configuration files at `paths` say of one run, together.
+
+    What a file says counts before what another leaves to its tool's default. Of one file alone that is all it says.
+
+    Raises:
+        ContradictionError: two files say different things of one option; the text names both.
+        BadInputError: not readable, of no known format or of several, or a value of the wrong kind.
+        UnsupportedError: what no engine models and no option mends; the text names file and key.
+        MissingComponentError: PyYAML is not installed.
+    """
+    readings = [read_config(path) for path in paths]
+    settings: dict[str, Setting] = {}
+    zero = any(str(r.options.get("shard", "")).startswith("zero") for r in readings)
+    for reading in readings:
+        for option, setting in reading.settings.items():
+            settings[option] = _one(option, settings.get(option), setting, zero=zero)
+    refused = {option: reason for r in readings for option, reason in r.refused.items()}
+    merged = Reading(
+        formats={file: tool for r in readings for file, tool in r.formats.items()}, settings=settings,
+        refused={o: reason for o, reason in refused.items() if o not in settings or not settings[o].explicit},
+        unused=tuple(key for r in readings for key in r.unused),
+        notes=tuple(line for r in readings for line in r.notes),
+        unmodelled=tuple(line for r in readings for line in r.unmodelled),
+    )  # fmt: skip
+    return _as_it_runs(merged, zero=zero)
+
+
+def _one(option: str, old: Setting | None, new: Setting, *, zero: bool) -> Setting:
+    if old is None or old.value == new.value or old.explicit != new.explicit:
+        return new if old is None or (new.explicit and not old.explicit) else old
+    if not new.explicit or (option == "amp" and zero):
+        return old
+    if option == "method" and {old.value, new.value} == {"lora", "qlora"}:  # an adapter, and what it stands on
+        return old if old.value == "qlora" else new
+    raise ContradictionError(
+        f"{old.source} and {new.source} contradict each other: {option.replace('_', '-')} {old.value} or {new.value}?"
+    )
+
+
+def _as_it_runs(reading: Reading, *, zero: bool) -> Reading:
+    """Return the reading with what follows from several options together."""
+    settings, notes = dict(reading.settings), list(reading.notes)
+    if zero and "amp" in settings and settings["amp"].value:
+        settings["amp"] = replace(settings["amp"], value=False)
+        notes.append("under DeepSpeed there is no autocast: accelerate leaves precision to it")
+    shared = settings.get("shard")
+    unmodelled = list(reading.unmodelled)
+    if shared is not None and shared.value == "fsdp" and "amp" in settings and settings["amp"].value:
+        unmodelled.append(
+            f"{shared.source}: under FSDP with bf16 accelerate gathers weights in bf16; here they are gathered as kept"
+        )
+        if "method" in settings and settings["method"].value == "full" and "dtype" in settings:
+            settings["dtype"] = replace(settings["dtype"], value="fp32")
+            notes.append("under FSDP with bf16 accelerate casts what is trained to fp32")
+    clip = settings.get("clip")
+    if shared is not None and shared.value != "none" and clip is not None and clip.value and not clip.explicit:
+        del settings["clip"]
+        notes.append("clipping, which is the Trainer's default, is not counted over several GPUs")
+    return replace(reading, settings=settings, notes=tuple(notes), unmodelled=tuple(unmodelled))
