@@ -49,14 +49,16 @@ def predictor(
 
     Raises:
         as `simulating`.
-        BadInputError: a card's settings beside the profile of a CPU.
+        BadInputError: a card's settings, or closed forms, beside the profile of a CPU.
         UnknownNameError: no such engine.
     """
     require_choice("engine", engine, ENGINES)
     if engine == "analytic":
         from lorafa_prof.analytic import predict
 
-        return lambda run: predict(run, devices)
+        if profile is not None and profile.kind == "cpu":
+            raise BadInputError("the profile is of a CPU, and closed forms are of cards: --engine simulate")
+        return lambda run: predict(run, devices, timed=bool(devices), profile=profile)
     if profile is not None and profile.kind == "cpu":
         if conf or snapshot is not None:
             raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")

@@ -35,6 +35,7 @@ BENEATH: dict[str, set[str]] = {
     "speed": {"results", "catalog"},
     "thresholds": {"results", "search"},
     "advice": {"thresholds"},
+    "capacity": {"analytic"},
     "analytic": {"catalog", "thresholds", "registry", "sharding", "contradictions", "speed"},
     "claims": {"analytic"},
     "runs": {"specs"},
@@ -42,13 +43,13 @@ BENEATH: dict[str, set[str]] = {
     "workload": {"specs", "lorafa", "registry", "sharding", "contradictions", "ledger"},
     "simulate": {"workload", "thresholds", "speed"},
     "measure": {"results", "workload", "speed"},
-    "calibrate": {"measure"},
+    "calibrate": {"measure", "simulate"},
     "compare": {"results"},
     "engines": {"analytic", "simulate"},
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
     "api": {"configs", "thresholds_asked", "reports"},
-    "cli": {"api", "claims", "calibrate"},
+    "cli": {"api", "capacity", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 

@@ -29,6 +29,7 @@ PROGRAM = "lorafa-prof"
 COMMANDS = {
     "predict": "Predict the memory of a fine-tuning step, part by part, without a GPU.",
     "oom": "Find the largest batch, sequence or rank that fits a GPU, and what makes the next one fit.",
+    "capacity": "Find the batch that trains fastest within a GPU's memory, and what an epoch takes and costs.",
     "sweep": "Predict every combination of options, one row each: CSV, Parquet or JSON.",
     "planner": "Write a self-contained page in which the predictions move with controls.",
     "measure": "Take real training steps on a device: memory by phase and part, step time, MFU.",

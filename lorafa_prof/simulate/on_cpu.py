@@ -24,6 +24,7 @@ from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.work import OpWork
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
@@ -80,7 +81,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     ledger = _ledger(trace, levels)
     traits = DeviceTraits(None, None)
     flops = step_throughput(recording, traits)
-    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits), profile, run)]
+    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits, one_by_one=True), profile, run)]
     return Prediction(
         engine="simulate",
         run=run,
@@ -110,6 +111,17 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
         ledger=ledger,
         communication_bytes=communicated(recording),
     )
+
+
+def works_on_cpu(run: RunSpec, threads: int) -> list[OpWork]:
+    """Return the operations of a step of `run` on the CPU, in the order in which they are issued.
+
+    Raises:
+        as `predict_on_cpu`.
+    """
+    with without_onednn():
+        recording = record(run, Cpu(threads), build_for_cpu, notes_all=True)
+    return step_works(recording, DeviceTraits(None, None), one_by_one=True)
 
 
 def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:

@@ -58,6 +58,8 @@ def test_all_figures(capsys: pytest.CaptureFixture[str], llama: str) -> None:
     assert set(data["versions"]) == {"engine", "torch", "transformers", "peft"}
     assert data["throughput"]["tokens_per_s"] == 2 * 64 / data["throughput"]["step_s"]
     [fit] = data["fit"]
+    assert data["throughput"]["step_s"] == fit["step_s"] > 0
+    assert fit["time_by_kind"]["waiting"] > 0.5 * fit["step_s"]  # so small a model is bound by launching
     assert (fit["fits"], fit["oom"], fit["device"]) == (True, None, "a100-80gb")
     found, card = Prediction.from_json(data), load_device("a100-80gb")
     assert found.to_json() == data
