@@ -20,12 +20,14 @@ from lorafa_prof.results.figures import (
     FSDP_TABLES,
     FUSED_LOSS,
     LIGER_ITSELF,
+    LORA_GA_ITSELF,
+    MANAGED_ITSELF,
     NO_OUTLIERS,
     managed_lines,
     pass_and_training,
 )
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
-from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
+from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import format_bytes
@@ -104,6 +106,11 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
+        (
+            run.keep != KEPT_BY_DEFAULT,
+            f"selective checkpointing that keeps {', '.join(run.keep)}",
+            f"--keep {','.join(KEPT_BY_DEFAULT)} (--engine simulate does all)",
+        ),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
     refuse_contradictions(run)
@@ -262,6 +269,8 @@ def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple
         *plan.optimizer.notes,
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
+        *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
+        *([LORA_GA_ITSELF] if plan.run.method.name == "lora-ga" else []),
         *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )

@@ -114,6 +114,32 @@ def test_explain_names_every_tensor_at_the_peak(capsys: pytest.CaptureFixture[st
 # -- what scripts get --------------------------------------------------------------------------------------------
 
 
+ASSUMED = (
+    "steady state: optimizer states exist, gradients are set to None after each step",
+    "every sequence is full, nothing is padded; labels are a tensor of their own",
+    "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
+)
+ASSUMED_OF = {
+    "full": ("optimizer adamw",),
+    "lora": ("optimizer adamw", "adapters in fp32"),
+    "lora-fa": ("optimizer lorafa", "adapters in fp32"),
+    "qlora": (
+        "optimizer adamw", "adapters in fp32", "linear weights in nf4 without double quantisation",
+        "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
+    ),
+    "vera": ("optimizer adamw", "adapters in fp32"),
+}  # fmt: skip
+_WORKSPACES = "two cuBLAS workspaces, 16.25 MiB together, as on a100-80gb"
+UNMODELLED = (
+    "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
+    "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
+    "step time and MFU (--engine simulate with --gpu has them)",
+)
+UNMODELLED_OF = {
+    "lora-fa": ("the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",),
+}
+
+
 def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     """Unknown figures are null; every prediction says engine, versions, assumptions and what is left out."""
     found = predictions(capsys, *LLAMA, "--gpu", "a100-80gb")
@@ -123,8 +149,9 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
         assert data["memory"]["peak_reserved_bytes"] is None
         assert data["fit"][0]["oom"] is None
         assert data["versions"]["transformers"] == "5.23"
-        assert data["assumptions"]
-        assert data["unmodelled"]
+        method = data["run"]["method"]["name"]
+        assert data["assumptions"] == [*ASSUMED, *ASSUMED_OF[method], _WORKSPACES]
+        assert data["unmodelled"] == [*UNMODELLED, *UNMODELLED_OF.get(method, ())]
         assert Prediction.from_json(data).to_json() == data
 
 

@@ -104,7 +104,7 @@ def test_the_letters_are_of_what_tests_cover_now(sections: dict[str, Section], e
     assert said == found
 
 
-@pytest.mark.parametrize("proof", PROOFS, ids=lambda proof: f"{proof.letter} {proof.file} {proof.tests[0]}")
+@pytest.mark.parametrize("proof", PROOFS, ids=lambda proof: f"{proof.letter} {proof.engine} {proof.file}")
 def test_every_test_that_is_named_is_there(proof: Proof) -> None:
     """And has cases; a test that is renamed or emptied is found out."""
     assert all(list(parametrised(function_of(proof, test))) for test in proof.tests)
