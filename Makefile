@@ -23,7 +23,7 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-gpu check format bench support clean distclean
+.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
@@ -32,6 +32,7 @@ help:
 	@echo 'make test-thresholds  largest batches of all cards, five methods, three models, by both engines'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
+	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
@@ -68,6 +69,17 @@ test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
 	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(VENV)-4.48.1/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(PYTEST) $(MATRIX) $(ARGS)
+
+# DeepSpeed lies beside the environment, without its kernels: of its ZeRO torch's own operators are enough.
+ZERO := $(VENV)-deepspeed/.made
+
+test-zero: $(ZERO)
+	PYTHONPATH=$(VENV)-deepspeed $(PYTEST) tests/zero $(ARGS)
+
+$(ZERO): $(TEST) tests/versions/deepspeed.txt
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(PIP) --no-build-isolation --no-deps --upgrade --target $(VENV)-deepspeed \
+	  --requirement tests/versions/deepspeed.txt
+	@touch $@
 
 test-gpu: $(TEST)
 	$(PYTEST) -m gpu $(ARGS)

@@ -52,14 +52,16 @@ def predictor(
 
     Raises:
         as `simulating`.
-        BadInputError: a card's settings beside the profile of a CPU, or a profile beside lengths.
+        BadInputError: a card's settings, or closed forms, beside the profile of a CPU; a profile beside lengths.
         UnknownNameError: no such engine.
     """
     require_choice("engine", engine, ENGINES)
     if lengths is not None and profile is not None:
         raise BadInputError("--profile is for step times, which are not predicted with --lengths")
     if engine == "analytic":
-        return _closed_forms(devices, lengths)
+        if profile is not None and profile.kind == "cpu":
+            raise BadInputError("the profile is of a CPU, and closed forms are of cards: --engine simulate")
+        return _closed_forms(devices, profile, lengths)
     if profile is not None and profile.kind == "cpu":
         if conf or snapshot is not None:
             raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
@@ -68,11 +70,13 @@ def predictor(
     return simulating(devices, conf, snapshot, profile, lengths)
 
 
-def _closed_forms(devices: Sequence[DeviceSpec], lengths: Lengths | None) -> Callable[[RunSpec], Prediction]:
+def _closed_forms(
+    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None
+) -> Callable[[RunSpec], Prediction]:
     if lengths is None:
         from lorafa_prof.analytic import predict
 
-        return lambda run: predict(run, devices)
+        return lambda run: predict(run, devices, timed=bool(devices), profile=profile)
     from lorafa_prof.analytic.lengths import EpochForms
 
     forms = EpochForms(lengths)

@@ -11,6 +11,7 @@ from lorafa_prof.errors import BadInputError
 
 #: The phases of LoRA-GA's pass before training: its forward and backward, and the decomposition of the gradients.
 PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION = "pre-pass", "pre-pass backward", "initialisation"
+PASS = (PRE_PASS, PRE_PASS_BACKWARD, INITIALISATION)
 
 
 class Category(enum.Enum):

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from lorafa_prof.errors import BadInputError, ContradictionError, MissingComponentError, UnsupportedError
 from lorafa_prof.layers import ALL, Layers, parse_layers
-from lorafa_prof.specs import METHODS, MethodSpec, ModelSpec, RunnableModel, RunSpec, require_choice
+from lorafa_prof.specs import (
+    KEPT_BY_DEFAULT,
+    METHODS,
+    KeptGroup,
+    MethodSpec,
+    ModelSpec,
+    RunnableModel,
+    RunSpec,
+    require_choice,
+)
 
 #: What is answered for where no method is named.
 DEFAULT_METHODS = ("full", "lora", "lora-fa", "qlora", "vera")
@@ -88,6 +97,7 @@ def run_spec(
     targets: str,
     dropout: float,
     layers: str = ALL,
+    keep: str = ",".join(KEPT_BY_DEFAULT),
     **options: Any,
 ) -> RunSpec:
     """Return the run that the options describe for one method.
@@ -101,7 +111,21 @@ def run_spec(
         raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
     adapted = layers_of(layers, model)
     spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
-    return RunSpec(model=model, method=spec, **options)
+    return RunSpec(model=model, method=spec, keep=kept_operators(keep), **options)
+
+
+def kept_operators(text: str) -> tuple[str, ...]:
+    """Return what --keep names, each once: groups in their order, then operators in theirs.
+
+    Raises:
+        BadInputError: an empty name.
+    """
+    groups = get_args(KeptGroup)
+    return tuple(sorted(name_list([text], "--keep"), key=lambda name: (name not in groups, *_place(name, groups))))
+
+
+def _place(name: str, groups: Sequence[str]) -> tuple[int, str]:
+    return (groups.index(name) if name in groups else 0), name
 
 
 def layers_of(text: str, model: ModelSpec | RunnableModel) -> Layers | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,7 @@ Dtype = Literal["bf16", "fp16", "fp32"]
 AdapterDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Attention = Literal["sdpa", "flash", "eager"]
 Checkpointing = Literal["none", "full", "selective"]
+KeptGroup = Literal["products", "attention", "functions", "softmax", "casts"]
 Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
 Optimizer = Literal[
     "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa", "lora-pro",
@@ -40,6 +42,11 @@ METHODS = (
     "full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-qv", "qlora", "qlora-fa", "vera", "dora", "pissa",
     "lora-plus", "adalora", "lora-ga", "lora-pro",
 )  # fmt: skip
+
+#: What selective checkpointing keeps unless something else is asked for: what is dear to compute again.
+KEPT_BY_DEFAULT: tuple[str, ...] = ("products", "attention")
+#: The name of an operator of torch, without its overload: aten.mm.
+_OPERATOR = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 
 #: The methods that an optimizer of adapters goes with: LoRA-FA's holds A still, LoRA-Pro's moves both matrices at once.
 OPTIMIZERS_OF_ADAPTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -349,6 +356,9 @@ class RunSpec:
     """Dtype of the adapter weights; auto = fp32 over a 16-bit base, as PEFT does."""
     attn: Attention = "sdpa"
     checkpointing: Checkpointing = "none"
+    keep: tuple[str, ...] = KEPT_BY_DEFAULT
+    """The operators whose results selective checkpointing keeps: groups of them (`KeptGroup`), and such as aten.mm by
+    their names in torch, without overload."""
     optimizer: Optimizer = "auto"
     """auto = PEFT's LoRA-FA optimizer for lora-fa methods, LoRA-Pro's with moments of the adapters' size for lora-pro,
     else AdamW (foreach)."""
@@ -375,6 +385,7 @@ class RunSpec:
             ("loss", self.loss, Loss), ("sharding", self.shard, Shard),
         ):  # fmt: skip
             require_choice(what, value, choices)
+        self._check_kept()
         require_int("gpus", self.gpus, 1, MOST_GPUS)
         require_int("accumulation", self.accumulation, 1, MOST_MICRO_BATCHES)
         require_choice("k-bit preparation", self.prepare_kbit, KbitPreparation)
@@ -390,6 +401,23 @@ class RunSpec:
             )
         if self.method.layers is not None and self.model.depth is not None:
             check_within(self.method.layers, self.model.depth, self.model.name)
+
+    def _check_kept(self) -> None:
+        groups = get_args(KeptGroup)
+        for name in self.keep:
+            if name not in groups and not (isinstance(name, str) and _OPERATOR.fullmatch(name)):
+                hint = f"Groups: {', '.join(groups)}; an operator has its name in torch without overload, as aten.mm."
+                raise UnknownNameError("group of operators to keep", str(name), groups, hint)
+        if not self.keep or len(set(self.keep)) != len(self.keep):
+            raise BadInputError(
+                "selective checkpointing keeps at least one group of operators or operator, and each is named once; "
+                "full checkpointing keeps none"
+            )
+        if self.keep != KEPT_BY_DEFAULT and self.checkpointing != "selective":
+            raise ContradictionError(
+                f"what is kept is chosen for selective checkpointing, not with --checkpointing {self.checkpointing}: "
+                "add --checkpointing selective, or leave out --keep"
+            )
 
     def replace(self, **changes: Any) -> RunSpec:
         """Return a copy with some fields changed, checked like a new one."""
@@ -416,6 +444,14 @@ class RunSpec:
             return ALL
         depth = "" if self.model.depth is None else f" of {self.model.depth}"
         return f"{spelled(self.method.layers)}{depth}"
+
+    @property
+    def recomputation(self) -> str:
+        """What checkpointing there is, in words; empty where there is none."""
+        if self.checkpointing == "none":
+            return ""
+        kept = f" (keeps {', '.join(self.keep)})" if self.keep != KEPT_BY_DEFAULT else ""
+        return f"{self.checkpointing} checkpointing{kept}"
 
     @property
     def tokens(self) -> int:

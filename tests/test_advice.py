@@ -100,9 +100,10 @@ def test_shorter_sequences_are_the_longest_that_fit() -> None:
 
 
 def test_what_the_engine_refuses_is_left_out() -> None:
-    """Closed forms have no selective checkpointing; PEFT's LoRA-FA optimizer takes no sharded weights."""
+    """AdaLoRA cannot be checkpointed selectively; PEFT's LoRA-FA optimizer takes no sharded weights."""
     options = " ".join(change.options for change in advised("lora").advice)
-    assert "selective" not in options
+    assert "selective" in options
+    assert "selective" not in " ".join(change.options for change in advised("adalora").advice)
     assert "--loss fused" in options
     assert "--shard fsdp" in options
     assert "--shard" not in " ".join(change.options for change in advised("lora-fa").advice)

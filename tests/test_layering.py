@@ -44,7 +44,7 @@ BENEATH: dict[str, set[str]] = {
     "workload": {"specs", "lorafa", "registry", "sharding", "contradictions", "ledger"},
     "simulate": {"workload", "lengths", "thresholds", "speed"},
     "measure": {"results", "workload", "speed"},
-    "calibrate": {"measure"},
+    "calibrate": {"measure", "simulate"},
     "compare": {"results"},
     "engines": {"analytic", "simulate"},
     "reports": {"results"},

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from lorafa_prof.analytic.frontier import Plans, largest_within
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import Peak, StepPlan
+from lorafa_prof.analytic.step_times import step_times, times_unmodelled
 from lorafa_prof.analytic.timeline import Kind
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
@@ -19,13 +20,17 @@ from lorafa_prof.results.figures import (
     FSDP_TABLES,
     FUSED_LOSS,
     LIGER_ITSELF,
+    LORA_GA_ITSELF,
+    MANAGED_ITSELF,
     NO_OUTLIERS,
     managed_lines,
     pass_and_training,
     sequences_line,
 )
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
-from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
+from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
+from lorafa_prof.speed import step
+from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import format_bytes
 
 #: The formulas follow these versions; others save and allocate differently.
@@ -40,7 +45,13 @@ CAUSAL = "causal"
 
 
 def predict(
-    run: RunSpec, devices: Sequence[DeviceSpec] = (), *, plans: Plans | None = None, largest_batch: bool = True
+    run: RunSpec,
+    devices: Sequence[DeviceSpec] = (),
+    *,
+    plans: Plans | None = None,
+    largest_batch: bool = True,
+    timed: bool = False,
+    profile: DeviceProfile | None = None,
 ) -> Prediction:
     """Predict the memory and the arithmetic of one training step in its steady state.
 
@@ -49,6 +60,8 @@ def predict(
         devices: cards to hold it against; the first one's library workspaces are counted in the peak.
         plans: where plans that are made are kept, and taken from.
         largest_batch: look for the largest batch on each card as well.
+        timed: say how long the step takes on each card as well.
+        profile: of the device of its name; the others have their default profiles.
 
     Raises:
         UnsupportedError: what this engine does not model; the text names the way out.
@@ -62,22 +75,25 @@ def predict(
     workspace = cublas_workspaces(device)
     ledger = _ledger(plan, run, peak, workspace)
     fits = tuple(_fit(plans, run, peak.allocated, each, largest_batch) for each in devices)
+    flops = _throughput(plan, run)
+    times = step_times(run, devices, profile) if timed else ()
     return Prediction(
         engine="analytic",
         run=run,
         versions={"engine": "analytic", **MODELLED_VERSIONS},
         memory=_memory(plan, run, peak, ledger, workspace, device),
-        throughput=_throughput(plan, run),
+        throughput=times[0].throughput(flops, run) if len(times) == 1 else flops,
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
-        fit=fits,
+        fit=tuple(time.fit(fit, flops, run) for fit, time in zip(fits, times, strict=True)) if times else fits,
         assumptions=(
             *run_assumptions(run, plan.assumptions),
             *plan.sharing.assumptions,
             *managed_lines(plan.managed_bytes),
             *_pass_and_training(plan, run, workspace),
             device_assumption(device),
+            *step.assumptions(times),
         ),
-        unmodelled=(*run_unmodelled(plan), *devices_unmodelled(run.attn, devices)),
+        unmodelled=(*run_unmodelled(plan, times), *devices_unmodelled(run.attn, devices)),
         ledger=ledger,
         communication_bytes=communicated(plan),
     )
@@ -91,6 +107,11 @@ def refuse_unmodelled(run: RunSpec) -> None:
         ContradictionError: options that the method cannot take.
     """
     refused = (
+        (
+            run.keep != KEPT_BY_DEFAULT,
+            f"selective checkpointing that keeps {', '.join(run.keep)}",
+            f"--keep {','.join(KEPT_BY_DEFAULT)} (--engine simulate does all)",
+        ),
         (run.loss == "fused" and run.model.task != "causal-lm", f"the fused loss for {run.model.task}", "--loss hf"),
     )
     refuse_contradictions(run)
@@ -240,15 +261,17 @@ def device_assumption(device: DeviceSpec | None) -> str:
     return f"two cuBLAS workspaces, {format_bytes(cublas_workspaces(device))} together, as on {where}"
 
 
-def run_unmodelled(plan: StepPlan) -> tuple[str, ...]:
-    """Return what is not modelled of a plan's run, whatever the card is."""
+def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple[str, ...]:
+    """Return what is not modelled of a plan's run, whatever the card is, and of its times."""
     return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
-        "step time and MFU (--engine simulate with --gpu has them)",
+        *times_unmodelled(plan.run, times),
         *plan.optimizer.notes,
         *plan.sharing.unmodelled,
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
+        *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
+        *([LORA_GA_ITSELF] if plan.run.method.name == "lora-ga" else []),
         *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )

@@ -1,15 +1,17 @@
-"""ZeRO as DeepSpeed has it, in closed forms: nothing of DeepSpeed runs here, and none of this is compared with it.
+"""ZeRO as DeepSpeed has it, in closed forms.
 
-Sizes follow DeepSpeed's source of August 2026 and the defaults of deepspeed/runtime/zero/config.py. Of n trained
-elements each of G GPUs has ceil(n/G):
+Sizes follow DeepSpeed's source of August 2026 and the defaults of deepspeed/runtime/zero/config.py. What two real ranks
+of DeepSpeed 0.19.8 hold between steps, keep of the gradients and send is held to them (tests/zero); the peak is not. Of
+n trained elements each of G GPUs has ceil(n/G):
 
 - states (all stages): an fp32 copy of its part of the trained weights, and both moments of AdamW in fp32
   (`single_partition_of_fp32_groups` of stage_1_and_2.py, `fp32_partitioned_groups_flat` of stage3.py);
-- stage 1: whole gradients until the backward is over; stages 2 and 3: one parameter's at a time, and this GPU's part;
+- stage 1: whole gradients until the backward is over, then this GPU's part; stages 2 and 3: one parameter's at a time,
+  and this GPU's part;
 - a buffer of `reduce_bucket_size` elements that gradients are reduced in (`contiguous_gradients`): in the backward, in
   stage 3 always;
-- stage 3: weights of more than `stage3_param_persistence_threshold` elements in parts, and of the gathered ones as many
-  as `stage3_max_live_parameters` lets be;
+- stage 3: a part of each weight; those of no more than `stage3_param_persistence_threshold` elements whole as well; of
+  the gathered ones as many as `stage3_max_live_parameters` lets be, so that few are gathered but once a step;
 - the optimizer's step: this GPU's part of the gradients in fp32, and what AdamW makes of it.
 """
 
@@ -37,7 +39,7 @@ ASSUMPTIONS = (
     "DeepSpeed makes 16-bit modules 16-bit as a whole, adapters too, and keeps fp32 copies of what is trained",
 )
 UNMODELLED = (
-    "DeepSpeed itself: these are closed forms after its source, and no run of it has been compared",
+    "DeepSpeed's peak: a closed form after its source; what is held and sent two real ranks have confirmed, on a CPU",
     "temporaries of DeepSpeed's reductions and of its norm of gradients",
     "when stage 3 gathers what: the most that it may keep gathered is counted throughout",
 )
@@ -107,14 +109,17 @@ class Zero(Alone):
         return share_of(self.trained, self.gpus)
 
     def is_parted(self, parameter: Parameter) -> bool:
-        """Say whether stage 3 deals a weight out."""
+        """Say whether stage 3 has a weight in parts alone."""
         return (
             self.stage == 3 and parameter.kind != BUFFERS and parameter.numel > PARAM_PERSISTENCE_THRESHOLD
         )  # fmt: skip
 
     def held(self) -> list[Held]:
         """Return what one GPU has of parameters and buffers from step to step."""
-        return [Held(self._part_of(h.parameter), h.count) if self.is_parted(h.parameter) else h for h in self.whole]
+        if self.stage < 3:
+            return self.whole
+        parts = [Held(self._part_of(h.parameter), h.count) for h in self._parameters]
+        return [*(h for h in self.whole if not self.is_parted(h.parameter)), *parts]
 
     def _part_of(self, parameter: Parameter) -> Parameter:
         shape = (share_of(parameter.numel, self.gpus),)
@@ -153,8 +158,7 @@ class Zero(Alone):
 
     def gradient_bytes(self) -> int:
         """Return the gradients that there are when the optimizer steps."""
-        elements = self.trained if self.stage == 1 else self.part
-        return elements * ITEMSIZE[self._dtype]
+        return self.part * ITEMSIZE[self._dtype]
 
     def collectives(self) -> list[Collective]:
         """Return what all GPUs tell each other in a step."""
@@ -163,7 +167,14 @@ class Zero(Alone):
             # use_multi_rank_bucket_allreduce: gradients are reduced to all, and of the sum each takes its part
             return [("all_reduce", trained), ("all_gather", trained)]
         whole = sum(number * ITEMSIZE[dtype] for number, dtype in self._parted)
-        return [("all_gather", 2 * whole), ("reduce_scatter", trained)]
+        # what may stay gathered serves the backward too; what is whole is gathered when the optimizer has stepped
+        times = 1 if sum(number for number, _ in self._parted) <= MAX_LIVE_PARAMETERS else 2
+        kept = sum(
+            h.parameter.numel * h.count * ITEMSIZE[h.parameter.dtype]
+            for h in self._parameters
+            if not self.is_parted(h.parameter)
+        )
+        return [("all_gather", times * whole + kept), ("reduce_scatter", trained)]
 
     # -- in the step --------------------------------------------------------------------------------------------------
 
@@ -172,6 +183,8 @@ class Zero(Alone):
         self._in_backward.clear()
         for parameter in self._grown:
             parameter.grad = None
+        if self.stage == 1 and self._part is None:
+            self._part = self.tape.new("this GPU's gradients", (self.part,), self._dtype, GRADIENTS)
 
     def _gradient_complete(self, parameter: Parameter) -> None:
         """A whole gradient is there: from stage 2 on it is copied into the bucket, and goes."""

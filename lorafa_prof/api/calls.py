@@ -47,12 +47,12 @@ def predict(
         config: configuration files of other tools, whose options count where this call says nothing.
         trust_remote_code: run Python code that lies in the model's folder (engine "simulate").
         alloc_conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine "simulate").
-        profile: a file that `lorafa-prof calibrate` wrote, for step times on its device (engine "simulate").
+        profile: a file that `lorafa-prof calibrate` wrote, for step times on its device.
         **options: see `RunOptions`.
 
     Returns:
         A sequence with a `Prediction` a method. `memory` has integers of bytes at the peak of a GPU, `throughput` FLOPs
-        (and for one card, by "simulate", seconds) of a step, `parameters` elements, `fit` a verdict a card; each says
+        (and for one card seconds) of a step, `parameters` elements, `fit` a verdict a card; each says
         what it assumes and what it does not model. What the figures come from: docs/analytic.md and docs/simulate.md.
 
     Raises:
@@ -61,8 +61,8 @@ def predict(
         MissingComponentError: the engine needs what is not installed; the text holds the command.
     """
     require_choice("engine", engine, Engine)
-    if engine == "analytic" and (alloc_conf is not None or profile is not None):
-        raise BadInputError("alloc_conf and profile go with engine='simulate'")
+    if engine == "analytic" and alloc_conf is not None:
+        raise BadInputError("alloc_conf goes with engine='simulate'")
     question = asked(model, method, config, options, engine=engine, trust=trust_remote_code)
     devices, remarks = _cards(gpus), list[str]()
     measured = None if profile is None else profile_in(profile, devices)

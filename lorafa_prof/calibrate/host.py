@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.calibrate.kernels import Deadline
 from lorafa_prof.catalog import spec_from_config
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.speed.profile import HOST_PHASES, HostTimes
+from lorafa_prof.speed.work import OpWork
 from lorafa_prof.workload import Workload, training_step
 
 #: A model whose kernels are the smallest there are, with adapters on all of its layers.
@@ -30,57 +28,45 @@ FEW, MANY = 110, 1100
 REPEATS = 100
 
 
-def host_times(device: str, deadline: Deadline, clock: Callable[[], float] = time.perf_counter) -> HostTimes:
-    """Return the seconds an operation, by phase, of LoRA's step; Python, modules and autograd included."""
-    work = Workload.build(_run(), device)
+def host_times(
+    device: str,
+    works: Sequence[OpWork],
+    busy: Callable[[OpWork], float],
+    deadline: Deadline,
+    clock: Callable[[], float] = time.perf_counter,
+) -> HostTimes:
+    """Return the seconds an operation, by phase, of the step of `tiny_run`; Python, modules and autograd included.
+
+    Args:
+        device: what torch calls it.
+        works: the operations of that step.
+        busy: seconds in which the host itself executes an operation.
+        deadline: how long it may take.
+        clock: seconds, of which differences count.
+    """
+    work = Workload.build(tiny_run(), device)
     for _ in range(WARMUP):
         training_step(work)
-    operations, views = _counted(work)
     times = _timed(work, deadline, clock)
-    view_s = _view_seconds(device, clock)
-    return HostTimes(
-        op_s={
-            phase: max(times[phase] - views[phase] * view_s, 0.0) / max(operations[phase], 1) for phase in HOST_PHASES
-        },
-        view_s=view_s,
-        kernel_s=_kernel_seconds(device, clock),
-    )
+    view_s, kernel_s = _view_seconds(device, clock), _kernel_seconds(device, clock)
+    op_s = {}
+    for phase in HOST_PHASES:
+        mine = [each for each in works if _PART_OF.get(each.phase, each.phase) == phase]
+        launching = [each for each in mine if each.kernels]
+        rest = times[phase] - view_s * (len(mine) - len(launching)) - sum(map(busy, launching))
+        rest -= kernel_s * sum(each.kernels - 1 for each in launching)
+        op_s[phase] = max(rest, 0.0) / max(len(launching), 1)
+    return HostTimes(op_s=op_s, view_s=view_s, kernel_s=kernel_s)
 
 
-def _run() -> RunSpec:
+#: Phases of operations within those that are timed.
+_PART_OF = {"loss": "forward", "recompute": "backward"}
+
+
+def tiny_run() -> RunSpec:
+    """Return the run whose steps are timed."""
     model = spec_from_config("calibration", TINY)
     return RunSpec(model=model, method=MethodSpec(name="lora", rank=4), bs=1, seq=8, dtype="fp32")
-
-
-def _counted(work: Workload) -> tuple[Counter[str], Counter[str]]:
-    """Return how many operations of each phase launch kernels, and how many are views."""
-    counter = _Counter()
-    with counter:
-        training_step(work, counter.enter)
-    return counter.operations, counter.views
-
-
-class _Counter(TorchDispatchMode):
-    """Counts operators by phase."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.operations: Counter[str] = Counter()
-        self.views: Counter[str] = Counter()
-        self._phase = ""
-
-    def enter(self, phase: str) -> None:
-        """Say that a phase begins."""
-        self._phase = phase
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        (self.views if _is_view(func) else self.operations)[self._phase] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _is_view(func: Any) -> bool:
-    infos = [value.alias_info for value in func._schema.returns]
-    return any(info is not None and not info.is_write for info in infos) or "empty" in str(func)
 
 
 def _timed(work: Workload, deadline: Deadline, clock: Callable[[], float]) -> dict[str, float]:
@@ -106,10 +92,13 @@ def _view_seconds(device: str, clock: Callable[[], float]) -> float:
 
 
 def _kernel_seconds(device: str, clock: Callable[[], float]) -> float:
-    """Return what each further kernel of one operation takes: of an operation on a list of tensors."""
-    many = [torch.zeros(4, device=device) for _ in range(MANY)]
-    few, all_s = (_each(lambda n=n: torch._foreach_add_(many[:n], 1.0), clock) for n in (FEW, MANY))  # type: ignore[misc]
-    return max(all_s - few, 0.0) / (MANY // FEW - 1)
+    """Return what each further kernel of one operation takes: of an operation on a list of tensors.
+
+    On the CPU each tensor is one, on a card so many as go into one launch.
+    """
+    tensors = [torch.zeros(4, device=device) for _ in range(MANY)]
+    few, many = (_each(lambda n=n: torch._foreach_add_(tensors[:n], 1.0), clock) for n in (FEW, MANY))  # type: ignore[misc]
+    return max(many - few, 0.0) / (MANY - FEW if device == "cpu" else MANY // FEW - 1)
 
 
 def _each(run: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,23 +71,33 @@ class Deadline:
 def products(
     bench: Bench, dtype: str, shapes: Sequence[tuple[int, int, int, int]], deadline: Deadline
 ) -> list[tuple[MatrixProduct, float]]:
-    """Return matrix products of one dtype and what each takes, as many as there is time for."""
+    """Return matrix products of one dtype and what each takes, as many as there is time for.
+
+    The factors lie in the three ways that training has them, of which the mean is taken.
+    """
     found = []
     for (batch, m, n, k), limit in deadline.share(shapes):
         with contextlib.suppress(torch.OutOfMemoryError):
-            run = _product(bench.torch_name, DTYPES[dtype], batch, m, n, k)
-            found.append((MatrixProduct(batch=batch, m=m, n=n, k=k), bench.seconds(run, limit)))
+            runs = _product(bench.torch_name, DTYPES[dtype], batch, m, n, k)
+            times = [bench.seconds(run, limit / len(runs)) for run in runs]
+            found.append((MatrixProduct(batch=batch, m=m, n=n, k=k), statistics.mean(times)))
     return found
 
 
-def _product(device: str, dtype: torch.dtype, batch: int, m: int, n: int, k: int) -> Callable[[], object]:
-    """Return a run of it as a linear layer has it: the second factor lies transposed."""
+def _product(device: str, dtype: torch.dtype, batch: int, m: int, n: int, k: int) -> list[Callable[[], object]]:
+    """Return runs of it as a linear layer has them, factors lying as they do or transposed.
+
+    In the forward the weight lies transposed, in the input's gradient nothing does, in the weight's the gradient.
+    """
     if batch == 1:
-        left, right = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
-        return lambda: torch.mm(left, right.t())
+        left, right = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+        left_t, right_t = left.t().contiguous(), right.t().contiguous()
+        return [
+            lambda: torch.mm(left, right_t.t()), lambda: torch.mm(left, right), lambda: torch.mm(left_t.t(), right)
+        ]  # fmt: skip
     first, second = torch.randn(batch, m, k, device=device), torch.randn(batch, k, n, device=device)
     first, second = first.to(dtype), second.to(dtype)
-    return lambda: torch.bmm(first, second)
+    return [lambda: torch.bmm(first, second)]
 
 
 def copies(bench: Bench, sizes: Sequence[int], deadline: Deadline) -> list[tuple[int, float]]:

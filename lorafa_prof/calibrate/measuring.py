@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.calibrate.bench import Bench, CpuBench, CudaBench
-from lorafa_prof.calibrate.host import host_times
+from lorafa_prof.calibrate.host import host_times, tiny_run
 from lorafa_prof.calibrate.kernels import (
     CPU_ATTENTION,
     CPU_PRODUCTS,
@@ -32,7 +33,20 @@ from lorafa_prof.calibrate.kernels import (
 from lorafa_prof.catalog import load_device
 from lorafa_prof.errors import BadInputError, UnknownNameError
 from lorafa_prof.measure.devices import open_device
-from lorafa_prof.speed.profile import AttentionRates, Curve, DeviceProfile, HostTimes, MatmulRates, TimedProduct
+from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
+from lorafa_prof.simulate.on_cpu import works_on_cpu
+from lorafa_prof.simulate.platforms import Cuda
+from lorafa_prof.simulate.record import record
+from lorafa_prof.simulate.works import step_works
+from lorafa_prof.speed.profile import (
+    HOST_PHASES,
+    AttentionRates,
+    Curve,
+    DeviceProfile,
+    HostTimes,
+    MatmulRates,
+    TimedProduct,
+)
 from lorafa_prof.speed.published import ON_CHIP_FLOPS_PER_BYTE
 from lorafa_prof.speed.rates import Rates
 from lorafa_prof.speed.work import MatrixProduct
@@ -45,13 +59,16 @@ MEASURED = "measured"
 Tell = Callable[[str], None]
 
 
-def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> DeviceProfile:
+def calibrate(
+    device: str, budget_s: float, tell: Tell = lambda text: None, clock: Callable[[], float] = time.perf_counter
+) -> DeviceProfile:
     """Measure the profile of a device.
 
     Args:
         device: "cuda", "cuda:1" or "cpu".
         budget_s: seconds that measuring may take, the loading of libraries and models not counted.
         tell: told what is measured.
+        clock: seconds of the host, of which differences count: those of its thread where others keep the CPU busy.
 
     Raises:
         DeviceError: it is not there.
@@ -59,11 +76,9 @@ def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> D
     """
     place: Any = open_device(device)
     is_cpu = place.type == "cpu"
-    bench: Bench = CpuBench() if is_cpu else CudaBench(place.index)
+    bench: Bench = CpuBench(clock) if is_cpu else CudaBench(place.index)
     dtypes = _dtypes(bench.torch_name)
     parts = _Parts(bench, is_cpu, budget_s, tell)
-    tell("host: seconds an operation")
-    host = host_times(bench.torch_name, Deadline(budget_s * SHARES["host"]))
     tell("bandwidth")
     bandwidth = parts.bandwidth()
     by_attention = {dtype: parts.attention(dtype, len(dtypes)) for dtype in dtypes}
@@ -77,12 +92,24 @@ def calibrate(device: str, budget_s: float, tell: Tell = lambda text: None) -> D
         peak_flops={} if known is None else dict(known.peak_flops),
         units=environment.get("multiprocessors"),
         parts=parts,
-        host=host,
         bandwidth=bandwidth,
         attention=by_attention,
         timed=timed,
     )
-    return replace(profile, environment=_environment(environment, budget_s))
+    tell("host: seconds an operation")
+    host = _host(profile, bench.torch_name, Deadline(budget_s * SHARES["host"]), clock)
+    return replace(profile, host=host, environment=_environment(environment, budget_s))
+
+
+def _host(profile: DeviceProfile, device: str, deadline: Deadline, clock: Callable[[], float]) -> HostTimes:
+    """Return the host's times; on the CPU without what the operations themselves take."""
+    run = tiny_run()
+    if profile.kind == "cpu":
+        works = works_on_cpu(run, torch.get_num_threads())
+        return host_times(device, works, Rates(profile).seconds, deadline, clock)
+    traits = DeviceTraits(torch.cuda.get_device_capability(device), profile.units)
+    works = step_works(record(run, Cuda(traits, installed_versions()["torch"]), notes_all=True), traits)
+    return host_times(device, works, lambda work: 0.0, deadline, clock)
 
 
 class _Parts:
@@ -143,7 +170,6 @@ def _assembled(
     *,
     parts: _Parts,
     units: int | None,
-    host: HostTimes,
     attention: Mapping[str, AttentionRates],
     timed: Mapping[str, Sequence[tuple[MatrixProduct, float]]],
     **fields: Any,
@@ -159,7 +185,7 @@ def _assembled(
         on_chip_bytes_per_s=None if units is None or wide is None else wide / ON_CHIP_FLOPS_PER_BYTE,
         kernel_s=parts.kernel_s,
         latency_s=parts.overhead_s if units is not None else 0.0,
-        host=host,
+        host=HostTimes(op_s=dict.fromkeys(HOST_PHASES, 0.0), view_s=0.0, kernel_s=0.0),
         sources={
             **{f"matmul.{dtype}": MEASURED for dtype in best},
             **{f"attention.{dtype}": MEASURED for dtype in attention},

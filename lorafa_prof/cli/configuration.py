@@ -46,7 +46,7 @@ def _default(option: click.Option, value: object) -> object:
 
 
 config_option: Callable[[Any], Any] = click.option(
-    "--config", multiple=True, metavar="FILE", is_eager=True, expose_value=False, callback=_read,
+    "--config", multiple=True, metavar="FILE", type=click.Path(), is_eager=True, expose_value=False, callback=_read,
     help="Take options from a file of axolotl, LLaMA-Factory, torchtune, TRL, PEFT, accelerate or DeepSpeed; may be "
     "repeated. Other options here override it.",
 )  # fmt: skip

@@ -16,6 +16,7 @@ from lorafa_prof.errors import BadInputError
 from lorafa_prof.layers import shares_of
 from lorafa_prof.runs import DEFAULT_METHODS, name_list
 from lorafa_prof.specs import (
+    KEPT_BY_DEFAULT,
     LARGEST_BATCH,
     LARGEST_RANK,
     LARGEST_SEQUENCE,
@@ -26,6 +27,7 @@ from lorafa_prof.specs import (
     Checkpointing,
     Dtype,
     KbitPreparation,
+    KeptGroup,
     Loss,
     MethodSpec,
     Optimizer,
@@ -192,6 +194,10 @@ _OPTIONS = (
     _Option(names=("--attn", "attn"), kind=Attention, default="sdpa", help="Attention code."),
     _Option(
         names=("--checkpointing", "checkpointing"), kind=Checkpointing, default="none", help="Recompute activations."
+    ),
+    _Option(
+        names=("--keep", "keep"), default=",".join(KEPT_BY_DEFAULT), kind=str,
+        help=f"Results that selective checkpointing keeps: {', '.join(get_args(KeptGroup))}, or operators as aten.mm.",
     ),
     _Option(names=("--dropout", "dropout"), kind=float, default=0.0, help="Dropout on the adapters' input."),
     _Option(

@@ -39,7 +39,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 @click.option(
     "--profile",
     metavar="FILE",
-    help="Profile that calibrate wrote, for step times on its device (engine simulate).  [default: that of the card]",
+    help="Profile that calibrate wrote, for step times on its device.  [default: published shares of the card's peaks]",
 )
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
@@ -69,9 +69,7 @@ def command(
     output: str | None,
     **options: Any,
 ) -> None:
-    """Predict the memory of one training step, part by part, whether it fits, and how long it takes.
-
-    Step times are by --engine simulate, for each --gpu.
+    """Predict the memory of one training step, part by part, whether it fits each --gpu, and how long it takes there.
 
     \b
     Examples:
@@ -81,8 +79,8 @@ def command(
       lorafa-prof predict --model llama3-8b --format json -o run.json
       lorafa-prof predict --model llama3-8b --bs 8 --seq 2048 --lengths lengths.csv --batching grouped
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments or profile):
-        raise BadInputError("--snapshot, --alloc-conf, --expandable-segments and --profile go with --engine simulate")
+    if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
+        raise BadInputError("--snapshot, --alloc-conf and --expandable-segments go with --engine simulate")
     if snapshot == "-" and output is None:
         raise BadInputError("--snapshot - takes stdout: send the prediction to a file with -o FILE")
     if check and not gpus_asked:

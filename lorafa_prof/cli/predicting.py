@@ -64,6 +64,8 @@ class Predictor:
         from lorafa_prof.engines import simulate_as_measured
 
         card, remarks = self._card_of(environment)
+        if run.method.name == "lora-ga":
+            remarks.append(_OF_TRAINING)
         conf = environment.get("alloc_conf")
         settings = conf if isinstance(conf, str) else None
         return self._all(
@@ -118,6 +120,10 @@ class Predictor:
 _CLOSED_FORMS = (
     "the analytic engine's closed forms are for CUDA: they round each tensor up to 512 B, count cuBLAS workspaces and "
     "CUDA's kernels, of which the CPU has none"
+)
+_OF_TRAINING = (
+    "LoRA-GA: the measured peak and its parts are those of training, the simulated ones those of the pass before it "
+    "where that takes more; phase by phase they are the same thing"
 )
 #: What a prediction depends on beside the run.
 _DECISIVE = (

@@ -14,7 +14,7 @@ from lorafa_prof.layers import ALL
 from lorafa_prof.reports.prediction import RECORD_COLUMNS, run_record
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.runs import layers_of, run_spec
-from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+from lorafa_prof.specs import KEPT_BY_DEFAULT, DeviceSpec, ModelSpec, RunnableModel, RunSpec
 
 #: Rows of the largest sweep: some 30 GB of CSV.
 MOST_ROWS = 10**8
@@ -22,12 +22,12 @@ MOST_ROWS = 10**8
 KEYS = (
     "model", "method", "engine", "bs", "seq", "rank", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer",
     "quant", "targets", "layers", "dropout", "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard",
-    "device",
+    "keep", "device",
 )  # fmt: skip
 #: Columns of words, of yes or no, and of fractions; all others hold integers.
 TEXTS = frozenset(
     {"model", "method", "engine", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets",
-     "layers", "prepare_kbit", "loss", "shard", "device", "peak_moment", "error"}
+     "layers", "prepare_kbit", "loss", "shard", "keep", "device", "peak_moment", "error"}
 )  # fmt: skip
 SWITCHES = frozenset({"amp", "clip", "fits"})
 FRACTIONS = frozenset({"dropout"})
@@ -37,7 +37,7 @@ _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 #: are the sequence lengths, the batch sizes and the devices.
 _AROUND = (
     "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets", "layers", "dropout",
-    "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "rank",
+    "amp", "prepare_kbit", "loss", "accumulation", "clip", "gpus", "shard", "keep", "rank",
 )  # fmt: skip
 
 
@@ -177,4 +177,4 @@ def _distinct_layers(model: ModelSpec | RunnableModel, texts: tuple[str, ...]) -
 
 
 #: What other options could contradict.
-_HARMLESS = {"prepare_kbit": "none", "targets": "all-linear"}
+_HARMLESS = {"prepare_kbit": "none", "targets": "all-linear", "keep": ",".join(KEPT_BY_DEFAULT)}

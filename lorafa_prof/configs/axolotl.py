@@ -230,14 +230,7 @@ def _loss(draft: Draft) -> None:
 
 
 def _several_gpus(draft: Draft) -> None:
-    value = draft.take("deepspeed")
-    if isinstance(value, dict):
-        section = draft.section("deepspeed")
-        assert section is not None
-        deepspeed.take(section, "deepspeed.")
-        draft.absorb(section)
-    elif value not in (None, False, ""):
-        draft.unused("deepspeed", "another file, which is not opened: give it with --config as well")
+    deepspeed.within(draft)
     config = draft.section("fsdp_config")
     if draft.take("fsdp") in (None, [], "", False) and config is not None:  # FSDP2's configuration alone turns it on
         draft.set("shard", "fsdp", "fsdp_config")

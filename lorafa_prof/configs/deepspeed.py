@@ -38,6 +38,22 @@ def read(draft: Draft) -> Reading:
     return draft.finish()
 
 
+def within(draft: Draft) -> None:
+    """Take `deepspeed` of another tool's file: a configuration, or the path of one, which is not opened.
+
+    Raises:
+        as `read`.
+    """
+    value = draft.take("deepspeed")
+    if isinstance(value, dict):
+        section = draft.section("deepspeed")
+        assert section is not None
+        take(section, "deepspeed.")
+        draft.absorb(section)
+    elif value not in (None, False, ""):
+        draft.unused("deepspeed", "another file, which is not opened: give it with --config as well")
+
+
 def take(draft: Draft, prefix: str) -> None:
     """Take the keys of a configuration, which may be a section of another tool's.
 

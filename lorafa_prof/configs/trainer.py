@@ -134,14 +134,7 @@ def liger(draft: Draft, key: str) -> bool:
 
 
 def _several_gpus(draft: Draft) -> None:
-    value = draft.take("deepspeed")
-    if isinstance(value, dict):
-        section = draft.section("deepspeed")
-        assert section is not None
-        deepspeed.take(section, "deepspeed.")
-        draft.absorb(section)
-    elif value is not None:
-        draft.unused("deepspeed", "another file, which is not opened: give it with --config as well")
+    deepspeed.within(draft)
     fsdp(draft)
     shared.no(draft, ("parallelism_config",), "a mesh of several kinds of parallelism")
     draft.unused_if(("accelerator_config", "use_cpu", "no_cuda"), "where it runs is asked for with --gpu or --device")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +25,7 @@ from lorafa_prof.measure.endings import is_out_of_memory
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.measure.look import Look
 from lorafa_prof.measure.marks import ModuleMarks
-from lorafa_prof.measure.memory import untraced_memory, with_trace
+from lorafa_prof.measure.memory import untraced_memory, with_pass, with_trace
 from lorafa_prof.measure.names import (
     Name,
     Names,
@@ -44,10 +43,12 @@ from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.lora_ga import has_pre_pass
+from lorafa_prof.workload.checkpointing import never_run
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
+from lorafa_prof.workload.optimizers import REPLACING_STATES
 from lorafa_prof.workload.parallel import Group
-from lorafa_prof.workload.step import training_step
+from lorafa_prof.workload.step import before_pre_pass, training_step
 from lorafa_prof.workload.versions import installed_versions
 
 Report = Callable[[Measurement], None]
@@ -103,11 +104,14 @@ def measure(
         world_size=1 if group is None else group.world_size,
     )  # fmt: skip
     report(seen)
-    build = Workload.build if group is None else functools.partial(Workload.build, group=group)
-    work = build(run, device.torch_name)
+    before: StepTrace | None = None
+    if has_pre_pass(run) and options.trace and group is None:
+        work, before = _traced_pass(run, device)
+    else:
+        work = Workload.build(run, device.torch_name, group)
     seen = replace(seen, parameters=counted_parameters(work.model))
     if has_pre_pass(run):
-        seen = replace(seen, assumptions=(*seen.assumptions, _before_training(device)))
+        seen = replace(seen, assumptions=(*seen.assumptions, _before_training(before)))
     report(seen)
     for _ in range(max(1, options.warmup)):
         training_step(work)
@@ -124,16 +128,30 @@ def measure(
     if options.trace:
         trace, attribution = traced_step(work, device)
         seen = with_trace(seen, trace, attribution, device)
+        seen = seen if before is None else with_pass(seen, before)
         report(seen)
     seen = _judged(_looked_at(seen, work, options, trace), device)
     report(seen)
     return seen
 
 
-def _before_training(device: Device) -> str:
-    """Say what the pass before training has needed, if the allocator keeps an account; all else is of training."""
-    reading = device.levels()
-    told = "" if reading is None else f", in which up to {format_bytes(reading.peak.allocated)} were allocated"
+def _traced_pass(run: RunSpec, device: Device) -> tuple[Workload, StepTrace]:
+    """Build a run with a pass before training, the pass and what comes of it traced."""
+    base, data = before_pre_pass(run, device.torch_name)
+    names = names_of_model(base, device.type) | _names_of_batch(data)
+    built: list[Workload] = []
+
+    def go(tell: Tell) -> None:
+        built.append(Workload.through_pre_pass(run, device.torch_name, base, data, lambda phase: tell(phase, "")))
+
+    with device.tracing_kernels():
+        trace = device.trace(go, {address: name.nbytes for address, name in names.items()})
+    return built[0], trace
+
+
+def _before_training(trace: StepTrace | None) -> str:
+    """Say what the pass before training has needed, if it was traced; all else is of training."""
+    told = "" if trace is None else f", in which up to {format_bytes(trace.peak)} were allocated"
     return f"memory and times are those of training; LoRA-GA's gradient pass ran before it{told}"
 
 
@@ -199,8 +217,8 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
             training_step(work, enter)
         sightings.extend(lookout.sightings)
 
-    # what a method makes anew in each step has to be made under the tracer for its end to be heard
-    replaces = any(True for _ in named_states(work.model))
+    # what a method or an optimizer makes anew in each step has to be made under the tracer for its end to be heard
+    replaces = any(True for _ in named_states(work.model)) or work.run.resolved_optimizer in REPLACING_STATES
     with device.tracing_kernels(), _settled(work, device):
         trace = device.trace(step, look(), prepare if replaces else None)
     before.update(found_by_size(buckets, before, trace.base))
@@ -217,9 +235,11 @@ def _names_before(work: Workload, device: Device) -> Names:
     names = names_of_model(work.model, device.type)
     names |= names_of_states(work.model, work.optimizer, device.type)
     names |= names_of_gradients(work.model)  # those that nobody clears, of what is trained without an optimizer
-    for key, tensor in work.batch.items():
-        names[address_of(tensor)] = Name.of(f"batch.{key}", tensor, Category.ACTIVATIONS)
-    return names
+    return names | _names_of_batch(work.batch)
+
+
+def _names_of_batch(batch: Mapping[str, torch.Tensor]) -> Names:
+    return {address_of(tensor): Name.of(f"batch.{key}", tensor, Category.ACTIVATIONS) for key, tensor in batch.items()}
 
 
 def _logits(work: Workload) -> tuple[str | None, frozenset[int]]:
@@ -240,6 +260,8 @@ def _looked_at(seen: Measurement, work: Workload, options: Options, trace: StepT
             raise
         look, counted = None, Work.of_tokens(work.run.bs * work.run.seq)
         seen = replace(seen, unmodelled=(*seen.unmodelled, _UNCOUNTED))
+    if look is not None:
+        seen = replace(seen, assumptions=(*seen.assumptions, *never_run(work.run, look.operators)))
     rates = throughput(seen.steps, counted, options.peak_flops)
     found = check_promises(work.model, work.optimizer, work.run, forward=work.loss, trace=trace, look=look)
     return replace(seen, throughput=rates, promises=checked_twice(seen.promises, found))
@@ -276,4 +298,4 @@ def _assumptions(run: RunSpec, device: Device, options: Options) -> tuple[str, .
             "the traced step runs PyTorch's own kernels, without oneDNN; host memory that would not be on a device "
             "(numbers, random states) is left out"
         )
-    return tuple(lines)
+    return (*lines, *linear_layers_alone(run))

@@ -34,12 +34,14 @@ class Look:
             "overrideable", "math" (what SDPA falls back to); empty where the model's own eager code did.
         autocast: dtypes of the autocast around the forward's linear layers; None is among them where there was none.
         recomputed: whether a module's forward ran within the backward.
+        operators: that ran, with overload: "aten.mm.default".
     """
 
     def __init__(self) -> None:
         self.attention: Counter[str] = Counter()
         self.autocast: set[torch.dtype | None] = set()
         self.recomputed = False
+        self.operators: set[str] = set()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Look:
@@ -88,6 +90,7 @@ class _Kernels(TorchDispatchMode):
         self._look = look
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._look.operators.add(str(func))
         kernel = _FUSED.get(func.overloadpacket.__name__)
         if kernel is not None and not _in_backward():
             self._look.attention[kernel] += 1

@@ -53,3 +53,13 @@ def with_trace(seen: Measurement, trace: StepTrace, attribution: Attribution, de
         seen, memory=memory, phases=phases, ledger=ledger, timeline=tuple(trace.stretches()), alloc_retries=retries,
         alloc_ooms=ooms, unmodelled=unmodelled,
     )  # fmt: skip
+
+
+def with_pass(seen: Measurement, before: StepTrace) -> Measurement:
+    """Return the measurement with the phases of the pass that came before training."""
+    phases = before.phases()
+    peaks = {phase.phase: phase.peak_allocated_bytes for phase in phases if phase.peak_allocated_bytes is not None}
+    memory = seen.memory
+    if memory is not None:
+        memory = replace(memory, moments={**peaks, **memory.moments})
+    return replace(seen, memory=memory, phases=(*phases, *seen.phases))

@@ -240,7 +240,7 @@ _TITLE_PARTS: tuple[Callable[[RunSpec], str], ...] = (
     lambda run: f"batch {run.bs} x {run.seq:,} tokens",
     lambda run: run.dtype + (" with autocast" if run.amp else ""),
     lambda run: f"{run.attn} attention",
-    lambda run: "" if run.checkpointing == "none" else f"{run.checkpointing} checkpointing",
+    lambda run: run.recomputation,
     lambda run: (
         ""
         if run.method.name == "full"

@@ -81,8 +81,8 @@ def run_title(run: RunSpec, without: Axis | None = None) -> str:
         run.dtype + (" with autocast" if run.amp else ""),
         f"{run.attn} attention",
     ]
-    if run.checkpointing != "none":
-        parts.append(f"{run.checkpointing} checkpointing")
+    if run.recomputation:
+        parts.append(run.recomputation)
     method: MethodSpec = run.method
     rank = "adapters" if without == "rank" else f"rank {method.rank}"
     parts.append(f"{rank} on {', '.join(method.targets)}{in_layers(run)}")

@@ -82,6 +82,8 @@ NO_OUTLIERS = "no column of a layer's input has outliers"
 #: What nobody has compared of the fused loss, and of FSDP2 on CUDA.
 LIGER_ITSELF = "liger-kernel itself: the buffers follow its source, and no run of it has been compared"
 FSDP_TABLES = "FSDP2 on CUDA: the small tables of addresses inside chunk_cat and split_with_sizes_copy"
+MANAGED_ITSELF = "managed memory itself: its bytes follow bitsandbytes' source, and no card has confirmed them"
+LORA_GA_ITSELF = "LoRA-GA's decompositions on CUDA: no card has confirmed the peak of its initialisation"
 
 
 #: The parts in the order in which they are shown, and the category each one sums.

@@ -116,6 +116,8 @@ def run_from_json(data: Mapping[str, Any]) -> RunSpec:
     if method.get("layers") is not None:  # absent in files of before there was a choice: all of them
         method["layers"] = tuple(method["layers"])
     rest = {key: value for key, value in data.items() if key not in ("model", "method")}
+    if "keep" in rest:
+        rest["keep"] = tuple(rest["keep"])
     return build(RunSpec, {"model": _model_from_json(data["model"]), "method": build(MethodSpec, method), **rest})
 
 

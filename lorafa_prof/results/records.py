@@ -65,6 +65,7 @@ def settings_of(run: RunSpec) -> dict[str, Setting]:
         "adapter_dtype": run.resolved_adapter_dtype, "attn": run.attn, "checkpointing": run.checkpointing,
         "optimizer": run.resolved_optimizer, "quant": run.resolved_quant, "prepare_kbit": run.prepare_kbit,
         "loss": run.loss, "accumulation": run.accumulation, "clip": run.clip, "gpus": run.gpus, "shard": run.shard,
+        "keep": ",".join(run.keep),
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.autocast import CpuAutocast, autocast_on_meta, current
 from lorafa_prof.simulate.kernels.cpu_workspaces import cpu_workspaces, registered_operators
+from lorafa_prof.simulate.kernels.cuda import fused_optimizers_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, Workspace
 
 aten = torch.ops.aten
@@ -69,7 +70,7 @@ class Cpu:
     def kernels(self) -> Iterator[None]:
         """See `Platform.kernels`."""
         attention = mock.patch.object(F, "scaled_dot_product_attention", scaled_dot_product_attention)
-        with attention, autocast_on_meta(CpuAutocast):
+        with attention, autocast_on_meta(CpuAutocast), fused_optimizers_on_meta():
             yield
 
     def holds(self, tensor: torch.Tensor) -> bool:

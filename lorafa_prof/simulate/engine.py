@@ -13,6 +13,8 @@ from lorafa_prof.results.figures import (
     FSDP_TABLES,
     FUSED_LOSS,
     LIGER_ITSELF,
+    LORA_GA_ITSELF,
+    MANAGED_ITSELF,
     NO_OUTLIERS,
     managed_lines,
     pass_and_training,
@@ -36,7 +38,8 @@ from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import allocated
-from lorafa_prof.workload.lora_ga import has_pre_pass
+from lorafa_prof.workload.checkpointing import never_run
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -280,6 +283,7 @@ class Simulation:
             lines.append("of a step's micro-batches two: from the second on they are alike")
         if run.loss == "fused":
             lines.append(FUSED_LOSS)
+        lines += never_run(run, self.recording.operators)
         lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")
@@ -288,7 +292,7 @@ class Simulation:
         if run.resolved_quant != "none":
             lines.append(f"linear weights in {run.resolved_quant}; k-bit preparation: {run.prepare_kbit}")
         if has_pre_pass(run):
-            lines.append(self._pass_and_training())
+            lines += [self._pass_and_training(), *linear_layers_alone(run)]
         if run.resolved_quant == "int8":
             lines.append(NO_OUTLIERS)
         if not self.settled:
@@ -318,6 +322,10 @@ class Simulation:
         lines = [*_inside_kernels(self.recording), _UNMEASURED, *others]
         if self.recording.run.loss == "fused":
             lines.append(LIGER_ITSELF)
+        if self.recording.managed is not None:
+            lines.append(MANAGED_ITSELF)
+        if has_pre_pass(self.recording.run):
+            lines.append(LORA_GA_ITSELF)
         if self.recording.run.shard == "fsdp":
             lines.append(FSDP_TABLES)
         if is_shared(self.recording.run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from lorafa_prof.ledger import INITIALISATION, Category, Ledger, MemoryItem
+from lorafa_prof.ledger import INITIALISATION, PASS, Category, Ledger, MemoryItem
 from lorafa_prof.simulate.recording import RECOMPUTE
 from lorafa_prof.simulate.trace import Block, Trace
 from lorafa_prof.workload.lora_ga import BACKWARDS
@@ -15,7 +15,9 @@ _PHASES = {"optimizer": "optimizer step"}
 
 
 def phase_name(phase: str, module: str) -> str:
-    """Return the phase of what `module` does in `phase`, in words; the loss counts as a phase of its own."""
+    """Return the phase of what `module` does in `phase`, in words; the loss of a step counts as a phase of its own."""
+    if phase in PASS:
+        return phase
     return LOSS if module == LOSS else _PHASES.get(phase, phase)
 
 

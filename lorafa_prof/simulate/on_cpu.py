@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.ledger import Ledger
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, Ledger
 from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.results.figures import sequences_line
 from lorafa_prof.simulate.cpu_platform import Cpu
@@ -25,9 +25,12 @@ from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.work import OpWork
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.conditions import without_onednn
-from lorafa_prof.workload.optimizers import make_optimizer
+from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
+from lorafa_prof.workload.optimizers import make_optimizer, paged_on_cpu
 from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.versions import installed_versions
 
@@ -70,7 +73,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
     if run.resolved_optimizer == "paged-adamw-8bit":
-        raise UnsupportedError("paged optimizer states are in CUDA's managed memory, which the CPU does not have")
+        raise paged_on_cpu()
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform, build_for_cpu, notes_all=profile is not None)
@@ -79,12 +82,12 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     ledger = _ledger(trace, levels)
     traits = DeviceTraits(None, None)
     flops = step_throughput(recording, traits)
-    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits), profile, run)]
+    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits, one_by_one=True), profile, run)]
     return Prediction(
         engine="simulate",
         run=run,
         versions={"engine": "simulate", **installed_versions(quantized=run.resolved_quant != "none")},
-        memory=_memory(trace, levels, ledger),
+        memory=_memory(run, trace, levels, ledger),
         throughput=times[0].throughput(flops, run) if times else flops,
         parameters=recording.parameters,
         assumptions=(
@@ -94,13 +97,32 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
             f"optimizer {run.resolved_optimizer}",
             *described(run),
             *shared_assumptions(run),
+            *linear_layers_alone(run),
+            *never_run(run, recording.operators),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
             *step.assumptions(times),
         ),
-        unmodelled=(_ON_ANY_HOST, *_outside_the_catalog(run), *(step.unmodelled(times, run) or _UNTIMED)),
+        unmodelled=(
+            _ON_ANY_HOST,
+            *_outside_the_catalog(run),
+            *([_DECOMPOSITIONS] if has_pre_pass(run) else []),
+            *([_EIGHT_BIT] if run.resolved_optimizer == "adamw-8bit" else []),
+            *(step.unmodelled(times, run) or _UNTIMED),
+        ),
         ledger=ledger,
         communication_bytes=communicated(recording),
     )
+
+
+def works_on_cpu(run: RunSpec, threads: int) -> list[OpWork]:
+    """Return the operations of a step of `run` on the CPU, in the order in which they are issued.
+
+    Raises:
+        as `predict_on_cpu`.
+    """
+    with without_onednn():
+        recording = record(run, Cpu(threads), build_for_cpu, notes_all=True)
+    return step_works(recording, DeviceTraits(None, None), one_by_one=True)
 
 
 def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
@@ -113,6 +135,11 @@ def _outside_the_catalog(run: RunSpec) -> tuple[str, ...]:
     return (f"buffers inside CPU kernels that no model of the catalog runs, where {run.model.name} runs some",)
 
 
+_DECOMPOSITIONS = "the phase in which LoRA-GA decomposes gradients, whose buffers LAPACK decides"
+_EIGHT_BIT = (
+    "what bitsandbytes' 8-bit AdamW makes for a moment in its step on the CPU, where its kernels are made of torch's: "
+    "the optimizer's step has no figure, and a peak that comes in it is higher"
+)
 _UNTIMED = ("step time and MFU",)
 _ON_ANY_HOST = (
     "what stays on the host whatever the device: numbers that Python arithmetic wraps into tensors, random states that "
@@ -132,7 +159,7 @@ def _ledger(trace: Trace, levels: Sequence[int]) -> Ledger:
     return ledger_at(trace, position, {number: trace.blocks[number].nbytes for number in trace.alive_at(position)})
 
 
-def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
+def _memory(run: RunSpec, trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
     peak = ledger.total()
     return Memory(
         **Memory.parts_from(ledger),
@@ -144,15 +171,29 @@ def _memory(trace: Trace, levels: Sequence[int], ledger: Ledger) -> Memory:
         peak_moment=ledger.moment,
         saved_activations_bytes=saved_bytes(trace),
         trained_gradients_bytes=gradient_bytes(trace, lambda nbytes: nbytes),
-        moments=_moments(trace, levels),
+        moments=_moments(run, trace, levels),
     )
 
 
-def _moments(trace: Trace, levels: Sequence[int]) -> dict[str, int]:
-    """Return the most that is in use in each phase of the last step, what is there when it begins included."""
-    first = trace.position("forward")
-    highest = {phase_name(phase, ""): levels[at - 1] for at, phase in trace.marks if at >= first and phase != "end"}
-    for event, level in zip(trace.events[first:], levels[first:], strict=True):
+def _moments(run: RunSpec, trace: Trace, levels: Sequence[int]) -> dict[str, int]:
+    """Return the most that is in use in each phase of the last step and of a pass before the first.
+
+    What is there when a phase begins is included. Of the decompositions after the pass there is no figure, since they
+    work in buffers whose sizes LAPACK decides; nor of the step of 8-bit AdamW.
+    """
+    found = _highest(trace, levels, trace.position("forward"), len(levels))
+    if has_pre_pass(run):
+        found = _highest(trace, levels, trace.position(PRE_PASS, 0), trace.position(INITIALISATION, 0)) | found
+    if run.resolved_optimizer == "adamw-8bit":
+        del found[phase_name("optimizer", "")]
+    return found
+
+
+def _highest(trace: Trace, levels: Sequence[int], first: int, end: int) -> dict[str, int]:
+    """Return the most that is in use in each phase between two positions."""
+    marks = [(at, phase) for at, phase in trace.marks if first <= at < end or (at == end == len(levels))]
+    highest = {phase_name(phase, ""): levels[at - 1] for at, phase in marks if phase != "end"}
+    for event, level in zip(trace.events[first:end], levels[first:end], strict=True):
         block = trace.blocks[event if event >= 0 else ~event]
         if event >= 0:
             name = phase_name(block.phase, block.module)

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from lorafa_prof.results import Throughput
-from lorafa_prof.simulate.kernels.work import works_of
+from lorafa_prof.simulate.calls import CallSpec
+from lorafa_prof.simulate.kernels.work import packet_name, works_of
+from lorafa_prof.simulate.kernels.work.foreach import is_foreach
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.recording import RECOMPUTE, Call, Recording, Segment, micro_batches
 from lorafa_prof.speed.work import OpWork
@@ -16,7 +18,7 @@ from lorafa_prof.workload.naming import LOSS
 _PASSES = ("forward", LOSS, "backward", RECOMPUTE)
 
 
-def step_works(recording: Recording, device: DeviceTraits) -> list[OpWork]:
+def step_works(recording: Recording, device: DeviceTraits, *, one_by_one: bool = False) -> list[OpWork]:
     """Return the work of a repeated step, in order: of all operators, if the recording has noted all.
 
     Of several micro-batches the third and later ones are what the second is.
@@ -24,12 +26,15 @@ def step_works(recording: Recording, device: DeviceTraits) -> list[OpWork]:
     Args:
         recording: of `record(..., notes_all=True)` for all operators; otherwise of those that compute.
         device: whose kernels run.
+        one_by_one: operators on lists of tensors run over one tensor after the other, as on the CPU.
     """
     known: dict[int, tuple[OpWork, ...]] = {}
 
     def of(call: Call) -> tuple[OpWork, ...]:
         if call.spec not in known:
-            known[call.spec] = works_of(recording.specs[call.spec], device)
+            spec = recording.specs[call.spec]
+            works = works_of(spec, device)
+            known[call.spec] = tuple(_one_by_one(spec, work) for work in works) if one_by_one else works
         return known[call.spec]
 
     return [
@@ -38,6 +43,12 @@ def step_works(recording: Recording, device: DeviceTraits) -> list[OpWork]:
         for call in segment.calls
         for work in of(call)
     ]
+
+
+def _one_by_one(spec: CallSpec, work: OpWork) -> OpWork:
+    if not is_foreach(packet_name(spec.func)) or not spec.args or not isinstance(spec.args[0], tuple):
+        return work
+    return replace(work, kernels=len(spec.args[0]))
 
 
 def _phase(call: Call) -> str:

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
-from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapted_layers import check_layers, within_layers
 from lorafa_prof.workload.methods import configure
 from lorafa_prof.workload.models import DTYPES
@@ -106,14 +106,14 @@ def peft_config(model: torch.nn.Module, run: RunSpec) -> peft.PeftConfig:
     Raises:
         as `targets` and `configure`.
     """
-    chosen = targets(model, run.method)
+    chosen = targets(model, run)
     options: dict[str, Any] = {"target_modules": chosen}
     if run.method.layers is not None:
-        options = within_layers(model, run, chosen, fused=_names_of_fused_experts(model))
+        options = within_layers(model, run, chosen, fused=names_of_fused_experts(run.model.architecture))
     return configure(run.method, **options, task_type=TASK_TYPES[run.model.task])
 
 
-def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
+def targets(model: torch.nn.Module, run: RunSpec) -> str | list[str]:
     """Return what PEFT is asked to adapt.
 
     PEFT itself is content with one name of a list that it finds, and takes "all-linear" and "qv" within a list for
@@ -124,13 +124,13 @@ def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
         UnknownNameError: a name that is nowhere in the model.
         UnsupportedError: no query and value projections by a name that is known.
     """
-    wanted = ("qv",) if method.name == "lora-qv" else method.targets
+    wanted = ("qv",) if run.method.name == "lora-qv" else run.method.targets
     if wanted == ("all-linear",):
         return "all-linear"
     if "all-linear" in wanted:
         raise BadInputError("the target all-linear stands alone; name modules, or nothing else")
     paths = [path for path, _ in model.named_modules()]
-    fused = _names_of_fused_experts(model)
+    fused = names_of_fused_experts(run.model.architecture)
     named: dict[str, None] = {}
     for name in wanted:
         if name == "qv":
@@ -143,18 +143,19 @@ def targets(model: torch.nn.Module, method: MethodSpec) -> str | list[str]:
     return list(named)
 
 
-def _names_of_fused_experts(model: Any) -> set[str]:
-    """Return the names of expert modules that PEFT adapts as parts of one parameter, though no module is called so.
+def names_of_fused_experts(architecture: str) -> frozenset[str]:
+    """Return the names that PEFT takes for parts of fused experts, of a `model_type`; none where it knows of no such.
 
     transformers 5 holds a layer's experts in fused parameters; a PEFT that knows such models translates their former
-    names.
+    names, also where modules of those names (DeepSeek's shared experts) are there beside them.
     """
     try:
         from peft.utils import transformers_weight_conversion as conversion
     except ImportError:
-        return set()
+        return frozenset()
+    alike: dict[str, str] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
     table: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
-    return set(table.get(model.config.model_type, ()))
+    return frozenset(table.get(alike.get(architecture, architecture), ()))
 
 
 def _adaptable(model: torch.nn.Module) -> list[str]:

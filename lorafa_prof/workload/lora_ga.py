@@ -20,7 +20,7 @@ import torch
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
-from lorafa_prof.workload.adapters import add_adapters, peft_config, quiet
+from lorafa_prof.workload.adapters import add_adapters, names_of_fused_experts, peft_config, quiet
 from lorafa_prof.workload.checkpointing import enable_checkpointing
 from lorafa_prof.workload.models import base_model
 
@@ -68,10 +68,18 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
         UnsupportedError: weights that are no linear layer's, of which PEFT estimates no gradient.
     """
     config: Any = peft_config(model, run)
+    experts = names_of_fused_experts(run.model.architecture)
     if config.target_modules == "all-linear":  # PEFT spells it out when it makes the adapters, and here not at all
         from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 
         config = _maybe_include_all_linear_layers(config, model)
+        config.target_modules = {path for path in config.target_modules if path.rpartition(".")[2] not in experts}
+    elif asked := sorted(experts.intersection(config.target_modules)):
+        raise UnsupportedError(
+            f"LoRA-GA has no gradients of the experts of {run.model.name}, for parts of which PEFT takes "
+            f"{', '.join(asked)}: they share parameters, and PEFT estimates gradients of linear layers alone; "
+            "leave these out of --targets"
+        )
     try:
         with quiet():
             peft.preprocess_loraga(model, config, pass_once)
@@ -79,6 +87,18 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
         raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
     made: peft.PeftConfig = config
     return made
+
+
+def linear_layers_alone(run: RunSpec) -> tuple[str, ...]:
+    """Say what "all-linear" leaves out where experts share parameters, which other methods adapt by that name."""
+    experts = names_of_fused_experts(run.model.architecture)
+    if not has_pre_pass(run) or run.method.targets != ("all-linear",) or not experts:
+        return ()
+    line = (
+        "LoRA-GA adapts linear layers alone: no experts, which share parameters, and nothing of the names that PEFT "
+        f"takes for parts of them ({', '.join(sorted(experts))})"
+    )
+    return (line,)
 
 
 def gradients_of(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -57,12 +57,17 @@ def _paged_adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optim
     del run
     trained = _trained(model)
     if any(parameter.device.type == "cpu" for parameter in trained):
-        raise UnsupportedError(
-            "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
-            "--optimizer adamw-8bit keeps the same states in the device's own memory"
-        )
+        raise paged_on_cpu()
     optimizer: torch.optim.Optimizer = _bitsandbytes().PagedAdamW8bit(trained, lr=_RATE)
     return optimizer
+
+
+def paged_on_cpu() -> UnsupportedError:
+    """Return the refusal of paged states on the CPU, real or simulated."""
+    return UnsupportedError(
+        "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
+        "--optimizer adamw-8bit keeps the same states in the device's own memory"
+    )
 
 
 def _bitsandbytes() -> Any:
@@ -99,6 +104,10 @@ _MAKERS: dict[str, Make] = {
     "paged-adamw-8bit": _paged_adamw_8bit, "sgd": _sgd, "adafactor": _adafactor, "lorafa": _lorafa,
     "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
 }  # fmt: skip
+
+
+#: Those that put new tensors in the place of states in each step: Adafactor's root mean square of a parameter.
+REPLACING_STATES = ("adafactor",)
 
 
 def _lora_plus(model: Any, run: RunSpec) -> torch.optim.Optimizer:

@@ -11,6 +11,7 @@ import torch
 
 from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters
 from lorafa_prof.workload.checkpointing import enable_checkpointing
@@ -67,11 +68,33 @@ class Workload:
 
     @classmethod
     def _after_pre_pass(cls, run: RunSpec, device: str) -> Workload:
-        refuse_unbuilt(run)
-        torch.manual_seed(0)
-        model, data = base_of(run, device), batch(run, device)
-        config = estimate(model, run, lambda: loss_of(model, run, data, device).backward())
-        model = initialise(model, run, config)
+        model, data = before_pre_pass(run, device)
+        return cls.through_pre_pass(run, device, model, data)
+
+    @classmethod
+    def through_pre_pass(
+        cls, run: RunSpec, device: str, base: torch.nn.Module, data: dict[str, torch.Tensor],
+        enter: Callable[[str], None] = lambda phase: None,
+    ) -> Workload:  # fmt: skip
+        """Run LoRA-GA's pass over what `before_pre_pass` has built, and build the rest.
+
+        Args:
+            run: the configuration.
+            device: where the base is.
+            base: the model without adapters.
+            data: its batch.
+            enter: is told each phase of the pass as it begins.
+        """
+
+        def once() -> None:
+            enter(PRE_PASS)
+            loss = loss_of(base, run, data, device)
+            enter(PRE_PASS_BACKWARD)
+            loss.backward()
+            del loss
+            enter(INITIALISATION)
+
+        model = initialise(base, run, estimate(base, run, once))
         return cls(run, device, model, make_optimizer(model, run), data, padded=run.padded)
 
     @property
@@ -92,6 +115,17 @@ class Workload:
         """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""
         if self.run.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)
+
+
+def before_pre_pass(run: RunSpec, device: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """Return the model without adapters and the batch, as LoRA-GA's pass finds them.
+
+    Raises:
+        as `Workload.build`.
+    """
+    refuse_unbuilt(run)
+    torch.manual_seed(0)
+    return base_of(run, device), batch(run, device)
 
 
 def loss_of(model: torch.nn.Module, run: RunSpec, data: dict[str, torch.Tensor], device: str) -> torch.Tensor:

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from lorafa_prof.analytic import builder as builder_module, predict, timeline as timeline_module
+from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
+from tests.analytic.repeated import check_repeated_layers
 from tests.analytic.runs import EXPERTS, FAMILIES, WINDOWED, run_of
 from tests.analytic.test_figures import computed, told
 from tests.analytic.test_flops import ours, split
@@ -51,17 +52,7 @@ def test_the_repeated_layers_stand_for_all(family: str, pattern: str, monkeypatc
     number = list(PATTERNS).index(pattern) + len(family)
     options = list(OPTIONS.values())[number % 4]
     run = adapted(family, ("lora", "lora-fa", "vera")[number % 3], PATTERNS[pattern], **options)
-    short = plan(run)
-    for module in (builder_module, timeline_module):
-        monkeypatch.setattr(module, "TRACED_LAYERS", 1000)
-    full = plan(run)
-    for bs, seq in ((3, 22), (2, 64), (7, 1)):
-        assert short.peak(bs, seq).allocated == full.peak(bs, seq).allocated
-        assert short.peak(bs, seq).phases == full.peak(bs, seq).phases
-        assert short.saved_activation_bytes(bs, seq) == full.saved_activation_bytes(bs, seq)
-        assert short.flops(bs, seq) == full.flops(bs, seq)
-    assert short.parameters == full.parameters
-    assert short.static_bytes == full.static_bytes
+    check_repeated_layers(run, monkeypatch)
 
 
 @pytest.mark.parametrize(("family", "pattern"), cases(["llama", "gpt2", "roberta", "qwen3", "gemma2", "mixtral"]))

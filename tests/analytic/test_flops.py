@@ -110,9 +110,7 @@ def test_selective_checkpointing_runs_no_product_again(family: str, method: str,
 def llama_flops(method: str, **options: Any) -> tuple[Fraction, Fraction]:
     """Model and executed FLOP a token of Llama2-7B at 8 x 1024 tokens and rank 64, by the method."""
     run = RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name=method), bs=8, seq=1024, **options)
-    found = predict(run).throughput
-    assert found.model_flops is not None
-    assert found.executed_flops is not None
+    found: Any = predict(run).throughput
     return Fraction(found.model_flops, 8 * 1024), Fraction(found.executed_flops, 8 * 1024)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from lorafa_prof.analytic import predict
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
-from lorafa_prof.results import Prediction
-from lorafa_prof.sharding import sent_bytes, share_of
+from lorafa_prof.sharding import sent_bytes
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.units import allocated
 
 GB = 10**9
 LLAMA = load_model("llama2-7b")
 
 
-def shared(shard: str, method: str = "lora", gpus: int = 8, name: str = "llama2-7b") -> Prediction:
+def shared(shard: str, method: str = "lora", gpus: int = 8, name: str = "llama2-7b") -> Any:
+    """The prediction; what a test asks of it is there, or the test fails."""
     run = RunSpec(
         model=load_model(name), method=MethodSpec(name=method), bs=2, seq=512, gpus=gpus, shard=shard,
         optimizer="adamw",
@@ -29,10 +32,9 @@ def test_frozen_weights_of_65b_over_eight_gpus() -> None:
     Adapters, gradients and states are as whole as with DDP.
     """
     found, alone = shared("frozen", "lora-fa", name="llama-65b"), shared("ddp", "lora-fa", name="llama-65b")
-    assert (found.memory.weights_bytes or 0) / GB == pytest.approx(16.32, abs=0.005)
-    assert found.ledger is not None
+    assert round(found.memory.weights_bytes / GB, 2) == 16.32
     gathered = max(item.nbytes for item in found.ledger.items if item.tensor == "all-gather buffer")
-    assert gathered / GB == pytest.approx(1.619, abs=0.0005)
+    assert round(gathered / GB, 3) == 1.619
     for part in ("adapter_bytes", "optimizer_bytes", "trained_gradients_bytes"):
         assert getattr(found.memory, part) == getattr(alone.memory, part)
 
@@ -41,30 +43,43 @@ def test_ddp_pays_for_adapters_alone() -> None:
     """2 g phi (G-1)/G: fp32 gradients of the adapters, twice around the ring."""
     found = shared("ddp")
     trained = found.parameters["trainable"]
-    assert found.communication_bytes is not None
     assert found.communication_bytes["all_reduce"] == 2 * 4 * trained * 7 // 8
 
 
 def test_fsdp_of_full_fine_tuning_sends_three_times_the_weights() -> None:
     """3 p_w Psi (G-1)/G, but for what is outside the blocks: that is gathered once."""
     found = shared("fsdp", "full")
-    assert found.communication_bytes is not None
     outside = 2 * LLAMA.vocab_size * LLAMA.hidden_size + LLAMA.hidden_size
     whole = (3 * found.parameters["total"] - outside) * 2
     assert sum(found.communication_bytes.values()) == whole * 7 // 8
 
 
-def test_stages_of_zero() -> None:
-    """Of n trained elements: 12 bytes n/G of states in all stages; whole gradients in the first, n/G in the others."""
-    for stage in (1, 2, 3):
-        found = shared(f"zero{stage}", "full")
-        n = found.parameters["trainable"]
-        assert found.memory.optimizer_bytes == pytest.approx(12 * share_of(n, 8), abs=3 * 512)
-        assert found.memory.trained_gradients_bytes == pytest.approx(2 * (n if stage == 1 else share_of(n, 8)), abs=2e5)
-        whole = 2 * n if stage < 3 else 2 * n / 8
-        assert found.memory.weights_bytes == pytest.approx(whole, rel=1e-3)
-        assert any("DeepSpeed itself" in line for line in found.unmodelled)
-    assert shared("zero3", "full").communication_bytes is not None
+#: Llama-2-7B's weights: two tables, seven matrices and two norms a layer, the last norm. All but the norms have more
+#: elements than ZeRO-3 leaves whole.
+TABLE, MATRICES, NORM = 32000 * 4096, (4 * [4096 * 4096] + 3 * [4096 * 11008]) * 32, 4096
+NORMS = 2 * 32 + 1
+ELEMENTS = 2 * TABLE + sum(MATRICES) + NORMS * NORM
+#: The rotary embedding's frequencies, fp32, of half a head, as they are and as they were.
+FREQUENCIES = 2 * allocated(4 * 64)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_of_zero(stage: int) -> None:
+    """Of n trained elements n/G: 12 bytes each of states, and 2 of gradients when the optimizer steps."""
+    found = shared(f"zero{stage}", "full")
+    assert found.parameters["trainable"] == ELEMENTS
+    assert found.memory.optimizer_bytes == 3 * allocated(4 * ELEMENTS // 8)
+    assert found.memory.trained_gradients_bytes == 2 * ELEMENTS // 8
+    parts = 8 if stage == 3 else 1
+    weights = sum(allocated(2 * n // parts) for n in (TABLE, TABLE, *MATRICES)) + NORMS * allocated(2 * NORM)
+    weights += NORMS * allocated(2 * NORM // 8) if stage == 3 else 0  # whole, and this GPU's part
+    assert found.memory.weights_bytes == weights + FREQUENCIES
+    dealt_out = ELEMENTS - NORMS * NORM
+    gathered = 2 * 2 * dealt_out + 2 * NORMS * NORM if stage == 3 else 2 * ELEMENTS
+    reduced = {"reduce_scatter": 2 * ELEMENTS} if stage == 3 else {"all_reduce": 2 * 2 * ELEMENTS}
+    sent = {kind: nbytes * 7 // 8 for kind, nbytes in {"all_gather": gathered, **reduced}.items()}
+    assert found.communication_bytes == sent
+    assert any("DeepSpeed's peak" in line for line in found.unmodelled)
 
 
 def test_one_gpu_sends_nothing() -> None:

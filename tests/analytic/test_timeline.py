@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafa_prof.analytic import builder as builder_module, timeline as timeline_module
 from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.specs import MethodSpec, RunSpec
+from tests.analytic.repeated import check_repeated_layers
 from tests.analytic.runs import run_of
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -41,17 +41,7 @@ def test_the_repeated_layer_stands_for_all(
 ) -> None:
     """Peak, phases, what is saved, FLOPs and parameters are those of a plan in which every layer was traced."""
     run = run_of(family, method, layers=layers, **options)
-    short = plan(run)
-    for module in (builder_module, timeline_module):
-        monkeypatch.setattr(module, "TRACED_LAYERS", 1000)
-    full = plan(run)
-    for bs, seq in ((3, 22), (2, 64), (7, 1)):
-        assert short.peak(bs, seq).allocated == full.peak(bs, seq).allocated
-        assert short.peak(bs, seq).phases == full.peak(bs, seq).phases
-        assert short.saved_activation_bytes(bs, seq) == full.saved_activation_bytes(bs, seq)
-        assert short.flops(bs, seq) == full.flops(bs, seq)
-    assert short.parameters == full.parameters
-    assert short.static_bytes == full.static_bytes
+    check_repeated_layers(run, monkeypatch)
 
 
 def catalog_plan(model: str, method: str, **options: Any) -> StepPlan:

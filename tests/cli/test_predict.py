@@ -7,13 +7,17 @@ import io
 import json
 import os
 import stat
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lorafa_prof.catalog import load_device
 from lorafa_prof.cli import main
 from lorafa_prof.results import PART_FIELDS, Prediction
+from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.profile import AttentionRates, Curve, MatmulRates
 
 LLAMA = ("predict", "--model", "llama2-7b", "--bs", "8", "--seq", "1024")
 
@@ -110,6 +114,32 @@ def test_explain_names_every_tensor_at_the_peak(capsys: pytest.CaptureFixture[st
 # -- what scripts get --------------------------------------------------------------------------------------------
 
 
+ASSUMED = (
+    "steady state: optimizer states exist, gradients are set to None after each step",
+    "every sequence is full, nothing is padded; labels are a tensor of their own",
+    "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
+)
+ASSUMED_OF = {
+    "full": ("optimizer adamw",),
+    "lora": ("optimizer adamw", "adapters in fp32"),
+    "lora-fa": ("optimizer lorafa", "adapters in fp32"),
+    "qlora": (
+        "optimizer adamw", "adapters in fp32", "linear weights in nf4 without double quantisation",
+        "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",
+    ),
+    "vera": ("optimizer adamw", "adapters in fp32"),
+}  # fmt: skip
+_WORKSPACES = "two cuBLAS workspaces, 16.25 MiB together, as on a100-80gb"
+UNMODELLED = (
+    "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
+    "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
+    "step time and MFU (--engine simulate with --gpu has them)",
+)
+UNMODELLED_OF = {
+    "lora-fa": ("the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",),
+}
+
+
 def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
     """Unknown figures are null; every prediction says engine, versions, assumptions and what is left out."""
     found = predictions(capsys, *LLAMA, "--gpu", "a100-80gb")
@@ -117,11 +147,73 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
     for data in found:
         assert (data["schema"], data["engine"]) == (1, "analytic")
         assert data["memory"]["peak_reserved_bytes"] is None
-        assert data["throughput"]["mfu"] is None
+        assert data["fit"][0]["oom"] is None
         assert data["versions"]["transformers"] == "5.23"
-        assert data["assumptions"]
-        assert data["unmodelled"]
+        method = data["run"]["method"]["name"]
+        assert data["assumptions"] == [*ASSUMED, *ASSUMED_OF[method], _WORKSPACES]
+        assert data["unmodelled"] == [*UNMODELLED, *UNMODELLED_OF.get(method, ())]
         assert Prediction.from_json(data).to_json() == data
+
+
+def test_times_are_of_each_card_and_of_the_run_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """LoRA's utilisation is below full fine-tuning's; without a card there is no time; several have one each."""
+    without = predictions(capsys, *LLAMA, "--method", "lora")[0]
+    assert without["throughput"]["step_s"] is None
+    assert "step time and MFU" in without["unmodelled"]
+    full, lora = predictions(capsys, *LLAMA, "--method", "full,lora", "--gpu", "a100-80gb")
+    for data in (full, lora):
+        (fit,) = data["fit"]
+        assert fit["profile"] == "default"
+        assert data["throughput"]["step_s"] == fit["step_s"]
+        assert fit["tokens_per_s"] == pytest.approx(8 * 1024 / fit["step_s"])
+        assert sum(fit["time_by_kind"].values()) == pytest.approx(fit["step_s"])
+        assert fit["mfu"] <= fit["hfu"]
+    assert 0.3 < lora["throughput"]["mfu"] < full["throughput"]["mfu"] < 0.7
+    assert lora["throughput"]["mfu_6n"] > 1.3 * lora["throughput"]["mfu"]
+    (several,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "a100-80gb", "--gpu", "h100")
+    assert several["throughput"]["step_s"] is None
+    assert several["fit"][1]["step_s"] < several["fit"][0]["step_s"]
+
+
+def test_a_card_without_the_dtype_has_no_time_but_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """bf16 on a T4, and several cards, whose talk is not timed; fp16 on a T4 has one."""
+    (data,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "t4")
+    assert data["fit"][0]["step_s"] is None
+    assert "no rate of matrix products in bf16 is known for t4" in data["fit"][0]["why_no_time"]
+    assert any("bf16 is known for t4" in line for line in data["unmodelled"])
+    (half,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "t4", "--dtype", "fp16")
+    assert half["fit"][0]["step_s"] > 0
+    (ddp,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "h100", "--gpus", "2", "--shard", "ddp")
+    assert "not timed yet" in ddp["fit"][0]["why_no_time"]
+
+
+def test_a_measured_profile_stands_for_its_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One twice as fast in all halves the time; without --gpu its card is the one that is meant."""
+    slow = default_profile(load_device("a100-80gb"))
+    rates = {dtype: MatmulRates(flops_per_s=2 * rate.flops_per_s) for dtype, rate in slow.matmul.items()}
+    attention = {
+        dtype: AttentionRates(**{f.name: doubled(getattr(rate, f.name)) for f in fields(rate)})
+        for dtype, rate in slow.attention.items()
+    }
+    fast = replace(
+        slow, measured=True, matmul=rates, attention=attention, bandwidth=doubled(slow.bandwidth), kernel_s=1e-6,
+        on_chip_bytes_per_s=2 * (slow.on_chip_bytes_per_s or 0), environment={"date": "2026-11-30"},
+    )  # fmt: skip
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(fast.to_json()), encoding="utf-8")
+    (before,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "a100-80gb")
+    (after,) = predictions(capsys, *LLAMA, "--method", "lora", "--profile", str(path))
+    assert after["fit"][0]["device"] == "a100-80gb"
+    assert after["fit"][0]["profile"] == "measured"
+    assert after["throughput"]["step_s"] == pytest.approx(before["throughput"]["step_s"] / 2, rel=1e-3)
+    assert any("measured on NVIDIA A100" in line for line in after["assumptions"])
+    said = refused(capsys, *LLAMA, "--profile", str(path), "--gpu", "h100")
+    assert "a profile of a100-80gb, which --gpu does not name (h100)" in said
+
+
+def doubled(curve: Any) -> Curve:
+    """A curve of twice the rates."""
+    return Curve(tuple((size, 2 * rate) for size, rate in curve.points))
 
 
 def test_csv_has_a_row_a_method_and_device(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +277,8 @@ def test_default_methods_that_options_exclude_are_named(
 
 def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]) -> None:
     """The error is the one that is not about a single method."""
-    assert "does not model int8 weights" in refused(capsys, *LLAMA, "--quant", "int8")
+    said = refused(capsys, "predict", "--model", "t5-base", "--bs", "8", "--seq", "512", "--quant", "nf4")
+    assert "does not model a quantised t5-base" in said
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------------

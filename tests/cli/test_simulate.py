@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from lorafa_prof.catalog import load_device
 from lorafa_prof.cli import main
 from lorafa_prof.results import PART_FIELDS, Prediction
+from lorafa_prof.simulate.engine import simulate
 from tests.support.configs import tiny_configs
 
 
@@ -54,11 +56,16 @@ def test_all_figures(capsys: pytest.CaptureFixture[str], llama: str) -> None:
     assert 0 <= memory["fragmentation_bytes"] < memory["peak_reserved_bytes"]
     assert data["engine"] == "simulate"
     assert set(data["versions"]) == {"engine", "torch", "transformers", "peft"}
-    assert data["throughput"]["step_s"] is None
+    assert data["throughput"]["tokens_per_s"] == 2 * 64 / data["throughput"]["step_s"]
     [fit] = data["fit"]
+    assert data["throughput"]["step_s"] == fit["step_s"] > 0
+    assert fit["time_by_kind"]["waiting"] > 0.5 * fit["step_s"]  # so small a model is bound by launching
     assert (fit["fits"], fit["oom"], fit["device"]) == (True, None, "a100-80gb")
+    found, card = Prediction.from_json(data), load_device("a100-80gb")
+    assert found.to_json() == data
+    largest = simulate(found.run.replace(bs=fit["max_bs"]), card)
     assert fit["max_bs"] > 1000
-    assert Prediction.from_json(data).to_json() == data
+    assert largest.prediction([card], largest_batch=False).fit[0].fits
 
 
 def test_default_methods_stand_side_by_side(capsys: pytest.CaptureFixture[str], llama: str) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 VOCABULARY, TOKENS, BATCH, STEPS, RANK = 32, 24, 16, 250, 8
 #: Learning rates of the methods, each the best of 1e-3, 3e-3, 1e-2 and 3e-2 for the first seed.
-RATES = {"full": 1e-3, "lora": 1e-2, "lora-fa": 1e-2, "frozen-a": 1e-2}
+RATES = {"full": 1e-2, "lora": 1e-2, "lora-fa": 3e-2, "frozen-a": 1e-2}
 
 
 def chain(seed: int, *, like: torch.Tensor | None = None) -> torch.Tensor:
@@ -88,3 +88,17 @@ def losses(seed: int) -> dict[str, float]:
     base = pretrained(before, seed)
     found = {method: tuned(base, method, rate, after, seed) for method, rate in RATES.items()}
     return {"base": loss_of(base, after), **found}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lora_fa_learns_what_the_others_learn(seed: int) -> None:
+    """A llama trained on one language of words, tuned to another: LoRA-FA ends within 0.02 nats of LoRA.
+
+    It gains at least nine tenths of what full fine-tuning gains. A frozen A without the correction, stepped by torch's
+    AdamW, ends as near: Adam's own scaling makes up for most of what the correction does, and this test does not say
+    that it does more.
+    """
+    found = losses(seed)
+    assert found["lora-fa"] < found["lora"] + 0.02
+    assert found["base"] - found["lora-fa"] > 0.9 * (found["base"] - found["full"])
+    assert found["lora-fa"] < found["frozen-a"] + 0.02

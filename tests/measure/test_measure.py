@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ import torch
 from lorafa_prof.analytic.engine import predict
 from lorafa_prof.compare import compare
 from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.ledger import PASS
 from lorafa_prof.measure.devices import open_device
 from lorafa_prof.measure.harness import Options, measure
 from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.results import PART_FIELDS, Measurement, StepTime
 from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload, training_step
 from lorafa_prof.workload.naming import named_states, tensors_in
 from lorafa_prof.workload.quantized import quantization_tensors
@@ -265,12 +268,16 @@ class TestStages:
         assert done.throughput.tokens_per_s is not None
 
     def test_a_pass_before_training_is_told(self) -> None:
-        """LoRA-GA's takes place; what is measured is LoRA's step, to the byte."""
+        """LoRA-GA's takes place, in phases of its own; what else is measured is LoRA's step, to the byte."""
         options = Options(device="cpu", steps=1, warmup=1)
         done, plain = (measure(run_of("llama", method), options) for method in ("lora-ga", "lora"))
-        assert any("gradient pass ran before" in line for line in done.assumptions)
         assert done.memory is not None
-        assert done.memory == plain.memory
+        before = {phase: done.memory.moments[phase] for phase in PASS}
+        training = {phase: peak for phase, peak in done.memory.moments.items() if phase not in PASS}
+        assert replace(done.memory, moments=training) == plain.memory
+        assert [phase.phase for phase in done.phases] == [*PASS, *(phase.phase for phase in plain.phases)]
+        told = f"pass ran before it, in which up to {format_bytes(max(before.values()))} were allocated"
+        assert any(told in line for line in done.assumptions)
 
     @pytest.mark.parametrize("name", ["gpu", "cpu:1", "cuda:x", "", "mps"])
     def test_an_unknown_device_is_named(self, name: str) -> None:

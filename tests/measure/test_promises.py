@@ -172,10 +172,10 @@ def test_what_is_trained_in_spite_of_a_promise_costs_what_is_observed(
     (promise,) = violations(work).values()
     assert promise.name == name
     after = Observed(work)
-    kept = sum(
-        t.grad.nbytes for _, t in [*work.model.named_parameters(), *work.model.named_buffers()] if t.grad is not None
-    )
-    assert (kept > 0) == (work.run.resolved_optimizer != "lorafa")
+    tensors = [*work.model.parameters(), *work.model.buffers()]
+    kept = sum(t.grad.nbytes for t in tensors if t.grad is not None)
+    held = {id(p) for group in work.optimizer.param_groups for p in group["params"]}
+    assert kept == sum(t.nbytes for t in tensors if t.requires_grad and id(t) not in held)
     assert promise.cost_bytes == after.saved - before.saved + kept
     rise = after.peak - before.peak
     assert rise == promise.cost_bytes if after.moment == before.moment else 0 < rise < promise.cost_bytes
@@ -386,8 +386,11 @@ def test_the_kernel_that_ran_is_named() -> None:
     assert dict(look.attention) == {"math": run.model.num_layers}
     assert promises(work, look=look)[ATTENTION].detail == "asked for: sdpa; a forward ran math 2 times"
     promise = violations(work, run.replace(attn="flash"), look=look)[ATTENTION]
-    assert promise.cost_bytes is not None
-    assert promise.cost_bytes > 0
+    kept: dict[int, torch.Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        work.loss()
+    scores = (run.seq, run.seq)
+    assert promise.cost_bytes == sum(t.nbytes for t in kept.values() if t.dim() > 2 and t.shape[-2:] == scores)
     assert ATTENTION in violations(work, run.replace(attn="eager"), look=look)
 
 

@@ -167,10 +167,13 @@ def test_a_step_that_keeps_something_is_not_repeated() -> None:
 
 def test_what_is_recorded_of_a_model_that_keeps_something_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps, since no more of them are known; the prediction says so."""
-    monkeypatch.setattr(engine, "record", lambda run, device: record(run, device, Keeping.build))
-    prediction = engine.predict(run_of("llama", "lora"), [load_device("a100-80gb")])
+    keeping = lambda run, device, **more: record(run, device, Keeping.build, **more)  # noqa: E731
+    monkeypatch.setattr("lorafa_prof.simulate.recordings.record", keeping)
+    card = load_device("a100-80gb")
+    prediction = engine.predict(run_of("llama", "lora"), [card])
     assert any("the first 2 steps" in line for line in prediction.assumptions)
-    assert prediction.fit[0].max_bs
+    of_two_steps = engine.simulate(run_of("llama", "lora", bs=prediction.fit[0].max_bs or 0), card)
+    assert of_two_steps.prediction([card], largest_batch=False).fit[0].fits
 
 
 class Asking(Keeping):

@@ -1,25 +1,26 @@
-"""Selective checkpointing: products and attention are kept, the rest of a layer is computed again."""
+"""Selective checkpointing: what a policy names is kept, by default products and attention; the rest runs again."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.thresholds import ClosedForms
-from lorafa_prof.errors import ContradictionError
+from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.measure.flops import count_work
+from lorafa_prof.measure.harness import Options, measure
 from lorafa_prof.simulate.engine import predict as simulate
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import RECOMPUTE
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import KEPT_BY_DEFAULT, KeptGroup, RunSpec
 from lorafa_prof.workload import Workload
-from lorafa_prof.workload.checkpointing import KEPT
+from lorafa_prof.workload.checkpointing import GROUPS, operators_kept
 from tests.analytic.runs import run_of
 from tests.simulate.test_real_cpu_step import THREADS, by_cascades, changes, live_at, reports, simulated as on_cpu
 from tests.simulate.test_recompute import trained_from_its_input
@@ -38,6 +39,10 @@ def selective(family: str, method: str, **options: Any) -> RunSpec:
         ("gpt2", "lora-fb", {"attn": "eager"}),
         ("gpt2", "qlora", {"quant": "nf4"}),
         ("qwen3", "vera", {}),
+        ("llama", "lora", {"keep": ("attention",)}),
+        ("llama", "lora-fb", {"keep": ("products", "attention", "functions", "casts")}),
+        ("gpt2", "full", {"keep": ("softmax", "aten.native_layer_norm"), "attn": "eager"}),
+        ("qwen3", "lora", {"keep": ("aten.mm", "aten.mul")}),
     ],
 )
 def test_every_event_of_a_real_step(family: str, method: str, options: dict[str, Any]) -> None:
@@ -53,16 +58,18 @@ def test_every_event_of_a_real_step(family: str, method: str, options: dict[str,
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": "fp32", "amp": True}, {"attn": "eager"}])
-def test_what_is_computed_again(options: dict[str, Any]) -> None:
-    """No product and no attention; each runs as often as without checkpointing, where the input is trained too."""
-    found = record(selective("llama", "lora", **options), Cuda(DeviceTraits((8, 0), 108), "2.13.0"))
+@pytest.mark.parametrize("keep", [KEPT_BY_DEFAULT, ("attention", "functions"), ("aten.rsqrt",)])
+def test_what_is_computed_again(options: dict[str, Any], keep: tuple[str, ...]) -> None:
+    """Nothing that is kept: it runs as often as without checkpointing, where the input is trained too."""
+    kept_operators = operators_kept(keep)
+    found = record(selective("llama", "lora", keep=keep, **options), Cuda(DeviceTraits((8, 0), 108), "2.13.0"))
     plain = record(
         run_of("llama", "lora", **options), Cuda(DeviceTraits((8, 0), 108), "2.13.0"), trained_from_its_input
     )
     again = {b.op for b in found.blocks if b.phase == RECOMPUTE}
     assert again
-    assert not {f"aten.{op}" for op in again} & KEPT
-    kept = [Counter(o for o in r.operators if o.rpartition(".")[0] in KEPT) for r in (found, plain)]
+    assert not {f"aten.{op}" for op in again} & kept_operators
+    kept = [Counter(o for o in r.operators if o.rpartition(".")[0] in kept_operators) for r in (found, plain)]
     assert kept[0] == kept[1]
 
 
@@ -74,15 +81,76 @@ def test_it_is_between_none_and_full() -> None:
     assert len(set(kept)) == 3
 
 
-def test_gradients_are_the_same() -> None:
-    """To the bit: the same kernels run on the same numbers."""
+@pytest.mark.parametrize("keep", [KEPT_BY_DEFAULT, ("functions", "casts", "aten.mul", "aten.view", "aten.t")])
+def test_gradients_are_the_same(keep: tuple[str, ...]) -> None:
+    """To the bit: the same kernels run on the same numbers, whatever is kept, views among it."""
     found = []
-    for checkpointing in ("none", "selective"):
-        work = Workload.build(run_of("llama", "full", checkpointing=checkpointing), "cpu")
+    for options in ({}, {"checkpointing": "selective", "keep": keep}):
+        work = Workload.build(run_of("llama", "full", **options), "cpu")
         work.loss().backward()  # type: ignore[no-untyped-call]  # torch's
         found.append([p.grad for p in work.model.parameters()])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain, rtol=0.0, atol=0.0)
+
+
+def test_more_is_kept_of_more_operators() -> None:
+    """The bytes of each result: SwiGLU's inner width in bf16, a layer and token, for the function that is kept too."""
+    runs = [selective("llama", "full", keep=keep) for keep in (("products",), ("products", "functions"))]
+    less, more = (simulate(run).memory.saved_activations_bytes or 0 for run in runs)
+    assert more - less == 2 * 3 * 22 * runs[0].spec.intermediate_size * 2
+
+
+def test_what_runs_nowhere_is_said() -> None:
+    """An operator that no layer runs is kept nowhere; of groups that is the rule."""
+    said = simulate(selective("llama", "lora", keep=("attention", "softmax", "aten.gelu"))).assumptions
+    assert "nothing of aten.gelu is kept: no such operator runs in this step" in said
+    options = Options(device="cpu", steps=0, warmup=1, trace=False)
+    done = measure(selective("llama", "lora", keep=("aten.mm", "aten.gelu")), options)
+    assert "nothing of aten.gelu is kept: no such operator runs in this step" in done.assumptions
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (("product",), "did you mean products"),
+        (("mm",), r"has its name in torch without overload, as aten\.mm"),
+        (("aten.mm.default",), "without overload"),
+        ((), "keeps at least one"),
+        (("aten.mm", "aten.mm"), "named once"),
+    ],
+)
+def test_names_that_are_none(keep: tuple[str, ...], said: str) -> None:
+    """They are refused when the run is made, with those that there are."""
+    with pytest.raises(BadInputError, match=said):
+        selective("llama", "lora", keep=keep)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("aten.sillu", r"did you mean .*aten\.silu"),
+        ("aten.linear", "is made of other operators"),
+        ("aten.add_", "writes into its input"),
+    ],
+)
+def test_operators_of_which_nothing_can_be_kept(name: str, said: str) -> None:
+    """They are refused when the model is built, which knows the installed torch."""
+    with pytest.raises(BadInputError, match=said):
+        Workload.build(selective("llama", "lora", keep=(name,)), "meta")
+
+
+def test_a_policy_needs_selective_checkpointing() -> None:
+    """Beside another kind it would do nothing."""
+    with pytest.raises(ContradictionError, match="add --checkpointing selective"):
+        run_of("llama", "lora", checkpointing="full", keep=("products",))
+
+
+def test_groups_are_those_of_the_command_line() -> None:
+    """No operator is in two of them, and all of aten's are the installed torch's."""
+    assert set(GROUPS) == set(get_args(KeptGroup))
+    every = [operator for group in GROUPS.values() for operator in group]
+    assert len(set(every)) == len(every)
+    assert all(hasattr(torch.ops.aten, name.removeprefix("aten.")) for name in every if name.startswith("aten."))
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -95,6 +163,14 @@ def test_arithmetic(attn: Any) -> None:
     assert counted.model_flops == plain.model_flops
     if attn == "eager":  # which has no kernel of the CPU's own
         assert ClosedForms().executed_flops(run) == counted.executed_flops
+
+
+def test_closed_forms_have_one_policy() -> None:
+    """The default; another is refused, and the engine named that does it."""
+    run = selective("llama", "lora", keep=("attention",))
+    with pytest.raises(UnsupportedError, match=r"keeps attention; .*--keep products,attention \(--engine simulate"):
+        predict(run)
+    assert ClosedForms().executed_flops(run) is None
 
 
 @pytest.mark.parametrize("engine", [predict, simulate])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -19,168 +19,164 @@ import pytest
 from lorafa_prof.specs import RunSpec
 from tests.analytic.runs import run_of
 from tests.support.configs import tiny_configs
+from tests.support.supported import technique_run
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """A test that compares what an engine says with something that the engine does not share."""
+    """Tests of a file that compare what an engine says with something that the engine does not share."""
 
     letter: str
     engine: str
     says: str
-    """What is compared with what."""
+    """What is compared with what; "" where the letter has said it."""
     file: str
     """Below tests/."""
-    tests: tuple[str, ...]
-    """Names of the functions; Class.function of one in a class."""
-    fixed: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    """What the functions give every run beside their parameters: family, method, options."""
+    tests: Mapping[str, Mapping[str, Any]]
+    """Names of the functions (Class.function of one in a class), and what each gives every run beside its parameters:
+    family, method, options."""
 
 
 PROOFS: tuple[Proof, ...] = (
     Proof(
-        letter="P", engine="analytic", file="analytic/test_parameters.py", tests=("TestFamilies.test_all_methods",),
+        letter="P", engine="analytic", file="analytic/test_parameters.py",
         says="parameters, all and trained, `==` those of the real model with PEFT's adapters (no bytes)",
+        tests={"TestFamilies.test_all_methods": NOTHING},
     ),
     Proof(
         letter="F", engine="analytic", file="analytic/test_flops.py",
-        tests=("test_flops_are_those_of_the_counter",),
         says="FLOPs of forward and backward, `==` those that PyTorch's counter finds in the real step (no bytes)",
+        tests={"test_flops_are_those_of_the_counter": NOTHING},
     ),
     Proof(
         letter="S", engine="analytic", file="analytic/test_saved_activations.py",
-        tests=(
-            "TestOnTheCpu.test_every_family_and_method",
-            "TestUnderCudasKernels.test_where_the_cpu_keeps_something_else",
-            "TestUnderCudasKernels.test_sliding_window", "TestUnderCudasKernels.test_adapter_dropout",
-            "TestUnderCudasKernels.test_quantized",
-        ),
         says="bytes that a forward saves for the backward, against saved-tensor hooks on the real model",
+        tests={
+            "TestOnTheCpu.test_every_family_and_method": NOTHING,
+            "TestUnderCudasKernels.test_where_the_cpu_keeps_something_else": NOTHING,
+            "TestUnderCudasKernels.test_sliding_window": NOTHING,
+            "TestUnderCudasKernels.test_adapter_dropout": NOTHING,
+            "TestUnderCudasKernels.test_quantized": NOTHING,
+            "TestUnderCudasKernels.test_dora": {"method": "dora"},
+        },
     ),
     Proof(
-        letter="S", engine="analytic", file="analytic/test_saved_activations.py",
-        tests=("TestUnderCudasKernels.test_dora",), says="", fixed={"method": "dora"},
+        letter="K", engine="analytic", file="analytic/test_peaks.py",
+        says="peak allocated, against the live storages of the real step on meta tensors",
+        tests={
+            "test_every_family": {"optimizer": "adamw"},
+            "test_every_method": {"family": "llama", "optimizer": "adamw"},
+            "test_dora_s_matrices": {"method": "dora"},
+            "test_every_optimizer": {"method": "full"},
+        },
     ),
     Proof(
-        letter="K", engine="analytic", file="analytic/test_peaks.py", tests=("test_every_family",),
-        says="peak allocated, against the live storages of the real step on meta tensors", fixed={"optimizer": "adamw"},
-    ),
-    Proof(
-        letter="K", engine="analytic", file="analytic/test_peaks.py", tests=("test_every_method",),
-        says="", fixed={"family": "llama", "optimizer": "adamw"},
-    ),
-    Proof(
-        letter="K", engine="analytic", file="analytic/test_peaks.py", tests=("test_dora_s_matrices",),
-        says="", fixed={"method": "dora"},
-    ),
-    Proof(
-        letter="K", engine="analytic", file="analytic/test_peaks.py", tests=("test_every_optimizer",),
-        says="", fixed={"method": "full"},
-    ),
-    Proof(
-        letter="E", engine="analytic", file="analytic/test_experts.py", tests=("test_every_phase", "test_variations"),
+        letter="E", engine="analytic", file="analytic/test_experts.py",
         says="the peak of each phase of mixtures of experts, against the real step on meta tensors",
+        tests={"test_every_phase": NOTHING, "test_variations": NOTHING},
     ),
     Proof(
         letter="A", engine="both", file="simulate/test_against_analytic.py",
-        tests=(
-            "test_tiny_models", "test_quantised_weights", "test_parts_of_checkpointed_layers",
-            "test_the_rest_of_the_methods",
-        ),
         says="closed forms and simulation, which share no code on the way: every part of the peak, to the byte",
+        tests={
+            "test_tiny_models": NOTHING,
+            "test_quantised_weights": NOTHING,
+            "test_parts_of_checkpointed_layers": NOTHING,
+            "test_the_rest_of_the_methods": NOTHING,
+            "test_windows_of_flash_attention": {"method": "lora", "attn": "flash"},
+            "test_adalora": {"method": "adalora"},
+            "test_prepared_weights": {"method": "qlora"},
+            "test_the_step_of_lora_pro": {"method": "lora-pro"},
+            "test_parts_of_selectively_checkpointed_layers": {"checkpointing": "selective"},
+            "test_int8_weights": {"quant": "int8"},
+        },
     ),
     Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_windows_of_flash_attention",),
-        says="", fixed={"method": "lora", "attn": "flash"},
+        letter="L", engine="both", file="simulate/test_adapted_layers.py",
+        says="the same with adapters in some layers alone", tests={"test_tiny_models": NOTHING},
     ),
     Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_adalora",), says="",
-        fixed={"method": "adalora"},
-    ),
-    Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_prepared_weights",), says="",
-        fixed={"method": "qlora"},
-    ),
-    Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_the_step_of_lora_pro",),
-        says="", fixed={"method": "lora-pro"},
-    ),
-    Proof(
-        letter="L", engine="both", file="simulate/test_adapted_layers.py", tests=("test_tiny_models",),
-        says="the same with adapters in some layers alone",
-    ),
-    Proof(
-        letter="O", engine="both", file="simulate/test_optimizers.py", tests=("test_states_and_temporaries",),
+        letter="O", engine="both", file="simulate/test_optimizers.py",
         says="the same of Adafactor and 8-bit AdamW, whose step is the peak",
+        tests={"test_states_and_temporaries": NOTHING},
     ),
     Proof(
-        letter="H", engine="both", file="simulate/test_fused_loss.py", tests=("test_both_engines_agree",),
-        says="the same with head and loss in one", fixed={"loss": "fused"},
+        letter="H", engine="both", file="simulate/test_fused_loss.py", says="the same with head and loss in one",
+        tests={"test_both_engines_agree": {"loss": "fused"}},
     ),
     Proof(
-        letter="G", engine="both", file="simulate/test_accumulated_steps.py", tests=("test_both_engines_agree",),
-        says="the same of several micro-batches, and of clipped gradients", fixed={"accumulation": 2},
+        letter="G", engine="both", file="simulate/test_accumulated_steps.py",
+        says="the same of several micro-batches, and of clipped gradients",
+        tests={"test_both_engines_agree": {"accumulation": 2}},
     ),
     Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py",
-        tests=("test_parts_of_selectively_checkpointed_layers",), says="", fixed={"checkpointing": "selective"},
+        letter="A", engine="both", file="simulate/test_lora_ga_in_closed_form.py", says="",
+        tests={"test_every_phase": NOTHING},
     ),
     Proof(
-        letter="A", engine="both", file="simulate/test_lora_ga_in_closed_form.py", tests=("test_every_phase",), says="",
-    ),
-    Proof(
-        letter="A", engine="both", file="simulate/test_against_analytic.py", tests=("test_int8_weights",), says="",
-        fixed={"quant": "int8"},
-    ),
-    Proof(
-        letter="D", engine="both", file="simulate/test_sharded_against_analytic.py", tests=("test_tiny_models",),
-        says="the same of the first of several GPUs, and what it sends",
+        letter="D", engine="both", file="simulate/test_sharded_against_analytic.py",
+        says="the same of the first of several GPUs, and what it sends", tests={"test_tiny_models": NOTHING},
     ),
     Proof(
         letter="R", engine="simulate", file="simulate/test_real_cpu_step.py",
-        tests=("test_every_event_is_the_allocator_s", "test_quantised_weights"),
         says="every event of the simulated CPU, against the allocator's own reports of a real step there",
+        tests={"test_every_event_is_the_allocator_s": NOTHING, "test_quantised_weights": NOTHING},
     ),
     Proof(
-        letter="R", engine="simulate", file="simulate/test_selective_checkpointing.py",
-        tests=("test_every_event_of_a_real_step",), says="", fixed={"checkpointing": "selective"},
+        letter="R", engine="simulate", file="simulate/test_selective_checkpointing.py", says="",
+        tests={"test_every_event_of_a_real_step": {"checkpointing": "selective"}},
     ),
     Proof(
-        letter="R", engine="simulate", file="simulate/test_fused_loss.py", tests=("test_every_event_of_a_real_step",),
-        says="", fixed={"loss": "fused", "family": "llama"},
+        letter="R", engine="simulate", file="simulate/test_fused_loss.py", says="",
+        tests={"test_every_event_of_a_real_step": {"loss": "fused", "family": "llama"}},
     ),
     Proof(
-        letter="R", engine="simulate", file="simulate/test_accumulated_steps.py",
-        tests=("test_every_event_of_a_real_step",), says="", fixed={"family": "llama"},
+        letter="R", engine="simulate", file="simulate/test_accumulated_steps.py", says="",
+        tests={"test_every_event_of_a_real_step": {"family": "llama"}},
     ),
     Proof(
-        letter="R", engine="simulate", file="simulate/test_optimizers.py", tests=("test_adafactor_s_real_step",),
-        says="", fixed={"family": "llama", "optimizer": "adafactor"},
+        letter="R", engine="simulate", file="simulate/test_optimizers.py", says="",
+        tests={"test_adafactor_s_real_step": {"family": "llama", "optimizer": "adafactor"}},
     ),
     Proof(
         letter="M", engine="simulate", file="measure/test_measure.py",
-        tests=("TestMemory.test_the_simulation_is_right_about_every_row",),
         says="every part, moment and peak of the simulated CPU, against the measurement there",
+        tests={"TestMemory.test_the_simulation_is_right_about_every_row": NOTHING},
+    ),
+    Proof(
+        letter="M", engine="simulate", file="measure/test_every_cell.py", says="",
+        tests={"test_every_method_on_every_architecture": NOTHING, "test_every_option": NOTHING},
     ),
     Proof(
         letter="W", engine="simulate", file="measure/test_distributed.py",
-        tests=("test_the_simulated_rank_has_the_same_bytes",),
         says="every part and peak of a simulated rank, against two and four real processes on the CPU",
+        tests={"test_the_simulated_rank_has_the_same_bytes": NOTHING},
     ),
     Proof(
         letter="M", engine="measure", file="measure/test_measure.py",
-        tests=("TestMemory.test_the_peak_is_the_profiler_s",),
         says="the measured peak on the CPU, against PyTorch's profiler and storages counted by hand",
+        tests={"TestMemory.test_the_peak_is_the_profiler_s": NOTHING},
+    ),
+    Proof(
+        letter="C", engine="measure", file="measure/test_measure.py",
+        says="every part, moment and peak, against the simulated CPU, which makes its bytes on meta tensors",
+        tests={"TestMemory.test_the_simulation_is_right_about_every_row": NOTHING},
+    ),
+    Proof(
+        letter="C", engine="measure", file="measure/test_every_cell.py", says="",
+        tests={"test_every_method_on_every_architecture": NOTHING, "test_every_option": NOTHING},
     ),
     Proof(
         letter="Q", engine="measure", file="measure/test_promises.py",
-        tests=("test_an_honest_run_keeps_every_promise",),
         says="a real step on the CPU keeps what the method promises (frozen matrices, dtypes, kernels, states)",
+        tests={"test_an_honest_run_keeps_every_promise": NOTHING},
     ),
     Proof(
         letter="W", engine="measure", file="measure/test_distributed.py",
-        tests=("test_the_simulated_rank_has_the_same_bytes",),
         says="what two and four processes measure on the CPU, against the simulated rank",
+        tests={"test_the_simulated_rank_has_the_same_bytes": NOTHING},
     ),
 )  # fmt: skip
 
@@ -227,12 +223,14 @@ def _row(names: list[str], value: Any) -> tuple[dict[str, Any], bool]:
     return dict(zip(names, values, strict=True)), "slow" in marks
 
 
-def _case(proof: Proof, module: Any, parameters: dict[str, Any], slow: bool) -> Case:
-    """Read a test's parameters, by the names that all of them are called by."""
-    given = {**proof.fixed, **parameters}
+def _case(proof: Proof, module: Any, given: dict[str, Any], slow: bool) -> Case:
+    """Read what a test gives its run, by the names that all of them are called by."""
     run = module.RUNS[given["name"]] if "deed" in given else given.get("run")
+    if "option" in given:
+        run = technique_run(given["option"], given["value"])
     if isinstance(run, RunSpec):
-        options = {each.name: getattr(run, each.name) for each in fields(run)} | {"dropout": run.method.dropout}
+        options = {each.name: getattr(run, each.name) for each in fields(run)}
+        options |= {"dropout": run.method.dropout, "adapted": run.method.layers}
         family, method = run.model.name, run.method.name
     else:
         options = {**given, **given.get("options", {})}
@@ -248,10 +246,10 @@ def cases() -> tuple[Case, ...]:
     """Return every run that a test of `PROOFS` compares."""
     found = []
     for proof in PROOFS:
-        for test in proof.tests:
+        for test, fixed in proof.tests.items():
             function = function_of(proof, test)
             module = importlib.import_module(function.__module__)
-            found += [_case(proof, module, parameters, slow) for parameters, slow in parametrised(function)]
+            found += [_case(proof, module, {**fixed, **given}, slow) for given, slow in parametrised(function)]
     return tuple(found)
 
 

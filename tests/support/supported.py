@@ -62,6 +62,7 @@ _LISTED: Mapping[str, Any] = {
 #: Numbers and switches: one value that is not the default.
 _OTHERS: tuple[tuple[str, Any], ...] = (
     ("amp", True), ("accumulation", 2), ("clip", True), ("dropout", 0.1), ("adapted", (1,)),
+    ("keep", ("attention", "functions", "aten.mm")),
 )  # fmt: skip
 
 TECHNIQUES: tuple[tuple[str, Any], ...] = (
@@ -79,8 +80,8 @@ def technique_name(option: str, value: Any) -> str:
     switch = "--" + _SPELLED.get(option, option)
     if value is True:
         return switch
-    if option == "adapted":
-        return f"{switch} {','.join(str(number) for number in value)}"
+    if isinstance(value, tuple):
+        return f"{switch} {','.join(map(str, value))}"
     return f"{switch} {value}"
 
 
@@ -94,6 +95,8 @@ def technique_run(option: str, value: Any) -> RunSpec:
         method = {"lorafa": "lora-fa", "lora-pro": "lora-pro", "lora-pro-full": "lora-pro"}.get(value, "lora")
     if option == "prepare_kbit":
         method, more = "qlora", {"amp": True}  # TRL's SFTTrainer trains under autocast
+    if option == "keep":
+        more = {"checkpointing": "selective"}
     if option == "shard" and value != "none":
         more = {"gpus": 2, "optimizer": "adamw"}
     return run_of("llama", method, changes={"num_key_value_heads": 6}, **more, **{option: value})

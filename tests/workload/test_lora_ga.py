@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
+from lorafa_prof.results.figures import LORA_GA_ITSELF
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import predict
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
@@ -19,6 +20,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
+from lorafa_prof.workload.adapted_layers import adapted_paths
 from lorafa_prof.workload.lora_ga import (
     base_of,
     estimate,
@@ -27,6 +29,7 @@ from lorafa_prof.workload.lora_ga import (
 )
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.step import loss_of
+from lorafa_prof.workload.versions import release
 from tests.analytic.runs import run_of
 from tests.support.profiled import allocations, kernels_of_known_size, made_by_operators
 
@@ -138,7 +141,9 @@ def test_all_gradients_are_there_at_once(family: str) -> None:
 def test_training_is_loras(family: str, options: dict[str, Any]) -> None:
     """The same peak in each phase of a step, and the verdict goes by the larger of pass and step."""
     run = run_of(family, "lora-ga", bs=1, seq=2, **options)
-    ours, loras = predict(run).memory, predict(of_lora(run)).memory
+    predictions = predict(run), predict(of_lora(run))
+    assert [LORA_GA_ITSELF in p.unmodelled for p in predictions] == [True, False]
+    ours, loras = (p.memory for p in predictions)
     assert ours.moments is not None
     assert loras.moments is not None
     assert {name: ours.moments[name] for name in loras.moments if name != "loss"} == {
@@ -156,3 +161,17 @@ def test_what_has_no_gradient_to_start_from(family: str, options: dict[str, Any]
     """It is refused, with the reason."""
     with pytest.raises(UnsupportedError, match=said):
         Workload.build(run_of(family, "lora-ga", **options), "meta")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+def test_experts_that_share_parameters(family: str) -> None:
+    """PEFT estimates no gradient of them: all-linear leaves them out, which is said, and by name they are refused."""
+    if release("peft") < (0, 21):
+        pytest.skip("earlier PEFT takes other names for parts of experts")
+    run = run_of(family, "lora-ga")
+    paths = adapted_paths(Workload.build(run, "cpu").model)
+    assert paths
+    assert all(".self_attn." in path for path in paths)
+    assert any("no experts, which share parameters" in line for line in predict(run).assumptions)
+    with pytest.raises(UnsupportedError, match=r"no gradients of the experts of .* leave these out of --targets"):
+        Workload.build(run_of(family, "lora-ga", targets=("q_proj", "gate")), "cpu")

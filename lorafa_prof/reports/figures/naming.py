@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lorafa_prof.reports.prediction import method_name
 from lorafa_prof.reports.table import clean
 from lorafa_prof.results.records import Setting
+from lorafa_prof.specs import KEPT_BY_DEFAULT
 
 Settings = Mapping[str, Setting]
 
@@ -41,6 +42,7 @@ _WORDS: Mapping[str, Callable[[Setting], str | None]] = {
     "adapter_dtype": lambda value: f"adapters {value}",
     "attn": lambda value: f"{value} attention",
     "checkpointing": lambda value: None if value == "none" else f"{value} checkpointing",
+    "keep": lambda value: None if value == ",".join(KEPT_BY_DEFAULT) else f"keeps {value}",
     "optimizer": str,
     "quant": lambda value: None if value == "none" else str(value),
     "prepare_kbit": lambda value: None if value == "none" else f"prepared as {value}",

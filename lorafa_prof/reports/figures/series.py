@@ -130,7 +130,7 @@ def grid_of_panels(count: int, *, height: float = 3.9) -> tuple[Figure, list[Axe
 def draw_series(
     axes: Axes, series: Sequence[Series], scale: float = 1, shift: Callable[[str], float] = lambda method: 1.0
 ) -> None:
-    """Draw each series: an observation as points alone, a prediction as a line through the most at each place.
+    """Draw each series: an observation as points alone, a prediction as a line, if joined, through the most at a place.
 
     Args:
         axes: where.

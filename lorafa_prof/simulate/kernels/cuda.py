@@ -129,16 +129,18 @@ def cuda_on_meta(traits: DeviceTraits, choices: Choices) -> Iterator[None]:
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", attention_on(traits, choices)))
         stack.enter_context(mock.patch.object(F, "dropout", dropout))
         stack.enter_context(autocast_on_meta())
+        stack.enter_context(fused_optimizers_on_meta())
         for name, replacement in _REPLACED.items():
             stack.enter_context(mock.patch(name, replacement))
         yield
 
 
-def _no_question(*_: Any, **__: Any) -> None:
-    """Fused optimizers ask for a device that has the kernel."""
+def fused_optimizers_on_meta() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which fused optimizers take meta for a device that has the kernel, as CUDA and the CPU do."""
+    return mock.patch("torch.optim.adam._device_dtype_check_for_fused", return_value=None)
 
 
 #: What asks of meta what CUDA does not ask.
-_REPLACED: dict[str, Any] = {"torch.optim.adam._device_dtype_check_for_fused": _no_question}
+_REPLACED: dict[str, Any] = {}
 if hasattr(torch._meta_registrations, "_meta_grouped_mm_common"):
     _REPLACED["torch._meta_registrations._meta_grouped_mm_common"] = grouped_product
