@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from lorafa_prof.analytic.engine import communicated, predict
 from lorafa_prof.analytic.frontier import Plans
 from lorafa_prof.analytic.optimizer_works import is_listed
+from lorafa_prof.analytic.step_times import with_dtypes
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.analytic.works import StepWorks
 from lorafa_prof.errors import ContradictionError, UnsupportedError
@@ -128,7 +129,7 @@ class Planner:
         key = (run.replace(bs=min(run.bs, 2)), run.bs == 1)
         if key not in self._works:
             self._works[key] = StepWorks(key[0])
-        return timeline(self._works[key].at(run.bs, run.seq), profile)
+        return timeline(with_dtypes(self._works[key].at(run.bs, run.seq), run), profile)
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
         peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 
 class PredictOnCard(Protocol):
-    """A function that predicts one run on one card (None: on none), and the largest batch where it is asked for."""
+    """A function that predicts one run on one card (None: on none), largest batch and step time where asked for."""
 
-    def __call__(self, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+    def __call__(
+        self, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False
+    ) -> Prediction:
         """Return the prediction."""
         ...
 
@@ -257,11 +259,11 @@ def simulating_on_cards() -> PredictOnCard:
     recordings = Recordings(most=8)
     known: dict[tuple[object, ...], Simulation] = {}
 
-    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
-        key = (run, device_traits(device))
+    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
+        key = (run, device_traits(device), timed)
         if key not in known:
             known.clear()
-            known[key] = simulate(run, device, recordings=recordings)
+            known[key] = simulate(run, device, timed=timed, recordings=recordings)
         on_card = replace(known[key], device=device)
         return on_card.prediction([device] if device else [], largest_batch=largest_batch)
 

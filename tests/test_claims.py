@@ -29,8 +29,8 @@ FP32, AUTOCAST, BF16 = (assumption.name for assumption in ASSUMPTIONS)
 def closed_forms(change: Callable[[Prediction], Prediction] = lambda prediction: prediction) -> Predict:
     plans = Plans()
 
-    def answer(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
-        return change(predict(run, [device] if device else [], plans=plans, largest_batch=largest_batch))
+    def answer(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
+        return change(predict(run, [device] if device else [], plans=plans, largest_batch=largest_batch, timed=timed))
 
     return answer
 
@@ -120,12 +120,26 @@ def test_arithmetic(found: list[Answer]) -> None:
     (removed,) = of(found, statements.REMOVED).values()
     assert removed.value == pytest.approx(1, abs=0.02)
     assert removed.agrees is False
-    flops = {name: answer.value for name, answer in of(found, statements.MFU).items()}
-    widths = 32 * (6 * 4096 + 11008)
-    assert flops["lora"] is not None
-    assert flops["lora-fa"] is not None
-    assert flops["lora"] - flops["lora-fa"] == pytest.approx(2 * 64 * widths, rel=0.02)
-    assert all(a.agrees is None for a in of(found, statements.MFU).values())  # without step times nobody can tell
+    by_method = {
+        name: predict(figure_2.run_of(name, ASSUMPTIONS[0])).throughput.model_flops for name in ("lora", "lora-fa")
+    }
+    widths, tokens = 32 * (6 * 4096 + 11008), 8 * 1024
+    assert by_method["lora"] is not None
+    assert by_method["lora-fa"] is not None
+    assert (by_method["lora"] - by_method["lora-fa"]) / tokens == pytest.approx(2 * 64 * widths, rel=0.02)
+
+
+def test_utilisation(found: list[Answer]) -> None:
+    """Every method with a step time has an MFU, LoRA-FA's is as high as LoRA's, and DoRA's, with products of its own
+    that no FLOP of the model counts, is far lower.
+    """
+    mfu = {name: answer.value for name, answer in of(found, statements.MFU).items()}
+    lora, lora_fa, dora = (mfu[name] for name in ("lora", "lora-fa", "dora"))
+    assert lora is not None
+    assert lora_fa is not None
+    assert dora is not None
+    assert dora < 0.9 * lora < lora <= lora_fa < 0.6
+    assert of(found, statements.MFU)["lora"].agrees
 
 
 def test_ranks_and_layers(found: list[Answer]) -> None:
@@ -198,7 +212,7 @@ def test_a_question_is_asked_once() -> None:
     """Engines that take long are not asked again; a refusal is an answer."""
     asked: list[RunSpec] = []
 
-    def refusing(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+    def refusing(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
         asked.append(run)
         raise UnsupportedError("not here")
 

@@ -25,16 +25,16 @@ def step_times(run: RunSpec, devices: Sequence[DeviceSpec], profile: DeviceProfi
         for device in devices
     ]  # fmt: skip
     try:
-        works = _works(run) if own and run.gpus == 1 else []
+        works = with_dtypes(step_works(run), run) if own and run.gpus == 1 else []
     except UnsupportedError as error:
         return tuple(StepTime(profile=each, timeline=None, why_not=f"no step time: {error}") for each in own)
     return tuple(StepTime.of(works, each, run) for each in own)
 
 
-def _works(run: RunSpec) -> list[OpWork]:
-    """Return the step's operations; arithmetic without a shape is in the dtype of the run's products."""
+def with_dtypes(works: Sequence[OpWork], run: RunSpec) -> list[OpWork]:
+    """Return a run's operations; arithmetic without a shape is in the dtype of the run's products."""
     dtype = "bf16" if run.amp else run.dtype
-    return [work if work.dtype or work.kind == "memory" else replace(work, dtype=dtype) for work in step_works(run)]
+    return [work if work.dtype or work.kind == "memory" else replace(work, dtype=dtype) for work in works]
 
 
 def times_unmodelled(run: RunSpec, times: Sequence[StepTime]) -> tuple[str, ...]:

@@ -53,6 +53,8 @@ class RunOptions(TypedDict, total=False):
     """"sdpa"."""
     checkpointing: Checkpointing
     """"none"."""
+    keep: str | Sequence[str]
+    """What selective checkpointing keeps: groups of results, or operators as "aten.mm". "products,attention"."""
     dropout: float
     """On the adapters' input, a probability below 1. 0."""
     optimizer: Optimizer
@@ -142,11 +144,11 @@ def _plain(name: str, value: Any) -> Any:
     """Return a value as the command line would have it.
 
     Raises:
-        BadInputError: targets or layers that are neither a text nor a list of them.
+        BadInputError: targets, layers or what is kept that are neither a text nor a list of them.
     """
     if name == "layers" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if name not in ("targets", "layers") or isinstance(value, str):
+    if name not in ("targets", "layers", "keep") or isinstance(value, str):
         return value
     if not isinstance(value, Sequence) or not value:
         raise BadInputError(f"{name} must be a text or a list, not {type(value).__name__}")

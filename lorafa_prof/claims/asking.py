@@ -31,9 +31,11 @@ DEFAULT = ASSUMPTIONS[0]
 
 
 class Predict(Protocol):
-    """An engine's prediction of one run on one card (None: none), with the largest batch where it is asked for."""
+    """An engine's prediction of one run on one card (None: none), largest batch and step time where asked for."""
 
-    def __call__(self, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+    def __call__(
+        self, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False
+    ) -> Prediction:
         """Return the prediction.
 
         Raises:
@@ -69,10 +71,16 @@ class Panel:
 
     engines: Mapping[str, Predict]
     quick: tuple[str, ...] = ("analytic",)
-    _known: dict[tuple[str, RunSpec, str | None, bool], Reply] = field(default_factory=dict)
+    _known: dict[tuple[str, RunSpec, str | None, bool, bool], Reply] = field(default_factory=dict)
 
     def ask(
-        self, run: RunSpec, device: DeviceSpec | None = None, *, largest_batch: bool = False, quick: bool = False
+        self,
+        run: RunSpec,
+        device: DeviceSpec | None = None,
+        *,
+        largest_batch: bool = False,
+        quick: bool = False,
+        timed: bool = False,
     ) -> dict[str, Reply]:
         """Return each engine's reply; what it refuses is a reply as well.
 
@@ -81,23 +89,28 @@ class Panel:
             device: the card that it is held against; None: none.
             largest_batch: ask for the largest batch on the card, too.
             quick: ask the quick engines alone.
+            timed: ask how long the step takes, too.
 
         Raises:
             MissingComponentError: the packages of an engine are not installed.
         """
         asked = [name for name in self.engines if name in self.quick or not quick]
-        return {name: self.ask_one(name, run, device, largest_batch=largest_batch) for name in asked}
+        return {name: self.ask_one(name, run, device, largest_batch=largest_batch, timed=timed) for name in asked}
 
-    def ask_one(self, engine: str, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool = False) -> Reply:
+    def ask_one(
+        self, engine: str, run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool = False, timed: bool = False
+    ) -> Reply:
         """Return one engine's reply; else as `ask`."""
-        key = (engine, run, device.name if device else None, largest_batch)
+        key = (engine, run, device.name if device else None, largest_batch, timed)
         if key not in self._known:
-            self._known[key] = self._reply(self.engines[engine], run, device, largest_batch)
+            self._known[key] = self._reply(self.engines[engine], run, device, largest_batch, timed)
         return self._known[key]
 
-    def _reply(self, predict: Predict, run: RunSpec, device: DeviceSpec | None, largest_batch: bool) -> Reply:
+    def _reply(
+        self, predict: Predict, run: RunSpec, device: DeviceSpec | None, largest_batch: bool, timed: bool
+    ) -> Reply:
         try:
-            prediction = predict(run, device, largest_batch=largest_batch)
+            prediction = predict(run, device, largest_batch=largest_batch, timed=timed)
         except MissingComponentError:
             raise
         except LorafaProfError as error:

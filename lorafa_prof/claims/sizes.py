@@ -128,4 +128,4 @@ def _ratio(said: float) -> Callable[[Prediction, Prediction], Told]:
 
 def _replies(panel: Panel, first: RunSpec, second: RunSpec) -> tuple[dict[str, Reply], dict[str, Reply]]:
     card = load_device(paper.FIGURE_2_CARD)  # as Fig. 2(a) asks them
-    return panel.ask(first, card), panel.ask(second, card)
+    return panel.ask(first, card, timed=True), panel.ask(second, card, timed=True)

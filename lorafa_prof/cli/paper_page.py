@@ -60,9 +60,9 @@ def _predict(engine: str, progress: Progress) -> Predict:
         return _by_closed_forms()
     simulated = simulating_on_cards()
 
-    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
         progress.begin(describe(run))
-        return simulated(run, device, largest_batch=largest_batch)
+        return simulated(run, device, largest_batch=largest_batch, timed=timed)
 
     return predict
 
@@ -73,8 +73,10 @@ def _by_closed_forms() -> Predict:
 
     plans = Plans()
 
-    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
-        return closed_forms(run, [device] if device else [], plans=plans, largest_batch=largest_batch)
+    def predict(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
+        return closed_forms(
+            run, [device] if device else [], plans=plans, largest_batch=largest_batch, timed=timed
+        )  # fmt: skip
 
     return predict
 

@@ -163,6 +163,7 @@ def _record(known: Mapping[str, str | None], where: str) -> Record:
 _RESULTS = {
     "engine", "peak_moment", "model_flops", "executed_flops", "parameters_total", "parameters_trainable",
     "communication_bytes", "verdict", "error", "note", "version", "versions",
+    "step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "profile",
 }  # fmt: skip
 
 

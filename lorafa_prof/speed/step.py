@@ -18,6 +18,8 @@ UNMODELLED = (
     "power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
 )
 _SHARED = "no step time: what cards send each other is not timed yet"
+#: What the names of decompositions have: cuSOLVER's kernels, many and small, which no public figure times.
+_DECOMPOSES = "linalg"
 _PAGED = "in the step time: pages of optimizer states that move between card and host"
 
 
@@ -28,6 +30,8 @@ class StepTime:
     profile: DeviceProfile
     timeline: StepTimeline | None
     why_not: str | None = None
+    decompositions: tuple[str, ...] = ()
+    """Operators of the step whose time is not that of the memory they move: it is not in the timeline."""
 
     @classmethod
     def of(cls, works: Sequence[OpWork], profile: DeviceProfile, run: RunSpec) -> StepTime:
@@ -35,7 +39,8 @@ class StepTime:
         if run.gpus > 1:
             return cls(profile=profile, timeline=None, why_not=_SHARED)
         try:
-            return cls(profile=profile, timeline=timeline(works, profile))
+            decompositions = tuple(dict.fromkeys(work.op for work in works if _DECOMPOSES in work.op))
+            return cls(profile=profile, timeline=timeline(works, profile), decompositions=decompositions)
         except UnsupportedError as error:
             return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
 
@@ -73,6 +78,9 @@ def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
         lines.append(UNMODELLED)
         if run.resolved_optimizer.startswith("paged"):
             lines.append(_PAGED)
+        found = dict.fromkeys(op for time in times if time.timeline is not None for op in time.decompositions)
+        if found:
+            lines.append(f"in the step time: the decompositions of {', '.join(found)}, of which only memory is counted")
     return tuple(lines)
 
 

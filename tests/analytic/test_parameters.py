@@ -19,11 +19,23 @@ from tests.support import observe
 from tests.support.configs import tiny_configs
 
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
-LOW_RANK = ("lora", "lora-fa", "lora-fa-peft", "lora-fb", "lora-plus", "lora-pro", "pissa", "qlora", "qlora-fa")
+LOW_RANK = (
+    "lora",
+    "lora-ga",
+    "lora-fa",
+    "lora-fa-peft",
+    "lora-fb",
+    "lora-plus",
+    "lora-pro",
+    "pissa",
+    "qlora",
+    "qlora-fa",
+)
 QUANTIZED = ("qlora", "qlora-fa")
 #: PEFT refuses DoRA for the fused parameters of experts, has no decomposition for PiSSA there, and AdaLoRA leaves
-#: experts as they are; LoRA-Pro's optimizer takes pairs of matrices.
-NOT_OF_EXPERTS = ("dora", "pissa", "adalora", "lora-pro")
+#: experts as they are; LoRA-Pro's optimizer takes pairs of matrices, and LoRA-GA has no gradients for the parameters
+#: that experts share.
+NOT_OF_EXPERTS = ("dora", "lora-ga", "pissa", "adalora", "lora-pro")
 #: transformers keeps some of T5's layers in fp32 whatever else is quantised; the engine refuses that.
 NOT_QUANTIZED = ("t5",)
 

@@ -138,7 +138,7 @@ def test_configuration_files_count_where_nothing_is_said(tmp_path: Path) -> None
         (lambda: lp.predict("llama2-7b", engine="magic"), "unknown engine"),
         (lambda: lp.predict("llama2-7b", gpus="rtx4091"), "did you mean rtx4090"),
         (lp.predict, "which model"),
-        (lambda: lp.predict("llama2-7b", alloc_conf="x:1"), "go with engine='simulate'"),
+        (lambda: lp.predict("llama2-7b", alloc_conf="x:1"), "goes with engine='simulate'"),
         (lambda: lp.oom("llama2-7b"), "on which card"),
         (lambda: lp.oom("llama2-7b", axis="depth", gpus="rtx4090"), "unknown axis"),
     ],

@@ -171,7 +171,7 @@ def test_what_an_engine_refuses_is_not_modelled(
 ) -> None:
     """Neither a guess nor a failure: the page says so, with the engine's own words."""
 
-    def refusing(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool) -> Prediction:
+    def refusing(run: RunSpec, device: DeviceSpec | None, *, largest_batch: bool, timed: bool = False) -> Prediction:
         raise UnsupportedError("no such step is built")
 
     monkeypatch.setattr(paper_page, "simulating_on_cards", lambda: refusing)

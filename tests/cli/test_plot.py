@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import xml.etree.ElementTree as ET
@@ -263,8 +264,9 @@ def test_a_row_has_the_settings_of_its_run(tmp_path: Path) -> None:
 
     run = RUN.replace(amp=True, method=MethodSpec(name="lora", rank=4, dropout=0.1))
     values = {**settings_of(run), "engine": "analytic", "peak_allocated_bytes": 5}
-    text = ",".join(str(v).lower() if isinstance(v, bool) else str(v) for v in values.values())
-    (tmp_path / "sweep.csv").write_text(f"{','.join(values)}\r\n{text}\r\n")
+    with (tmp_path / "sweep.csv").open("w", newline="") as file:
+        csv.writer(file).writerow(values)
+        csv.writer(file).writerow(str(v).lower() if isinstance(v, bool) else v for v in values.values())
     [row] = read_collection([str(tmp_path / "sweep.csv")]).rows
     assert dict(row.settings) == settings_of(run)
 

@@ -129,14 +129,25 @@ ASSUMED_OF = {
     ),
     "vera": ("optimizer adamw", "adapters in fp32"),
 }  # fmt: skip
+_PROFILE = "step time by the default profile of a100-80gb: its peaks, and published micro-benchmarks"
 _WORKSPACES = "two cuBLAS workspaces, 16.25 MiB together, as on a100-80gb"
 UNMODELLED = (
     "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
     "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
-    "step time and MFU (--engine simulate with --gpu has them)",
+    (
+        "in the step time: data loading, logging, what other processes take of card and host, clocks lowered by heat or a "
+        "power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
+    ),
+    (
+        "in the step time: operators that only make views, small tables or masks, which cost the host time (--engine "
+        "simulate counts them): a small batch is launch-bound earlier than is said here"
+    ),
 )
 UNMODELLED_OF = {
-    "lora-fa": ("the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",),
+    "lora-fa": (
+        "in the step time: the step of the optimizer (lorafa)",
+        "the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",
+    ),
 }
 
 
@@ -150,7 +161,7 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
         assert data["fit"][0]["oom"] is None
         assert data["versions"]["transformers"] == "5.23"
         method = data["run"]["method"]["name"]
-        assert data["assumptions"] == [*ASSUMED, *ASSUMED_OF[method], _WORKSPACES]
+        assert data["assumptions"] == [*ASSUMED, *ASSUMED_OF[method], _WORKSPACES, _PROFILE]
         assert data["unmodelled"] == [*UNMODELLED, *UNMODELLED_OF.get(method, ())]
         assert Prediction.from_json(data).to_json() == data
 

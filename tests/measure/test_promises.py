@@ -22,6 +22,7 @@ from lorafa_prof.measure.promises import check_promises, checked_twice
 from lorafa_prof.results import Measurement, Promise
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload, training_step
+from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.quantized import quantization_tensors
 from lorafa_prof.workload.versions import release
 from tests.analytic.runs import EAGER_ONLY, HAS_LORAFA, run_of
@@ -568,8 +569,8 @@ def test_a_measurement_tells_violations_before_its_first_timed_step(monkeypatch:
     """Checked after warm-up, again at the end: with the kernels that ran, and the recomputation of the traced step."""
     build = Workload.build
 
-    def thawed(run: RunSpec, device: str) -> Workload:
-        work = build(run, device)
+    def thawed(run: RunSpec, device: str, group: Group | None = None) -> Workload:
+        work = build(run, device, group)
         disable_and_enable(work)
         return work
 

@@ -254,7 +254,9 @@ def test_int8_weights(family: str, method: str, options: dict[str, Any]) -> None
 
 
 def test_int8_layers_keep_their_inputs() -> None:
-    """What bitsandbytes holds in its contexts: LoRA-FA saves nothing there, nor does checkpointing."""
+    """What bitsandbytes holds in its contexts, whatever is checkpointed: in 16 bits the input of query, key and value
+    (48 wide), of the output projection (6 heads of 16), of gate and up (48) and of down (112), of 3 x 22 tokens.
+    """
     kept = {
         (quant, checkpointing): predict(
             run_of("llama", "lora-fa", quant=quant, layers=9, checkpointing=checkpointing)
@@ -262,7 +264,7 @@ def test_int8_layers_keep_their_inputs() -> None:
         for quant in ("nf4", "int8") for checkpointing in ("none", "full")
     }  # fmt: skip
     assert kept["int8", "none"] - kept["nf4", "none"] > 0
-    assert kept["int8", "full"] > 4 * kept["nf4", "full"]
+    assert kept["int8", "full"] - kept["nf4", "full"] == 9 * 3 * 22 * 2 * (48 + 6 * 16 + 48 + 112)
 
 
 def prepared_cases() -> list[Any]:
