@@ -136,7 +136,8 @@ UNMODELLED = (
     "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
     (
         "in the step time: data loading, logging, what other processes take of card and host, clocks lowered by heat "
-        "or a power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
+        "or a power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the "
+        "driver)"
     ),
     (
         "in the step time: operators that only make views, small tables or masks, which cost the host time (--engine "
