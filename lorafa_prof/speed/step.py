@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,8 +19,8 @@ UNMODELLED = (
     "power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
 )
 _SHARED = "no step time: what cards send each other is not timed yet"
-#: What the names of decompositions have: cuSOLVER's kernels, many and small, which no public figure times.
-_DECOMPOSES = "linalg"
+#: Operators of cuSOLVER, whose kernels are many and small, and which no public figure times.
+_DECOMPOSITIONS = re.compile(r"linalg_(svd|pinv|eigh|qr|inv|cholesky|solve|lu)")
 _PAGED = "in the step time: pages of optimizer states that move between card and host"
 
 
@@ -39,7 +40,7 @@ class StepTime:
         if run.gpus > 1:
             return cls(profile=profile, timeline=None, why_not=_SHARED)
         try:
-            decompositions = tuple(dict.fromkeys(work.op for work in works if _DECOMPOSES in work.op))
+            decompositions = tuple(dict.fromkeys(work.op for work in works if _DECOMPOSITIONS.search(work.op)))
             return cls(profile=profile, timeline=timeline(works, profile), decompositions=decompositions)
         except UnsupportedError as error:
             return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
