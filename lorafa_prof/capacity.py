@@ -21,7 +21,7 @@ from lorafa_prof.results.capacity import Capacity, Tried
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed.links import Link, shared_step
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.speed.step import UNMODELLED
+from lorafa_prof.speed.step import UNMODELLED, uncompared
 from lorafa_prof.speed.timeline import StepTimeline, timeline
 from lorafa_prof.thresholds import find_threshold
 
@@ -29,6 +29,10 @@ from lorafa_prof.thresholds import find_threshold
 _STEPS = (2, 3)
 #: Throughput beyond this share of the best is as good: the smallest such batch is taken, which leaves most memory.
 _AS_GOOD = 0.995
+
+
+#: What is true of every time of several cards.
+_SEVERAL = "a comparison of the time of several cards: no run on more than one has been held to"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,8 @@ class Planner:
         return replace(
             empty, run=chosen, headroom_bytes=self._forms.headroom(chosen, cards.device), best=best, tried=tuple(tried),
             mfu=self._mfu(chosen, cards, best), epoch_s=seconds, cost=_cost(seconds, run.gpus, epoch),
-            assumptions=(*empty.assumptions, *_rests_on(run, cards)), unmodelled=(*_unmodelled(empty), UNMODELLED),
+            assumptions=(*empty.assumptions, *_rests_on(run, cards)),
+            unmodelled=(*_unmodelled(empty), UNMODELLED, *uncompared([cards.profile])),
         )  # fmt: skip
 
     def _timed(self, run: RunSpec, cards: Cards) -> Tried:
@@ -169,6 +174,8 @@ def _unmodelled(found: Capacity) -> tuple[str, ...]:
     lines = [line for line in found.unmodelled if not line.startswith("step time")]
     if not is_listed(found.run):
         lines.append(f"in the step time: what {found.run.resolved_optimizer} does in its step")
+    if found.run.gpus > 1:
+        lines.append(_SEVERAL)
     return tuple(lines)
 
 

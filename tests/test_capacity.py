@@ -75,6 +75,8 @@ def test_more_cards_bring_more_but_never_more_than_their_number_by_time_alone() 
     assert two.scaling is not None
     assert eight.scaling is not None
     assert eight.scaling < two.scaling < 1
+    assert not any("several cards" in line for line in one.unmodelled)
+    assert any("several cards" in line for line in two.unmodelled)
 
 
 def test_cards_whose_link_is_not_known_have_no_time() -> None:

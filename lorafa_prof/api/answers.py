@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -108,18 +109,18 @@ class Answers(Sequence[Result], Generic[Result]):
         figure: Figure = drawings[0].figure
         return figure
 
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return what the command's `--format json` prints, as plain data."""
-        raise NotImplementedError
 
-    def _tables(self) -> list[Table]:
-        raise NotImplementedError
+    @abstractmethod
+    def _tables(self) -> list[Table]: ...
 
-    def _records(self) -> Table:
-        raise NotImplementedError
+    @abstractmethod
+    def _records(self) -> Table: ...
 
-    def _collection(self) -> Collection:
-        raise NotImplementedError
+    @abstractmethod
+    def _collection(self) -> Collection: ...
 
 
 class Predictions(Answers[Prediction]):

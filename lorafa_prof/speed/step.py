@@ -18,6 +18,8 @@ UNMODELLED = (
     "in the step time: data loading, logging, what other processes take of card and host, clocks lowered by heat or a "
     "power limit of one's own, the first steps (compilation, autotuning, the allocator's requests to the driver)"
 )
+#: The card whose published runs the default profile has been held to (docs/speed.md).
+COMPARED = "a100-80gb"
 _SHARED = "no step time: what cards send each other is not timed yet"
 #: Operators of cuSOLVER, whose kernels are many and small, and which no public figure times.
 _DECOMPOSITIONS = re.compile(r"linalg_(svd|pinv|eigh|qr|inv|cholesky|solve|lu)")
@@ -77,12 +79,23 @@ def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
     lines = list(dict.fromkeys(time.why_not for time in times if time.why_not))
     if any(time.timeline is not None for time in times):
         lines.append(UNMODELLED)
+        lines += uncompared([time.profile for time in times if time.timeline is not None])
         if run.resolved_optimizer.startswith("paged"):
             lines.append(_PAGED)
         found = dict.fromkeys(op for time in times if time.timeline is not None for op in time.decompositions)
         if found:
             lines.append(f"in the step time: the decompositions of {', '.join(found)}, of which only memory is counted")
     return tuple(lines)
+
+
+def uncompared(profiles: Sequence[DeviceProfile]) -> tuple[str, ...]:
+    """Return for which profiles no real step has been held against a predicted time."""
+    names = dict.fromkeys(p.name for p in profiles if p.kind == "cuda" and (p.measured or p.name != COMPARED))
+    if not names:
+        return ()
+    return (
+        f"a comparison of step times on {', '.join(names)}: published runs of an {COMPARED} alone have been held to",
+    )
 
 
 def assumptions(times: Sequence[StepTime]) -> tuple[str, ...]:

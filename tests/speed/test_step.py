@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lorafa_prof.catalog import load_model
+from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.results import Fit, Throughput
 from lorafa_prof.results.plain import build, plain
 from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.speed.defaults import default_profile
 from lorafa_prof.speed.profile import Curve
-from lorafa_prof.speed.step import StepTime, assumptions, unmodelled
+from lorafa_prof.speed.step import StepTime, assumptions, uncompared, unmodelled
 from tests.speed.made import memory, product, profile
 
 #: A product in whole waves, and 10 ms of traffic; the host's 10 us before them, and two floors of 2 us.
@@ -100,3 +102,13 @@ def test_what_a_time_rests_on_is_said() -> None:
     lines = unmodelled([default], run(method=MethodSpec(name="full"), optimizer="paged-adamw-8bit"))
     assert any("data loading" in line for line in lines)
     assert any("pages of optimizer states" in line for line in lines)
+
+
+def test_whose_times_nobody_has_compared_is_said() -> None:
+    """All but the A100 by its default profile, whose published runs have been held to; a CPU's are held to real steps."""
+    a100, h100 = default_profile(load_device("a100-80gb")), default_profile(load_device("h100"))
+    assert uncompared([a100]) == ()
+    (line,) = uncompared([a100, h100])
+    assert "on h100:" in line
+    assert uncompared([replace(a100, measured=True)]) != ()
+    assert uncompared([replace(a100, measured=True, kind="cpu")]) == ()
