@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lorafa_prof.catalog import load_model
 from lorafa_prof.specs import MethodSpec, RunSpec
@@ -29,6 +32,13 @@ FMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "fms-4-bs8": ("qlora", LORA, {**MISTRAL, **QLORA, "bs": 8, "prepare_kbit": "trl"}),
     "fms-5": ("full", {}, {"model": "santacoder-1.1b", "bs": 4, "seq": 2048}),
 }
+
+
+def releases(transformers: str, peft: str) -> pytest.MarkDecorator:
+    """Skip a test where other releases are installed."""
+    installed = tuple(importlib.metadata.version(name) for name in ("transformers", "peft"))
+    wanted = (transformers, peft)
+    return pytest.mark.skipif(installed != wanted, reason=f"needs transformers {transformers} and peft {peft}")
 
 
 def fms_run(name: str) -> RunSpec:

@@ -9,7 +9,6 @@ is named beside the test.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from typing import Any
 
 import pytest
@@ -24,16 +23,9 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import Recording, trace_of
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.workload import Workload
-from tests.heldin.fms import FMS, ROWS, fms_run
+from tests.heldin.fms import FMS, ROWS, fms_run, releases
 
 pytestmark = pytest.mark.heldin
-
-
-def releases(transformers: str, peft: str) -> pytest.MarkDecorator:
-    """Skip a test where other releases are installed."""
-    installed = tuple(importlib.metadata.version(name) for name in ("transformers", "peft"))
-    wanted = (transformers, peft)
-    return pytest.mark.skipif(installed != wanted, reason=f"needs transformers {transformers} and peft {peft}")
 
 
 def measured(name: str) -> int:

@@ -1,7 +1,7 @@
 """Tokens per second that others measured on an A100 and published, against the default profile of that card.
 
-Nothing in the profile is fitted to these rows. They are of other releases than may be installed, which their tolerance
-allows for; the batches were packed, so that every token counts.
+Nothing in the profile is fitted to these rows. They run where the releases are that were measured; the batches were
+packed, so that every token counts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import pytest
 from lorafa_prof.catalog import load_device
 from lorafa_prof.simulate.engine import simulate
 from lorafa_prof.speed.timeline import StepTimeline
-from tests.heldin.fms import ROWS, fms_run
+from tests.heldin.fms import ROWS, fms_run, releases
 
-pytestmark = pytest.mark.heldin
+pytestmark = [pytest.mark.heldin, releases("4.48.1", "0.13.2")]
 
 A100 = load_device("a100-80gb")
 MISTRAL = ("fms-1", "fms-2", "fms-3", "fms-4")
@@ -47,11 +47,8 @@ def test_step_time_within_15_per_cent(name: str) -> None:
 
 @pytest.mark.parametrize(("one", "other"), [*itertools.combinations(MISTRAL, 2), *itertools.combinations(LARGER, 2)])
 def test_ratios_within_10_per_cent_and_their_order(one: str, other: str) -> None:
-    """Full fine-tuning, LoRA and QLoRA of one model; the order of those that are more than 6 % apart.
-
-    Full fine-tuning and QLoRA with norms in fp32 are 5 % apart, and predicted the other way round.
-    """
+    """Full fine-tuning, LoRA and QLoRA of one model."""
     ratio, wanted = predicted(one).step_s / predicted(other).step_s, observed(one) / observed(other)
     print(f"{one} / {other}: measured {wanted:.3f}, predicted {ratio:.3f}")
     assert ratio == pytest.approx(wanted, rel=0.1)
-    assert (ratio > 1) == (wanted > 1) or abs(wanted - 1) < 0.06
+    assert (ratio > 1) == (wanted > 1)

@@ -105,7 +105,7 @@ def test_what_a_time_rests_on_is_said() -> None:
 
 
 def test_whose_times_nobody_has_compared_is_said() -> None:
-    """All but the A100 by its default profile, whose published runs have been held to; a CPU's are held to real steps."""
+    """All but the A100 by its default profile, held to published runs, and a CPU's, held to real steps."""
     a100, h100 = default_profile(load_device("a100-80gb")), default_profile(load_device("h100"))
     assert uncompared([a100]) == ()
     (line,) = uncompared([a100, h100])
