@@ -1,0 +1,61 @@
+"""Every method on every architecture, in models of full size: closed forms and the simulated allocator, side by side.
+
+The closed forms know tensors; the simulation replays the real step's storages through PyTorch's caching allocator,
+which counts whole blocks. `make test-grid` prints every cell, and the worst of them at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from lorafa_prof.specs import METHODS
+from lorafa_prof.units import format_bytes
+from tests.support.peak_grid import DESIGN, MODELS, VALUES, Found, compare, points, taken
+
+#: Peaks agree to this share of the simulated one.
+BAR = 0.01
+#: How many of the worst cells are printed.
+WORST = 15
+
+_found: list[Found] = []
+
+
+def test_the_design() -> None:
+    """Each value of an option meets each value of every other one, in every method and on every architecture."""
+    for one, other in itertools.combinations(range(len(VALUES)), 2):
+        pairs = {(row[one], row[other]) for row in DESIGN}
+        assert len(pairs) == len(VALUES[one]) * len(VALUES[other])
+    first = {(model, method): next(points((model, method))).row for model in MODELS for method in METHODS}
+    for model in MODELS:
+        assert {first[model, method] for method in METHODS} == set(range(len(DESIGN)))
+    for method in METHODS:
+        assert {first[model, method] for model in MODELS} == set(range(len(DESIGN)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_cell(model: str, method: str) -> None:
+    """Peak allocated by closed forms is within the bar of what the simulated allocator counts."""
+    point = taken((model, method))
+    if isinstance(point, str):
+        pytest.skip(point)
+    found = compare(point)
+    _found.append(found)
+    print(_line(found))  # noqa: T201 - rows that are to be read
+    assert abs(found.error) <= BAR
+
+
+@pytest.mark.slow
+def test_the_worst_cells() -> None:
+    """What was compared before, the worst first; all of it is within the bar, so that only the order is new here."""
+    for found in sorted(_found, key=lambda found: -abs(found.error))[:WORST]:
+        print(_line(found))  # noqa: T201 - rows that are to be read
+
+
+def _line(found: Found) -> str:
+    said = f"{found.error:+.2%}: {found.point}: {format_bytes(found.formed)} formed, {format_bytes(found.simulated)}"
+    tensors = found.formed / found.tensors - 1
+    return f"{said} simulated in {found.simulated_at} (tensors alone {tensors:+.2%})"
