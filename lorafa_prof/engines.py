@@ -129,7 +129,7 @@ def simulating(
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     device = devices[0] if devices else None
@@ -214,7 +214,7 @@ def simulations(
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     with _importing_the_real_step():
@@ -237,7 +237,7 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
