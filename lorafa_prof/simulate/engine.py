@@ -170,6 +170,7 @@ class Simulation:
             **Memory.parts_from(self.ledger),
             peak_requested_bytes=peaks.requested.size,
             peak_allocated_bytes=peaks.allocated.size,
+            peak_blocks_bytes=peaks.allocated.size,
             peak_reserved_bytes=peaks.reserved.size,
             fragmentation_bytes=peaks.reserved.size - peaks.allocated.size,
             context_bytes=context,

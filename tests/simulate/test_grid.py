@@ -1,7 +1,8 @@
 """Every method on every architecture, in models of full size: closed forms and the simulated allocator, side by side.
 
-The closed forms know tensors; the simulation replays the real step's storages through PyTorch's caching allocator,
-which counts whole blocks. `make test-grid` prints every cell, and the worst of them at the end.
+The simulation replays the real step's storages through the model of PyTorch's caching allocator, which counts whole
+blocks; closed forms give that model the tensors of their own record. `make test-grid` prints every cell, and the worst
+of them at the end.
 """
 
 from __future__ import annotations
@@ -57,5 +58,4 @@ def test_the_worst_cells() -> None:
 
 def _line(found: Found) -> str:
     said = f"{found.error:+.2%}: {found.point}: {format_bytes(found.formed)} formed, {format_bytes(found.simulated)}"
-    tensors = found.formed / found.tensors - 1
-    return f"{said} simulated in {found.simulated_at} (tensors alone {tensors:+.2%})"
+    return f"{said} simulated in {found.simulated_at}; of tensors alone {found.error_of_tensors:+.2%}"

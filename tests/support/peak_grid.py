@@ -104,19 +104,26 @@ class Found:
     """What both engines say of a point, bytes."""
 
     point: Point
+    formed_tensors: int
+    """Peak allocated by closed forms, tensor by tensor."""
     formed: int
-    """Peak allocated by closed forms."""
-    simulated: int
-    """Peak allocated as the simulated allocator counts it: blocks."""
+    """The same with what blocks have beyond their tensors."""
     tensors: int
     """Peak of the simulated step's storages, each rounded up to 512 B."""
+    simulated: int
+    """Peak allocated as the simulated allocator counts it: blocks."""
     formed_at: str
     simulated_at: str
 
     @property
     def error(self) -> float:
-        """By how much of it closed forms miss the simulated peak."""
+        """By what share of it closed forms miss the simulated peak."""
         return self.formed / self.simulated - 1
+
+    @property
+    def error_of_tensors(self) -> float:
+        """The same of tensors alone, on both sides."""
+        return self.formed_tensors / self.tensors - 1
 
 
 def compare(point: Point) -> Found:
@@ -125,10 +132,11 @@ def compare(point: Point) -> Found:
     simulation = simulate(point.run)
     memory = simulation.memory()
     assert formed.peak_allocated_bytes is not None
+    assert formed.peak_blocks_bytes is not None
     assert memory.peak_allocated_bytes is not None
     return Found(
-        point, formed.peak_allocated_bytes, memory.peak_allocated_bytes, tensor_bytes(simulation),
-        str(formed.peak_moment), str(memory.peak_moment),
+        point, formed.peak_allocated_bytes, formed.peak_blocks_bytes, tensor_bytes(simulation),
+        memory.peak_allocated_bytes, formed.peak_moment, memory.peak_moment,
     )  # fmt: skip
 
 
