@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from tests.ground_truth.recorder.cases import MODELS, TARGETS, Case
@@ -86,6 +87,11 @@ def optimizer_of(model: Any, c: Case) -> Any:
 
         return create_lorafa_optimizer(model=model, r=c["rank"], lora_alpha=2 * c["rank"], lr=1e-4)
     trained = [p for p in model.parameters() if p.requires_grad]
+    if c["method"] == "adalora":  # as PEFT tells its users to do after each step, while gradients are there
+        optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        taken = itertools.count()
+        optimizer.register_step_post_hook(lambda *_: model.base_model.update_and_allocate(next(taken)))
+        return optimizer
     if c["optimizer"] == "sgd":
         return torch.optim.SGD(trained, lr=1e-4)
     fused = {"fused": True} if c["optimizer"] == "adamw-fused" else {}
