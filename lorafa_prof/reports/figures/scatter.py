@@ -58,6 +58,7 @@ def _points(comparisons: Sequence[Comparison], name: str) -> Iterator[Point]:
 
 
 def drawing_of(known: dict[str, list[Point]]) -> Drawing:
+    """Return the scatter of points, by the memory of which they are ("peak_allocated_bytes")."""
     from matplotlib.figure import Figure
 
     with our_style():
