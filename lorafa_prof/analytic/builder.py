@@ -67,6 +67,8 @@ class Builder:
         self.spec: ModelSpec = run.spec
         self.held: list[Held] = []
         self.linears: list[Linear] = []
+        self.adapted: list[Linear] = []
+        """Linear layers that have an adapter."""
         self.assumptions: list[str] = []
         self.units: Units | None = None
         """Told where the step is, where the model's layers are gathered from several GPUs."""
@@ -186,9 +188,14 @@ class Builder:
         Raises:
             UnknownNameError: a target that no module of this model answers to.
         """
-        if self.make_adapter is None:
-            return
-        for layer in targeted(self.linears, self.run):
+        if self.make_adapter is not None:
+            self.adapt(targeted(self.linears, self.run))
+
+    def adapt(self, layers: list[Linear]) -> None:
+        """Give these linear layers their adapters."""
+        assert self.make_adapter is not None, "full fine-tuning adapts nothing"
+        self.adapted = layers
+        for layer in layers:
             with self.at(layer.path, layer.count):
                 layer.adapter = self.make_adapter(self, layer)
 

@@ -18,6 +18,7 @@ import peft
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import too_few_vectors
 from lorafa_prof.ledger import PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters, names_of_fused_experts, peft_config, quiet
@@ -80,6 +81,7 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
             f"{', '.join(asked)}: they share parameters, and PEFT estimates gradients of linear layers alone; "
             "leave these out of --targets"
         )
+    _refuse_narrow_weights(model, config)
     try:
         with quiet():
             peft.preprocess_loraga(model, config, pass_once)
@@ -87,6 +89,14 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
         raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
     made: peft.PeftConfig = config
     return made
+
+
+def _refuse_narrow_weights(model: torch.nn.Module, config: peft.LoraConfig) -> None:
+    from peft.tuners.lora.loraga import get_target_modules
+
+    for path, module in get_target_modules(model, config):
+        if refusal := too_few_vectors(path, module.weight.shape, config.r):
+            raise refusal
 
 
 def linear_layers_alone(run: RunSpec) -> tuple[str, ...]:

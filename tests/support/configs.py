@@ -60,6 +60,14 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "num_decoder_layers": 3, "vocab_size": 250, "decoder_start_token_id": 0,
     },
     "mixtral": {"model_type": "mixtral", **_GQA, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe", **_GQA, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe", **_GQA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
     "deepseek_v2": {
         "model_type": "deepseek_v2", "hidden_size": 48, "intermediate_size": 112, "moe_intermediate_size": 24,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 6,

@@ -9,7 +9,7 @@ from lorafa_prof.analytic.tape import Tensor
 from lorafa_prof.errors import UnsupportedError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
-MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2")
+MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2", "qwen2_moe", "qwen3_moe")
 GPT2_LIKE = ("gpt2", "gpt_bigcode")
 ROBERTA_LIKE = ("roberta", "xlm-roberta")
 KNOWN = (*LLAMA_LIKE, *MIXTURES_OF_EXPERTS, *GPT2_LIKE, *ROBERTA_LIKE, "t5")
