@@ -22,14 +22,15 @@ from lorafa_prof.specs import ModelSpec, MoeSpec
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "weight"
 
+_UNFUSED_GATED = {"gate": ROUTER, "gate_proj": GATE_UP, "up_proj": GATE_UP, "down_proj": DOWN}
+
 #: By architecture: the names of the unfused experts' projections and of the router, which PEFT takes for the fused
 #: parameter. In DeepSeek-V2 the dense and the shared MLPs bear the same names, so that PEFT no longer adapts those.
 #: Of Qwen 2 PEFT knows the names and never looks them up: it adapts linear layers there, and no routed expert.
 _REWRITTEN: Mapping[str, Mapping[str, str]] = {
     "mixtral": {"gate": ROUTER, "w1": GATE_UP, "w3": GATE_UP, "w2": DOWN},
-    **dict.fromkeys(
-        ("deepseek_v2", "qwen3_moe"), {"gate": ROUTER, "gate_proj": GATE_UP, "up_proj": GATE_UP, "down_proj": DOWN}
-    ),
+    "deepseek_v2": _UNFUSED_GATED,
+    "qwen3_moe": _UNFUSED_GATED,
     "qwen2_moe": {},
 }
 
