@@ -36,11 +36,10 @@ def refuse_without_gradients(run: RunSpec) -> None:
     """Refuse what the pass is not built for.
 
     Raises:
-        UnsupportedError: quantised weights, a classifier, the fused loss, several GPUs.
+        UnsupportedError: quantised weights, the fused loss, several GPUs.
     """
     refused = (
         (run.resolved_quant != "none", f"takes the gradients of the weights: {run.resolved_quant} weights have none"),
-        (run.model.task == "seq-cls", "is not built for sequence classification"),
         (run.loss == "fused", "is not built with the fused loss; it is with --loss hf"),
         (run.shard != "none" or run.gpus > 1, "is not built for several GPUs: its gradients are estimated on one"),
     )

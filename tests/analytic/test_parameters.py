@@ -48,8 +48,6 @@ LINEAR_LAYERS = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v2-flash"), ("q_proj", *LATENT)),
     "deepseek_v2-groups": ("q_a_proj", "q_b_proj", *LATENT),
 }
-#: transformers keeps some of T5's layers in fp32 whatever else is quantised; the engine refuses that.
-NOT_QUANTIZED = ("t5",)
 
 
 def run_with(spec: ModelSpec, method: str) -> RunSpec:
@@ -99,10 +97,7 @@ class TestCatalog:
         """LoRA on all linear layers, and its relatives that freeze A or B or quantise the rest."""
         spec = load_model(name)
         real = real_count(run_with(spec, "lora"))
-        left_out = {
-            *(QUANTIZED if spec.architecture in NOT_QUANTIZED else ()),
-            *(("lora-ga",) if spec.moe is not None else ()),  # which adapts fewer layers there
-        }
+        left_out = ("lora-ga",) if spec.moe is not None else ()  # which adapts fewer layers there
         methods = [method for method in LOW_RANK if method not in left_out and not refused(method, spec)]
         found = {method: count_parameters(run_with(spec, method)) for method in methods}
         assert found == {method: real.of(method) for method in methods}
@@ -130,10 +125,6 @@ class TestFamilies:
     def test_all_methods(self, family: str, method: str) -> None:
         """Counted in the model as it is before quantisation, of which adapters see nothing."""
         run = run_of(family, method, attn="eager")
-        if method in QUANTIZED and family in NOT_QUANTIZED:
-            with pytest.raises(UnsupportedError, match="t5"):
-                count_parameters(run)
-            return
         if refused(method, run.spec):
             with pytest.raises(UnsupportedError, match=f"{method} does not adapt the parameters that experts"):
                 count_parameters(run)
