@@ -18,7 +18,7 @@ HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
 #: Every family, with a configuration that has no sliding window at work.
 FAMILIES = (
     "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2",
-    "gpt_bigcode", "roberta", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups",
+    "gpt_bigcode", "bert", "roberta", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups",
     "deepseek_v2-flash",
 )  # fmt: skip
 #: With one: the windowed layers have a mask.
@@ -34,6 +34,7 @@ METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "gpt_bigcode": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "bert": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "roberta": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "t5": {"dropout_rate": 0.0},
 }
