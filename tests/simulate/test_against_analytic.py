@@ -368,6 +368,9 @@ def test_parts_of_checkpointed_layers(family: str, method: str, options: dict[st
     ("model", "method", "options"),
     [
         ("roberta-base", "qlora", {"bs": 2, "seq": 512}),
+        ("bert-base", "lora-fa", {"bs": 2, "seq": 512}),
+        pytest.param("qwen3-30b-a3b", "lora-fa", {"bs": 1, "seq": 512}, marks=pytest.mark.slow),
+        pytest.param("qwen1.5-moe-a2.7b", "lora", {"bs": 1, "seq": 512}, marks=pytest.mark.slow),
         ("roberta-base", "lora", {"bs": 2, "seq": 512}),
         ("llama2-7b", "lora", {"bs": 4, "seq": 512}),
         pytest.param("llama2-7b", "full", {"bs": 4, "seq": 512, "optimizer": "sgd"}, marks=pytest.mark.slow),
