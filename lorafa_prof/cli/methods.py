@@ -18,4 +18,3 @@ def for_each_method(asked: Sequence[str], answer: Callable[[str], Answer]) -> li
         as there.
     """
     return runs.for_each_method(asked, answer, say)
-

@@ -100,11 +100,14 @@ def _show_versions(ctx: click.Context, param: click.Parameter, value: bool) -> N
 
     click.echo(f"{PROGRAM}, version {__version__}")
     click.echo(f"Python {platform.python_version()}")
-    for package in DECISIVE:
+
+    def line(package: str) -> str:
         try:
-            click.echo(f"{package} {version(package)}")
+            return f"{package} {version(package)}"
         except PackageNotFoundError:
-            click.echo(f"{package} is not installed")
+            return f"{package} is not installed"
+
+    click.echo("\n".join(map(line, DECISIVE)))
     ctx.exit()
 
 

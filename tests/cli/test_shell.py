@@ -61,9 +61,9 @@ class TestCompletion:
     @pytest.mark.parametrize(
         "words",
         [
-            ("report", "run"), ("compare", "run"), ("plot", "x"), ("replay", "snap"), ("run", "tra"), ("predict", "-o", "x"),
-            ("predict", "--config", "q"), ("predict", "--lengths", "l"), ("predict", "--profile", "m"),
-            ("predict", "--model", "./my"), ("oom", "--gpu", "./my"),
+            ("report", "run"), ("compare", "run"), ("plot", "x"), ("replay", "snap"), ("run", "tra"),
+            ("predict", "-o", "x"), ("predict", "--config", "q"), ("predict", "--lengths", "l"),
+            ("predict", "--profile", "m"), ("predict", "--model", "./my"), ("oom", "--gpu", "./my"),
         ],
     )  # fmt: skip
     def test_files(self, words: tuple[str, ...]) -> None:
@@ -145,7 +145,7 @@ class TestTerminals:
     def test_no_line_is_wider(
         self, command: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Narrow ones lose no word: what is said at any width are the same words; below 40 a long word may stick out."""
+        """Columns and notes are wrapped; on the narrowest a word that is longer than a line may stick out."""
         monkeypatch.setenv("COLUMNS", str(width))
         assert main([*command.split(), "-q"]) == 0
         lines = capsys.readouterr().out.splitlines()

@@ -222,8 +222,8 @@ def test_python_works(block: Block) -> None:
 def test_make_knows_what_is_named() -> None:
     """Each `make TARGET` of the pages is a target."""
     made = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*(?: [a-z-]+)*):", made, re.M))
+    targets = set(re.findall(r"^([a-z][a-z-]*(?: [a-z-]+)*):", made, re.MULTILINE))
     known = {name for line in targets for name in line.split()}
     for page in PAGES:
-        for name in re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", page.read_text("utf-8"), re.M):
+        for name in re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", page.read_text("utf-8"), re.MULTILINE):
             assert name in known, f"{page.name}: make {name}"

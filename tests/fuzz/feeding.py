@@ -171,11 +171,10 @@ def read_or_refused(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except LorafaProfError as error:
-        text = str(error)
-        assert error.exit_code in EXIT_CODES
-        assert text
-        assert len(text) < LONGEST_MESSAGE
-        return None
+        refusal = error
+    assert refusal.exit_code in EXIT_CODES
+    assert 0 < len(str(refusal)) < LONGEST_MESSAGE
+    return None
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,10 @@ HOSTILE: tuple[Any, ...] = (
     "__import__('os').system('touch x')", "con", "a\nb", "a\r\nb", "\ufeff", [], {}, [[]], [None], [1, 2, 3], {"a": 1},
     {"": {}}, [[[[[[[]]]]]]], {"__class__": "x"}, [0] * 300,
 )  # fmt: skip
-_NOISE = (b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\\u0000", b"NaN",
-          b"1e999", b"9" * 50, b"&a *a", b"!!python/object:os.system", b"<<: *x", b"---\n", b"\\", b"'", b"- ", b"\t")  # fmt: skip
+_NOISE = (
+    b"", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"{", b"}", b"[", b"]", b'"', b",", b":", b"\n", b"\\u0000", b"NaN",
+    b"1e999", b"9" * 50, b"&a *a", b"!!python/object:os.system", b"<<: *x", b"---\n", b"\\", b"'", b"- ", b"\t",
+)  # fmt: skip
 
 
 def damaged(data: bytes, chance: random.Random, most: int = 6) -> bytes:

@@ -39,7 +39,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "batching": ("random", "grouped", "sorted", "file", "packed", "tokens:2048"), "batching_seed": ("7",),
     "pad_to_multiple_of": ("8",), "profile": (), "cap": ("24GiB", "1GB"), "tokens": ("1B", "500M"),
     "price": ("2", "0.5"), "cards": ("1", "2,4"), "link": ("25GB/s",), "title": ("T",), "tolerance": ("1%", "1MiB"),
-    "format": ("json", "csv", "markdown", "table"), "table": ("7", "c3", "6", "text"), "steps": ("1",), "warmup": ("1",),
+    "format": ("json", "csv", "markdown", "table"), "table": ("7", "c3", "text"), "steps": ("1",), "warmup": ("1",),
     "device": ("cpu", "cuda:1"), "timeout_s": ("5",), "kinds": ("parts", "peaks"), "budget_s": ("5",),
 }  # fmt: skip
 _NAMES = {"models": "model", "methods": "method", "gpus_asked": "gpu", "numbers": "cards"}

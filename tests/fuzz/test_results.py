@@ -110,7 +110,12 @@ class _Tags(HTMLParser):
         self.handlers |= {name for name, _ in attrs if name.startswith("on")}
 
 
-_TEXTS_OF_TAGS = ("<script>alert(1)</script>", "</td></table><img src=x onerror=alert(1)>", "<b onclick=x>", "&lt;i&gt;")
+_TEXTS_OF_TAGS = (
+    "<script>alert(1)</script>",
+    "</td></table><img src=x onerror=alert(1)>",
+    "<b onclick=x>",
+    "&lt;i&gt;",
+)
 
 
 def with_tags(value: Any, chance: random.Random) -> Any:

@@ -43,8 +43,8 @@ TRACE = {"case": {"model": "x"}, "events": EVENTS, "segments": [[4096, 2**21, "s
 PICKLES = [pickle.dumps(recorded(), protocol) for protocol in (2, 4)]
 #: Opcodes with arguments that make them whole, those that run code among them.
 OPCODES = [bytes([ord(code.code)]) for code in pickletools.opcodes] + [
-    b"cos\nsystem\n", b"X\x01\x00\x00\x00x", b"\x8c\x02os\x8c\x06system\x93", b"K\x01", b"h\x00", b"q\x00", b"r\xff\xff\xff\xff",
-    b"\x8d" + b"\xff" * 8, b"\x95" + b"\x00" * 8, b"(ios\nsystem\n", b"\x8a\xff" + b"\x01" * 255,
+    b"cos\nsystem\n", b"X\x01\x00\x00\x00x", b"\x8c\x02os\x8c\x06system\x93", b"K\x01", b"h\x00", b"q\x00",
+    b"r\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x95" + b"\x00" * 8, b"(ios\nsystem\n", b"\x8a\xff" + b"\x01" * 255,
 ]  # fmt: skip
 SETTINGS = [AllocatorSettings.parse(text) for text in ("", "expandable_segments:True", "max_split_size_mb:64")]
 

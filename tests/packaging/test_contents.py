@@ -36,11 +36,11 @@ def test_the_wheel_holds_the_package() -> None:
 
 
 def test_the_sdist_holds_what_tests_need() -> None:
-    """Package, tests, documents and the build file: the tests can be run from it."""
+    """Package, tests and documents: the tests can be run from it. README and licence come with the metadata."""
     sdist = pytest.importorskip("hatchling.builders.sdist")
     builder = sdist.SdistBuilder(str(ROOT))
     held = {file.distribution_path for file in builder.recurse_included_files()}
-    assert held >= tracked("lorafa_prof", "tests", "docs", "README.md", "LICENSE", "CHANGELOG.md", "Makefile")
+    assert held >= tracked("lorafa_prof", "tests", "docs", "CHANGELOG.md", "Makefile")
 
 
 def test_the_installed_package_has_its_data() -> None:

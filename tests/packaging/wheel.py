@@ -135,7 +135,9 @@ def main() -> None:
     """Read the arguments and go through all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pythons", nargs="*", default=[sys.executable], help="interpreters to try it with")
-    parser.add_argument("--extras", default="parquet,torch,qlora", help="comma list, for the first of them; '' for none")
+    parser.add_argument(
+        "--extras", default="parquet,torch,qlora", help="comma list, for the first of them; '' for none"
+    )
     options = parser.parse_args()
     extras = [extra for extra in options.extras.split(",") if extra]
     with tempfile.TemporaryDirectory() as name:
