@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 
-class _Names(click.ParamType):
+class _Names(click.types.StringParamType):
     """Names, the last of a comma list being completed; and files, where the option takes one in a name's place.
 
     Args:
         known: returns the names.
         or_file: offer files too.
     """
-
-    name = "name"
 
     def __init__(self, known: Callable[[], Iterable[str]], *, or_file: bool) -> None:
         self._known, self._or_file = known, or_file
@@ -49,7 +48,7 @@ def _methods() -> Iterable[str]:
 
 
 _MODEL, _CARD = _Names(_models, or_file=True), _Names(_cards, or_file=True)
-_TYPES: dict[str, click.ParamType] = {
+_TYPES: dict[str, click.ParamType[Any]] = {
     **dict.fromkeys(("model", "models"), _MODEL),
     **dict.fromkeys(("gpu", "gpus_asked"), _CARD),
     "methods": _Names(_methods, or_file=False),
