@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Tests of the core that read nothing of the checkout but tests/ itself.
-TESTS = ("tests/cli/test_list.py", "tests/cli/test_ranges.py", "tests/lengths", "tests/test_units.py",
+TESTS = ("tests/cli/test_list.py", "tests/cli/test_ranges.py", "tests/lengths/test_reading.py", "tests/test_units.py",
          "tests/test_search.py", "tests/test_layers.py", "tests/cli/test_emit.py")  # fmt: skip
 PREDICT = ("predict", "--model", "llama2-7b", "--bs", "8", "--seq", "1024", "--gpu", "a100-80gb")
 #: A step that is small enough for any machine.
