@@ -9,7 +9,7 @@ import torch
 
 from lorafa_prof.analytic.methods import modelled_methods
 from lorafa_prof.analytic.plan import ParameterCount, count_parameters, plan
-from lorafa_prof.catalog import load_model, model_names
+from lorafa_prof.catalog import load_model, model_names, spec_from_config
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import MethodSpec, ModelSpec, RunSpec
 from lorafa_prof.workload.adapters import FROZEN, add_adapters
@@ -54,6 +54,13 @@ def run_with(spec: ModelSpec, method: str) -> RunSpec:
     return RunSpec(model=spec, method=MethodSpec(name=method, rank=8), seq=16, attn="eager")
 
 
+def shortened(spec: ModelSpec, depth: int) -> ModelSpec:
+    """The model with so many layers, of encoder and decoder each; DeepSeek's first without experts, the next with."""
+    depths = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+    config = {key: depth if key in depths else value for key, value in spec.config.items() if key != "layer_types"}
+    return spec_from_config(spec.name, config)
+
+
 @dataclass(frozen=True)
 class Real:
     """Parameters of a real model."""
@@ -92,10 +99,16 @@ class TestCatalog:
         real = real_count(run)
         assert count_parameters(run) == ParameterCount(real.total, real.total)
 
+    @pytest.mark.parametrize("depth", [2, pytest.param(None, marks=pytest.mark.slow)], ids=["two layers", "whole"])
     @pytest.mark.parametrize("name", model_names())
-    def test_low_rank(self, name: str) -> None:
-        """LoRA on all linear layers, and its relatives that freeze A or B or quantise the rest."""
-        spec = load_model(name)
+    def test_low_rank(self, name: str, depth: int | None) -> None:
+        """LoRA on all linear layers, and its relatives that freeze A or B or quantise the rest.
+
+        PEFT takes some milliseconds for each of up to 560 matrices: of a deep model two layers of its widths are
+        adapted by default. That layers are counted as often as they are there is for `test_full`, and for `make
+        test-slow`.
+        """
+        spec = load_model(name) if depth is None else shortened(load_model(name), depth)
         real = real_count(run_with(spec, "lora"))
         left_out = ("lora-ga",) if spec.moe is not None else ()  # which adapts fewer layers there
         methods = [method for method in LOW_RANK if method not in left_out and not refused(method, spec)]
