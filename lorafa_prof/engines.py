@@ -13,6 +13,7 @@ from lorafa_prof.specs import require_choice
 if TYPE_CHECKING:
     from lorafa_prof.lengths import Lengths
     from lorafa_prof.results import Prediction
+    from lorafa_prof.results.step_record import StepRecord
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
     from lorafa_prof.speed.profile import DeviceProfile
     from lorafa_prof.thresholds import Engine, Guess
@@ -243,6 +244,25 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+
+
+def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> StepRecord:
+    """Simulate a run in this environment and return what each operation of a step allocates.
+
+    Args:
+        run: the configuration.
+        device: the card whose kernels are simulated; None: one before Hopper.
+        conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
+
+    Raises:
+        as `simulating`.
+    """
+    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+
+    with _importing_the_real_step():
+        from lorafa_prof.simulate.engine import simulate
+        from lorafa_prof.simulate.step_records import step_record
+    return step_record(simulate(run, device, settings=AllocatorSettings.parse(conf) if conf else None))
 
 
 def simulating_on_cards() -> PredictOnCard:

@@ -46,11 +46,13 @@ BENEATH: dict[str, set[str]] = {
     "measure": {"results", "workload", "speed"},
     "calibrate": {"measure", "simulate"},
     "compare": {"results"},
+    "diff": {"results"},
     "engines": {"analytic", "simulate"},
+    "elsewhere": {"engines"},
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
     "api": {"configs", "thresholds_asked", "reports"},
-    "cli": {"api", "capacity", "claims", "calibrate"},
+    "cli": {"api", "diff", "elsewhere", "capacity", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 
