@@ -16,6 +16,8 @@ _LAZY = {
     "TrainerCallback": "lorafa_prof.measure.script.trainer",
     "predict": "lorafa_prof.api.calls",
     "oom": "lorafa_prof.api.calls",
+    "preflight": "lorafa_prof.api.preflight",
+    "preflight_callback": "lorafa_prof.api.preflight",
     "Predictions": "lorafa_prof.api.answers",
     "Thresholds": "lorafa_prof.api.answers",
 }

@@ -28,6 +28,7 @@ BENEATH: dict[str, set[str]] = {
     "sharding": {"specs"},
     "contradictions": {"specs"},
     "catalog": {"specs"},
+    "cards": {"catalog"},
     "configs": {"catalog"},
     "results": {"ledger"},
     "lengths": {"catalog", "results"},
@@ -51,7 +52,7 @@ BENEATH: dict[str, set[str]] = {
     "elsewhere": {"engines"},
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
-    "api": {"configs", "thresholds_asked", "reports"},
+    "api": {"cards", "configs", "thresholds_asked", "reports"},
     "cli": {"api", "diff", "elsewhere", "capacity", "claims", "calibrate"},
     "__main__": {"cli"},
 }

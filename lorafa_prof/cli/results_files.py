@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafa_prof.cli.predicting import FILE_NAME
+from lorafa_prof.cards import FILE_NAME
 from lorafa_prof.errors import BadInputError, UnknownNameError
 
 if TYPE_CHECKING:
