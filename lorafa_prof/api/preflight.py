@@ -33,7 +33,6 @@ _ALLOC_CONF = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 def preflight(
     trainer: Any,
     *,
-    seq: int | None = None,
     gpu: str | DeviceSpec | None = None,
     cap: str | int | None = None,
     engine: Engine = "auto",
@@ -48,15 +47,15 @@ def preflight(
 
     Args:
         trainer: a transformers `Trainer` (or a subclass of it, as TRL's), before or after `train` has begun.
-        seq: tokens of the longest sequence; None: `max_length` of the arguments, or the longest `input_ids` of the
-            training data, to which a batch is padded.
         gpu: the card, by alias or JSON file or as a `DeviceSpec`; None: the CUDA device at hand.
         cap: memory for the allocator, in bytes or as "24GiB", where others use the card too.
         engine: "simulate": the real step of the installed releases on meta tensors, in seconds; "analytic": closed
             forms; "auto": the simulation, and closed forms for what it does not model.
         advice: also look for what would make it fit, each change judged by the same engine.
         stop: raise where it does not fit; False: return the answer, whose `fits` is False.
-        **options: run options that count before what is read from the Trainer (see `RunOptions`).
+        **options: run options that count before what is read from the Trainer (see `RunOptions`). Without `seq`, the
+            longest sequence is `max_length` of the arguments, or the longest `input_ids` of the training data, to which
+            a batch is padded.
 
     Returns:
         The prediction, a sequence of one; sizes are integers of bytes.
@@ -68,15 +67,12 @@ def preflight(
         UnsupportedError: what neither engine models: nothing is said then, and training may fit or not.
     """
     dataset, optimizer = getattr(trainer, "train_dataset", None), getattr(trainer, "optimizer", None)
-    training = training_of(
-        trainer.model, trainer.args, dataset=dataset, optimizer=optimizer, seq=seq, options=options
-    )  # fmt: skip
+    training = training_of(trainer.model, trainer.args, dataset=dataset, optimizer=optimizer, options=options)
     return _judged(training, _card(gpu, cap, trainer.args), engine=engine, advice=advice, stop=stop)
 
 
 def preflight_callback(
     *,
-    seq: int | None = None,
     gpu: str | DeviceSpec | None = None,
     cap: str | int | None = None,
     engine: Engine = "auto",
@@ -87,7 +83,7 @@ def preflight_callback(
     """Return a callback for a Trainer that does as `preflight` when the training begins, before its first step.
 
     Args:
-        seq, gpu, cap, engine, advice, stop: as `preflight` takes them.
+        gpu, cap, engine, advice, stop: as `preflight` takes them.
         **options: as `preflight` takes them.
 
     Returns:
@@ -112,7 +108,7 @@ def preflight_callback(
             loader = kwargs.get("train_dataloader")
             training = training_of(
                 kwargs["model"], args, dataset=getattr(loader, "dataset", None), optimizer=kwargs.get("optimizer"),
-                seq=seq, options=options,
+                options=options,
             )  # fmt: skip
             self.predictions = _judged(training, _card(gpu, cap, args), engine=engine, advice=advice, stop=stop)
 

@@ -62,7 +62,7 @@ class Training:
 
 
 def training_of(
-    model: Any, args: Any, *, dataset: Any = None, optimizer: Any = None, seq: int | None, options: Mapping[str, Any]
+    model: Any, args: Any, *, dataset: Any = None, optimizer: Any = None, options: Mapping[str, Any]
 ) -> Training:
     """Return the run of a Trainer.
 
@@ -71,8 +71,8 @@ def training_of(
         args: its `TrainingArguments`.
         dataset: what it trains on; asked for the longest sequence where nothing else says one.
         optimizer: the one that it has made, or was given; None: what `args` ask for.
-        seq: tokens of the longest sequence; None: `max_length` of `args`, or the longest of the data set.
-        options: run options that count before what is read here.
+        options: run options that count before what is read here; without `seq`, sequences are as long as `max_length`
+            of `args` says, or as the longest of the data set.
 
     Raises:
         BadInputError: no sequence length to be had, an option that there is not.
@@ -84,7 +84,7 @@ def training_of(
     found = _observed(model, adapter is not None, optimizer, args) | _of_ranks(args, reading)
     method = _method(model, str(reading.options.get("method", "lora")), adapter is not None)
     said = as_said(options)
-    length = seq if seq is not None else reading.options.get("seq", None) or _longest(dataset)
+    length = said["seq"] if "seq" in said else reading.options.get("seq") or _longest(dataset)
     values = {**defaults(), **reading.options, **found, "seq": length, **said}
     values = {name: value for name, value in values.items() if name not in ("model", "method")}
     files = applied(reading, ["model", "method", "seq", *found, *said])
