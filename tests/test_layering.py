@@ -29,6 +29,8 @@ BENEATH: dict[str, set[str]] = {
     "contradictions": {"specs"},
     "catalog": {"specs"},
     "cards": {"catalog"},
+    "saved_results": {"catalog", "results"},
+    "predicting": {"cards", "compare", "engines"},
     "configs": {"catalog"},
     "results": {"ledger"},
     "lengths": {"catalog", "results"},
@@ -52,8 +54,8 @@ BENEATH: dict[str, set[str]] = {
     "elsewhere": {"engines"},
     "reports": {"results"},
     "thresholds_asked": {"advice", "compare", "engines", "runs"},
-    "api": {"cards", "configs", "thresholds_asked", "reports"},
-    "cli": {"api", "diff", "elsewhere", "capacity", "claims", "calibrate"},
+    "api": {"predicting", "saved_results", "diff", "elsewhere", "configs", "thresholds_asked", "reports"},
+    "cli": {"api", "capacity", "claims", "calibrate"},
     "__main__": {"cli"},
 }
 

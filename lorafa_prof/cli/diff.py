@@ -86,7 +86,9 @@ def command(
     allowed = None if tolerance is None else Tolerance.parse(tolerance)
     if len(files) + len(pythons) > _SIDES or (record is not None and (files or len(pythons) > 1)):
         raise BadInputError("two sides are compared, and one is recorded: fewer FILEs, or fewer --python")
-    records = [_read(file) for file in files]
+    from lorafa_prof.saved_results import read_step_record
+
+    records = [read_step_record(file) for file in files]
     if records:
         _refuse_options(ctx, files)
     if len(records) < _SIDES:
@@ -108,21 +110,6 @@ def command(
     _emit(difference, top, format, output)
     if allowed is not None and not _holds(difference, allowed):
         ctx.exit(1)
-
-
-def _read(file: str) -> StepRecord:
-    from lorafa_prof.catalog.json_files import one_line, read_json_object
-    from lorafa_prof.elsewhere.asking import LARGEST_RECORD
-    from lorafa_prof.results.step_record import StepRecord
-
-    document = read_json_object(file, largest=LARGEST_RECORD, what="a record")
-    entries = document.get("step_records")
-    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-        raise BadInputError(f"{one_line(file)}: no record of a step; lorafa-prof diff --record writes one")
-    try:
-        return StepRecord.from_json(entries[0], source=file)
-    except BadInputError as error:
-        raise BadInputError(f"{one_line(file)}: {one_line(str(error), 400)}") from error
 
 
 def _refuse_options(ctx: click.Context, files: tuple[str, ...]) -> None:
