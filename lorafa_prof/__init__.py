@@ -1,8 +1,9 @@
 """lorafa-prof: memory and throughput profiling for fine-tuning large language models.
 
 From Python, `predict` and `oom` answer as the commands of these names do, `sweep` for every combination of options;
-`comparison` and `difference` are the commands compare and diff. `preflight` stops a Trainer that would run out of memory. `profile` looks at a training loop,
-`TrainerCallback` at that of transformers' Trainer; `lorafa-prof run` looks at a script that knows of neither.
+`comparison` and `difference` are the commands compare and diff. `preflight` stops a Trainer that would run out of
+memory. `profile` looks at a training loop, `TrainerCallback` at that of transformers' Trainer; `lorafa-prof run` looks
+at a script that knows of neither.
 """
 
 import importlib as _importlib

@@ -81,10 +81,7 @@ def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
             *(_along(p.run, axis) for axis in axes),
             _size(p.memory.peak_allocated_bytes, strong=True),
             _size(p.memory.peak_reserved_bytes),
-            *(
-                Cell(text="fits" if f.fits else "does not fit", value=f.fits, tone="good" if f.fits else "bad")
-                for f in p.fit
-            ),
+            *map(_verdict, p.fit),
         )
         for p in predictions
     ]
@@ -97,10 +94,6 @@ def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
     )
     title = f"{predictions[0].run.model.name}: {len(predictions)} predictions, GiB" if predictions else "no prediction"
     return Table(title=title, columns=columns, rows=tuple(rows), keys=1 + len(axes))
-
-
-def _verdict(fit: Fit) -> Cell:
-    return Cell(text="fits" if fit.fits else "does not fit", value=fit.fits, tone="good" if fit.fits else "bad")
 
 
 def _along(run: RunSpec, option: str) -> Scalar:
