@@ -16,6 +16,7 @@ from lorafa_prof.cli.options import (
     optional_run_options,
     run_parameters,
 )
+from lorafa_prof.cli.program import say
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import name_list, run_spec
 
@@ -182,5 +183,5 @@ def _holds(difference: Difference, tolerance: Tolerance) -> bool:
         one, other = getattr(before, name), getattr(after, name)
         if one is not None and other is not None and not tolerance.allows(one, other):
             holds = False
-            click.echo(f"lorafa-prof: {words} {one} bytes before, {other} after: {other - one:+}", err=True)
+            say(f"{words} {one} bytes before, {other} after: {other - one:+}")
     return holds
