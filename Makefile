@@ -77,6 +77,7 @@ test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
 	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(VENV)-4.48.1/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(PYTEST) $(MATRIX) $(ARGS)
+	$(PYTEST) -m slow tests/simulate/test_other_environments.py $(ARGS)
 
 # DeepSpeed lies beside the environment, without its kernels: of its ZeRO torch's own operators are enough.
 ZERO := $(VENV)-deepspeed/.made
