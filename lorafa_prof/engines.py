@@ -280,7 +280,7 @@ def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> 
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
