@@ -74,6 +74,37 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     )
 
 
+def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
+    """Return a row a prediction: what varies between them, the peaks in GiB, and the verdict of each card."""
+    devices = [fit.device for fit in predictions[0].fit] if predictions else []
+    rows = [
+        (
+            method_name(p.run.method.name),
+            *(_along(p.run, axis) for axis in axes),
+            _size(p.memory.peak_allocated_bytes, strong=True),
+            _size(p.memory.peak_reserved_bytes),
+            *map(_verdict, p.fit),
+        )
+        for p in predictions
+    ]
+    columns = (
+        Column(name="method"),
+        *(Column(name=axis.replace("_", " "), justify="right", key=axis) for axis in axes),
+        Column(name="peak allocated", justify="right", key="peak_allocated_bytes"),
+        Column(name="peak reserved", justify="right", key="peak_reserved_bytes"),
+        *(Column(name=device) for device in devices),
+    )
+    title = f"{predictions[0].run.model.name}: {len(predictions)} predictions, GiB" if predictions else "no prediction"
+    return Table(title=title, columns=columns, rows=tuple(rows), keys=1 + len(axes))
+
+
+def _along(run: RunSpec, option: str) -> Scalar:
+    """Return the value of an option that varies, by the name that it is asked for."""
+    named = {"rank": run.method.rank, "dropout": run.method.dropout, "world_size": run.gpus}
+    value: Scalar = named[option] if option in named else getattr(run, option)
+    return str(value) if isinstance(value, float) else value
+
+
 def run_title(run: RunSpec, without: Axis | None = None) -> str:
     """Return the configuration in one line, the method left out, and what is varied along an axis."""
     sizes = {"bs": f"batch {run.bs}", "seq": f"{run.seq:,} tokens"}
