@@ -233,8 +233,8 @@ def test_quantised_weights(family: str, method: str, quant: Any, options: dict[s
 
 @pytest.mark.parametrize("family", ["t5", pytest.param("llama", marks=pytest.mark.slow)])
 def test_clones_of_quantised_results(family: str) -> None:
-    """PEFT clones what a 4-bit layer returns, for VeRA too: where the layer runs again what was kept of it goes, and the
-    clone is there.
+    """PEFT clones what a 4-bit layer returns, for VeRA too: where the layer runs again what was kept of it goes, and
+    the clone is there.
     """
     options = {"checkpointing": "selective", "attn": "eager", "optimizer": "sgd"}
     run = run_of(family, "vera", quant="nf4", layers=3, **options)
