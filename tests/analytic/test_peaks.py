@@ -20,7 +20,7 @@ LOSS, LAYER = {"vocab_size": 6000}, {"vocab_size": 260}
 
 FAMILIES = (
     "llama", "llama-bias", "mistral", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3_text-window",
-    "phi3", "granite", "gpt2", "gpt_bigcode", "roberta", "t5", *EXPERTS,
+    "phi3", "granite", "gpt2", "gpt_bigcode", "bert", "roberta", "t5", *EXPERTS,
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
