@@ -58,7 +58,7 @@ test-slow: $(TEST)
 test-thresholds: $(TEST)
 	$(PYTEST) -n auto -m slow -rP tests/simulate/test_every_card.py $(ARGS)
 
-# In one process: the last test prints the worst of what the others have found. Some ten minutes of one core.
+# In one process: the last test prints the worst of what the others have found. Some twenty minutes of one core.
 test-grid: $(TEST)
 	$(PYTEST) -rP tests/simulate/test_grid.py $(ARGS)
 
