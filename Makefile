@@ -23,13 +23,14 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
+.PHONY: help demo test test-slow test-thresholds test-grid heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-thresholds  largest batches of all cards, five methods, three models, by both engines'
+	@echo 'make test-grid    peaks by both engines: every method on every architecture, in models of full size'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
@@ -56,6 +57,10 @@ test-slow: $(TEST)
 # Each model with each method is a test of its own, which prints its rows.
 test-thresholds: $(TEST)
 	$(PYTEST) -n auto -m slow -rP tests/simulate/test_every_card.py $(ARGS)
+
+# In one process: the last test prints the worst of what the others have found. Some ten minutes of one core.
+test-grid: $(TEST)
+	$(PYTEST) -rP tests/simulate/test_grid.py $(ARGS)
 
 # Published measurements name the releases that ran, so each gets an environment of its own; what warns of its own age
 # there is no error, and their logging calls are left alone.

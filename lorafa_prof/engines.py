@@ -42,6 +42,7 @@ def predictor(
     snapshot: Callable[[bytes], object] | None = None,
     profile: DeviceProfile | None = None,
     lengths: Lengths | None = None,
+    blocks: float = 0.0,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run.
 
@@ -52,6 +53,7 @@ def predictor(
         snapshot: as `simulating` takes it.
         profile: by which steps are timed: of one of the devices, or of the CPU, which then is what is simulated.
         lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
+        blocks: closed forms count the allocator's blocks where they could add more than this share of the peak.
 
     Raises:
         as `simulating`.
@@ -64,7 +66,7 @@ def predictor(
     if engine == "analytic":
         if profile is not None and profile.kind == "cpu":
             raise BadInputError("the profile is of a CPU, and closed forms are of cards: --engine simulate")
-        return _closed_forms(devices, profile, lengths)
+        return _closed_forms(devices, profile, lengths, blocks)
     if profile is not None and profile.kind == "cpu":
         if conf or snapshot is not None:
             raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
@@ -74,12 +76,12 @@ def predictor(
 
 
 def _closed_forms(
-    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None
+    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None, blocks: float
 ) -> Callable[[RunSpec], Prediction]:
     if lengths is None:
         from lorafa_prof.analytic import predict
 
-        return lambda run: predict(run, devices, timed=bool(devices), profile=profile)
+        return lambda run: predict(run, devices, timed=bool(devices), profile=profile, blocks=blocks)
     from lorafa_prof.analytic.lengths import EpochForms
 
     forms = EpochForms(lengths)
@@ -130,7 +132,7 @@ def simulating(
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     device = devices[0] if devices else None
@@ -236,7 +238,7 @@ def simulations(
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     with _importing_the_real_step():
@@ -259,7 +261,7 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
@@ -278,7 +280,7 @@ def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> 
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate

@@ -40,6 +40,8 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in PART_NAMES.items()]
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
+    if any(p.memory.peak_blocks_bytes not in (None, p.memory.peak_allocated_bytes) for p in predictions):
+        rows.append(_row("  in PyTorch's blocks", predictions, lambda p: _size(p.memory.peak_blocks_bytes)))
     rows.append(_row("reached in", predictions, lambda p: moment_cell(p.memory.peak_moment)))
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
