@@ -71,12 +71,9 @@ class Answers(Sequence[Result], Generic[Result]):
 
     def _repr_html_(self) -> str:
         """Return the same as tables of HTML, for notebooks; everything is escaped."""
-        from html import escape
+        from lorafa_prof.reports.html import notebook_html
 
-        from lorafa_prof.reports.html import html_table
-
-        remarks = "".join(f"<p>{escape(remark)}</p>\n" for remark in self.remarks)
-        return "".join(map(html_table, self._tables())) + remarks
+        return notebook_html(self._tables(), self.remarks)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row a result and card, with the columns of the command's CSV; sizes are integers of bytes."""

@@ -84,10 +84,11 @@ def training_of(
     found = _observed(model, adapter is not None, optimizer, args) | _of_ranks(args, reading)
     method = _method(model, str(reading.options.get("method", "lora")), adapter is not None)
     said = as_said(options)
-    length = said["seq"] if "seq" in said else reading.options.get("seq") or _longest(dataset)
-    values = {**defaults(), **reading.options, **found, "seq": length, **said}
+    if "seq" not in said and "seq" not in reading.options:
+        found |= _lengths(dataset, found["bs"])
+    values = {**defaults(), **reading.options, **found, **said}
     values = {name: value for name, value in values.items() if name not in ("model", "method")}
-    files = applied(reading, ["model", "method", "seq", *found, *said])
+    files = applied(reading, ["model", "method", *found, *said])
     run = run_spec(_model_spec(model), method, **values)
     return Training(run=run, files=files, parameters=_parameters(model, run))
 
@@ -268,8 +269,8 @@ def _of_ranks(args: Any, reading: Reading) -> dict[str, Any]:
     return {"gpus": world, "shard": reading.options.get("shard", "ddp")}
 
 
-def _longest(dataset: Any) -> int:
-    """Return the tokens of the longest sequence of a data set, which a batch is padded to.
+def _lengths(dataset: Any, bs: int) -> dict[str, Any]:
+    """Return the tokens of the longest sequence of a data set, which a batch is padded to, and whether it has to be.
 
     Raises:
         BadInputError: it does not tell, or is too long to be looked through.
@@ -283,9 +284,9 @@ def _longest(dataset: Any) -> int:
         raise BadInputError(
             f"{advice}: of {number:,} rows not all are looked at ({MOST_ROWS:,} at most, and one at least)"
         )
-    longest = 0
+    lengths = set[int]()
     for row in (dataset[index] for index in range(number)):
         if not isinstance(row, Mapping) or "input_ids" not in row:
             raise BadInputError(f"{advice}: the rows of the data set have no input_ids")
-        longest = max(longest, len(row["input_ids"]))
-    return longest
+        lengths.add(len(row["input_ids"]))
+    return {"seq": max(lengths), "padded": bs > 1 and len(lengths) > 1}

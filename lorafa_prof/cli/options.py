@@ -230,24 +230,26 @@ _PADDED = _Option(
     names=("--padded", "padded"), default=False,
     help="Some of the batch is padding, and its mask says so: sdpa then runs another kernel.",
 )  # fmt: skip
+#: All that describes one run, beside its model and method.
+RUN = (*_SIZES, *_OPTIONS, _PADDED)
 
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    options = (option.single() for option in (*_SIZES, *_OPTIONS, _PADDED))
+    options = (option.single() for option in RUN)
     return _with(function, _MODEL, config_option, *options, trust_option)
 
 
 def optional_run_options(function: Function) -> Function:
     """Add the run options to a command that may take its run from a file, and then has the model None."""
     model = click.option("--model", help="Alias, hub id, or path to a config.json or model folder.")
-    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    options = (option.single() for option in RUN)
     return _with(function, model, config_option, *options, trust_option)
 
 
 def run_parameters() -> frozenset[str]:
     """Return the names of the parameters that describe a run."""
-    return frozenset({"model", "methods", "config", "trust_remote_code", *(o.names[-1] for o in (*_SIZES, *_OPTIONS))})
+    return frozenset({"model", "methods", "config", "trust_remote_code", *(option.names[-1] for option in RUN)})
 
 
 def sweep_options(function: Function) -> Function:

@@ -110,6 +110,26 @@ def _statements(told: Sequence[Told]) -> str:
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
+#: What a notebook, which has no style of ours, needs to set figures in columns; of our tables alone.
+_NOTEBOOK = """<style>
+.lorafa-prof table { border-collapse: collapse; margin: 0.5em 0; }
+.lorafa-prof caption { text-align: left; font-weight: bold; padding: 0.3em 0; }
+.lorafa-prof th, .lorafa-prof td { text-align: left; vertical-align: top; padding: 0.1em 0.6em; }
+.lorafa-prof th.number, .lorafa-prof td.number { text-align: right; white-space: nowrap; }
+.lorafa-prof tbody + tbody tr:first-child > * { border-top: 1px solid currentColor; }
+.lorafa-prof tbody th { font-weight: normal; }
+.lorafa-prof .strong { font-weight: bold; }
+.lorafa-prof .indented { padding-left: 1.6em; }
+</style>
+"""
+
+
+def notebook_html(tables: Sequence[Table], remarks: Sequence[str] = ()) -> str:
+    """Return tables and remarks for a notebook's cell, with a style that reaches no further; everything is escaped."""
+    said = "".join(f"<p>{escape(remark)}</p>\n" for remark in remarks)
+    return f'{_NOTEBOOK}<div class="lorafa-prof">\n{"".join(map(html_table, tables))}{said}</div>\n'
+
+
 def html_table(table: Table, *, is_prose: bool = False) -> str:
     """Return a table with its title as caption and its notes below; the exact value of a cell is in its markup.
 

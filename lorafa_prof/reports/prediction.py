@@ -77,12 +77,13 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
 def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
     """Return a row a prediction: what varies between them, the peaks in GiB, and the verdict of each card."""
     devices = [fit.device for fit in predictions[0].fit] if predictions else []
+    reserved = any(p.memory.peak_reserved_bytes is not None for p in predictions)
     rows = [
         (
             method_name(p.run.method.name),
             *(_along(p.run, axis) for axis in axes),
             _size(p.memory.peak_allocated_bytes, strong=True),
-            _size(p.memory.peak_reserved_bytes),
+            *([_size(p.memory.peak_reserved_bytes)] if reserved else ()),
             *map(_verdict, p.fit),
         )
         for p in predictions
@@ -91,7 +92,7 @@ def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
         Column(name="method"),
         *(Column(name=axis.replace("_", " "), justify="right", key=axis) for axis in axes),
         Column(name="peak allocated", justify="right", key="peak_allocated_bytes"),
-        Column(name="peak reserved", justify="right", key="peak_reserved_bytes"),
+        *([Column(name="peak reserved", justify="right", key="peak_reserved_bytes")] if reserved else ()),
         *(Column(name=device) for device in devices),
     )
     title = f"{predictions[0].run.model.name}: {len(predictions)} predictions, GiB" if predictions else "no prediction"

@@ -58,7 +58,7 @@ def small(total: int) -> DeviceSpec:
 
 def test_a_trainer_is_the_run_of_its_options(tmp_path: Path) -> None:
     """What the model is and what the arguments say make the run that `predict` takes by name; the longest sequence of
-    the data is the one that is predicted, since a batch is padded to it.
+    the data is the one that is predicted, since a batch is padded to it, and its mask says so.
     """
     model = adapted(lora_dropout=0.1)
     made = trainer(
@@ -67,6 +67,7 @@ def test_a_trainer_is_the_run_of_its_options(tmp_path: Path) -> None:
     found = lp.preflight(made, gpu="rtx4090").only
     run = found.run
     assert (run.bs, run.seq, run.accumulation, run.checkpointing, run.clip) == (3, LONGEST, 2, "full", True)
+    assert run.padded
     assert (run.method.name, run.method.rank, run.method.dropout) == ("lora", 4, 0.1)
     assert (run.dtype, run.adapter_dtype, run.amp, run.attn, run.optimizer) == ("bf16", "fp32", False, "sdpa", "adamw")
     assert found.engine == "simulate"
@@ -74,7 +75,7 @@ def test_a_trainer_is_the_run_of_its_options(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(model.config.to_json_string())
     said = lp.predict(
         str(tmp_path / "config.json"), engine="simulate", gpus="rtx4090", method="lora", bs=3, seq=LONGEST, rank=4,
-        dropout=0.1, accumulation=2, clip=True, checkpointing="full", optimizer="adamw",
+        dropout=0.1, accumulation=2, clip=True, padded=True, checkpointing="full", optimizer="adamw",
         targets=sorted(model.peft_config["default"].target_modules),
     ).only  # fmt: skip
     assert said.memory == found.memory
