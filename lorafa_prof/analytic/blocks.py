@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lorafa_prof.allocator.sizes import SMALL_SIZE
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import StepPlan
-from lorafa_prof.analytic.timeline import Kind, Timeline
+from lorafa_prof.analytic.timeline import Kind, Repeat, Timeline
 
 if TYPE_CHECKING:
     from lorafa_prof.allocator.caching_allocator import CachingAllocator
@@ -29,9 +29,19 @@ _LAYER = re.compile(r"[^*]*\*")
 _LOADED = ("weights", "adapters")
 
 
-def beyond_tensors(plan: StepPlan, bs: int, seq: int, position: int, workspaces: Sequence[int] = ()) -> int:
-    """Return the bytes of blocks beyond their tensors' after an event of a timeline; it is asked as `replayed` is."""
-    allocator = replayed(plan, bs, seq, position, workspaces)
+class NotAliveError(LookupError):
+    """A tensor goes that has not come: layers that were not traced are not as the one that stands for them."""
+
+
+def beyond_tensors(plan: StepPlan, bs: int, seq: int, position: int, workspaces: Sequence[int] = ()) -> int | None:
+    """Return the bytes of blocks beyond their tensors' after an event of a timeline; it is asked as `replayed` is.
+
+    None where the record does not add up layer by layer: no figure is better than one of another step.
+    """
+    try:
+        allocator = replayed(plan, bs, seq, position, workspaces)
+    except NotAliveError:
+        return None
     return allocator.allocated - allocator.requested
 
 
@@ -52,6 +62,9 @@ def replayed(plan: StepPlan, bs: int, seq: int, position: int, workspaces: Seque
         seq: sequence length.
         position: -1 for before the first event, the number of events for the optimizer's step.
         workspaces: bytes of each buffer that libraries take in the first forward and backward, and keep.
+
+    Raises:
+        NotAliveError: the record does not add up layer by layer.
     """
     values = symbol_values(bs, seq)
 
@@ -99,6 +112,8 @@ class _Replay:
             if change > 0:
                 alive[kind].append(self.born(sizes[kind]))
             else:
+                if not alive[kind]:
+                    raise NotAliveError(timeline.kinds[kind].name)
                 gone = alive[kind].pop() if timeline.kinds[kind].saved else alive[kind].popleft()
                 self.events.append(~gone)
 
@@ -120,7 +135,7 @@ def _unrolled(timeline: Timeline, sizes: Sequence[int], position: int) -> Iterat
     while number < len(events):
         repeat = blocks.get(number)
         if repeat is not None and repeat.block_end > number:
-            yield from _layer(timeline, sizes, repeat.first, repeat.end) * repeat.times
+            yield from _layer(timeline, sizes, repeat) * repeat.times
             number = repeat.block_end
             continue
         event = events[number]
@@ -132,9 +147,27 @@ def _unrolled(timeline: Timeline, sizes: Sequence[int], position: int) -> Iterat
         number += 1
 
 
-def _layer(timeline: Timeline, sizes: Sequence[int], first: int, end: int) -> list[tuple[int, int]]:
-    """Return (kind, 1 or -1) of one layer's large tensors."""
-    return [(kind, 1 if change > 0 else -1) for kind, change, _ in timeline.events[first:end] if sizes[kind]]
+def _layer(timeline: Timeline, sizes: Sequence[int], repeat: Repeat) -> list[tuple[int, int]]:
+    """Return (kind, 1 or -1) of the large tensors of one layer that was not traced.
+
+    These are the events of the layer that stands for it, but for what only that one has: the timeline says what the
+    further layers leave behind and take with them, all at once, or together with the layer's own.
+    """
+    events = [(kind, change) for kind, change, _ in timeline.events[repeat.first : repeat.end] if sizes[kind]]
+    too_much: Counter[int] = Counter()
+    for kind, change in events:
+        too_much[kind] += (change > 0) - (change == -1)  # one that dies for all layers is told of
+    for kind, change, _ in timeline.events[repeat.block_first : repeat.block_end]:
+        too_much[kind] -= change // repeat.times
+    kept = []
+    for kind, change in reversed(events):
+        sign = 1 if change > 0 else -1
+        if too_much[kind] * sign > 0:
+            too_much[kind] -= sign
+        else:
+            kept.append((kind, sign))
+    kept.reverse()
+    return kept
 
 
 def _in_order(tensors: Iterable[tuple[Kind, int]]) -> Iterator[Kind]:

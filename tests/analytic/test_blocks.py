@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "recomputed": {"checkpointing": "full"},
     "selective": {"checkpointing": "selective"},
     "several": {"accumulation": 2},
+    "several recomputed": {"accumulation": 2, "checkpointing": "full", "amp": True, "dtype": "fp32"},
 }
 
 
@@ -36,11 +37,11 @@ def large_alive(planned: StepPlan, bs: int, seq: int, position: int) -> int:
 
 
 def cases() -> list[Any]:
-    """Every family with every option; a fifth of them by default."""
+    """Every family with every option; a sixth of them by default."""
     made = []
     for i, family in enumerate(FAMILIES):
         for j, (name, options) in enumerate(OPTIONS.items()):
-            marks = () if (i + j) % 5 == 0 else pytest.mark.slow
+            marks = () if (i + j) % 6 == 0 else pytest.mark.slow
             made.append(pytest.param(family, options, id=f"{family}-{name}", marks=marks))
     return made
 
