@@ -433,13 +433,7 @@ class Tape:
         # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
         if self._checkpoints:
             node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
-        for i, edge in enumerate(node.edges):
-            grad = outs[i]
-            if edge is None:
-                outs[i] = None
-            elif grad is not None and (grad.shape != edge.shape or grad.dtype != edge.dtype):
-                outs[i] = self._conform(grad, edge)
-        grad = None
+        self._conform_all(outs, node.edges)
         for held in grads:
             if held is not None and held.storage is not None:
                 held.storage.buffers -= 1
@@ -458,6 +452,14 @@ class Tape:
         for saved in node.saved:
             if isinstance(saved, Placeholder) and not saved.filled:
                 self._recompute(saved.frame)
+
+    def _conform_all(self, outs: list[Tensor | None], edges: Sequence[Edge | None]) -> None:
+        for i, edge in enumerate(edges):
+            grad = outs[i]
+            if edge is None:
+                outs[i] = None
+            elif grad is not None and (grad.shape != edge.shape or grad.dtype != edge.dtype):
+                outs[i] = self._conform(grad, edge)
 
     def _conform(self, grad: Tensor, edge: Edge) -> Tensor:
         """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""

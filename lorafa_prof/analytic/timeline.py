@@ -239,7 +239,7 @@ def _places(tape: Tape, stop: int) -> tuple[list[Place], dict[int, int]]:
 def repeated_flops(
     flops: Sequence[Arithmetic], ranges: Sequence[tuple[int, int, int]]
 ) -> Iterable[tuple[str, str, Size]]:
-    """Yield (pass, kind, number) of a tape's floating-point operations, those in its `repeats` as often as these say."""
+    """Yield (pass, kind, number) of a tape's floating-point operations, those in its `repeats` as often as it says."""
     for position, where, kind, (coefficient, symbols), *_ in flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
         yield where, kind, (coefficient * factor, symbols)

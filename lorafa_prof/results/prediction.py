@@ -23,7 +23,6 @@ from lorafa_prof.results.plain import (
 )
 from lorafa_prof.specs import LARGEST_BATCH, RunSpec
 
-
 #: No larger batch is looked for, by engine: where that one fits, nobody knows where it ends.
 LARGEST_SEARCHED = {"analytic": LARGEST_BATCH, "simulate": 2**16}
 
