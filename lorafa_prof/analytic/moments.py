@@ -109,7 +109,7 @@ def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
     for at, tensors in ((0, held), (-1, stepping)):
         for number, each, count in tensors:
             changes[at, number] += each * count
-    rows = np.cumsum(changes, axis=0)
+    rows: Floats = np.cumsum(changes.astype(np.float64), axis=0)
     first: dict[bytes, int] = {}  # of moments with the same alive in them
     for i in range(len(points)):
         first.setdefault(rows[i].tobytes(), i)

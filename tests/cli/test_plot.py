@@ -322,6 +322,7 @@ def test_a_figure_of_the_readme_is_what_its_commands_make(
     """The commands above a picture write that very file, and all that is written in it is the same today."""
     assert commands, f"no command above {path}"
     monkeypatch.chdir(tmp_path)
+    Path(path).parent.parent.mkdir(parents=True, exist_ok=True)  # as in a clone
     for command in commands:
         assert main(command) == 0, command
     texts = [

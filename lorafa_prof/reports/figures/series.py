@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.reports.figures.naming import QUIET, Key, Settings, key_of, labels_of, title_of
@@ -106,9 +106,15 @@ def _points(
     return tuple(sorted((at, value) for at, value in pairs if at is not None and value is not None))
 
 
-def panel_title(records: Sequence[Record], *without: str) -> str:
-    """Return what the records of a panel have in common."""
-    return title_of([record.settings for record in records], without)
+def panel_of(series: Sequence[Series], x: str, level: float | None = None) -> Panel:
+    """Return a panel whose title is what its own series have in common, and their labels what tells them apart there.
+
+    Of several panels with lines of one look the titles say which is which.
+    """
+    settings = [each.settings for each in series]
+    labels = labels_of(settings, (x,))
+    named = tuple(replace(each, label=label) for each, label in zip(series, labels, strict=True))
+    return Panel(title=title_of(settings, (x,)), series=named, level=level)
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------
