@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.catalog import device_names, load_device, load_model
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.results import Threshold
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import simulate
 from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.searching import Simulations
@@ -73,8 +73,9 @@ class Engines:
         assert said is not None
         where = f"at {edge.value} closed forms have {format_bytes(said)} allocated, the simulation "
         if said != pytest.approx(allocated, rel=SAME):
-            (kernels,) = (line for line in formed.unmodelled if "attention" in line)
-            return f"{where}{format_bytes(allocated)}, by {kernels.partition(',')[0]}"
+            firsts = (line.partition(",")[0] for line in formed.unmodelled)
+            (kernels,) = (first for first in firsts if first.endswith("attention"))
+            return f"{where}{format_bytes(allocated)}, by {kernels}"
         packed = find_threshold(self.packed, self.run, "bs", card)
         assert close(formed.max, packed.max), f"{card.name}: {formed.max} formed, {packed.max} in expandable segments"
         return (

@@ -107,14 +107,17 @@ def _points(
 
 
 def panel_of(series: Sequence[Series], x: str, level: float | None = None) -> Panel:
-    """Return a panel whose title is what its own series have in common, and their labels what tells them apart there.
-
-    Of several panels with lines of one look the titles say which is which.
+    """Return a panel whose title has what its own series have in common: of several panels with lines of one look the
+    titles say which is which.
     """
-    settings = [each.settings for each in series]
-    labels = labels_of(settings, (x,))
-    named = tuple(replace(each, label=label) for each, label in zip(series, labels, strict=True))
-    return Panel(title=title_of(settings, (x,)), series=named, level=level)
+    title = title_of([each.settings for each in series], (x,))
+    named = [each.label.partition(", ") for each in series]
+    common = {more for _, _, more in named}
+    if len(common) == 1:
+        (more,) = common
+        title = f"{title}, {more}" if more and more not in title else title
+        series = [replace(each, label=name) for each, (name, _, _) in zip(series, named, strict=True)]
+    return Panel(title=title, series=tuple(series), level=level)
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------
