@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorafa_prof.analytic.plan import Peak, StepPlan, plan, regime
+from lorafa_prof.analytic.plan import Peak, StepPlan, plan, regime, traced_alike
 from lorafa_prof.results import Axis, along
 from lorafa_prof.search import last_within
 from lorafa_prof.specs import RunSpec
@@ -15,7 +15,10 @@ PADDED_TO = 16
 
 
 class Plans:
-    """The plans of runs, each made once: runs that differ in batch and length alone share theirs, within a regime."""
+    """The plans of runs, each made once: runs that differ in batch and length alone share theirs, within a regime.
+
+    Runs that differ in the optimizer share forward and backward.
+    """
 
     def __init__(self) -> None:
         self._plans: dict[_Key, StepPlan] = {}
@@ -31,7 +34,8 @@ class Plans:
         standing = regime(run)
         key = _key(standing)
         if key not in self._plans:
-            self._plans[key] = plan(standing)
+            first = traced_alike(standing)
+            self._plans[key] = plan(standing) if first == standing else self.of(first).stepping_as(standing)
         return self._plans[key]
 
     def peak(self, run: RunSpec) -> Peak:

@@ -56,9 +56,16 @@ class _Columns:
         self.plan = plan
         self.pairs: list[tuple[str, Size]] = []
         self._number: dict[tuple[str, Size], int] = {}
+        self._known: dict[tuple[str, Size], tuple[int, int]] = {}
 
     def of(self, category: str, size: Size) -> tuple[int, int]:
         """Return (column, how many of its size one tensor is)."""
+        asked = category, size
+        if asked not in self._known:
+            self._known[asked] = self._found(category, size)
+        return self._known[asked]
+
+    def _found(self, category: str, size: Size) -> tuple[int, int]:
         coefficient, symbols = with_rank(size)
         if not symbols:
             coefficient = rounded(coefficient)
@@ -92,18 +99,23 @@ def _rows(plan: StepPlan, columns: _Columns) -> tuple[Floats, list[str]]:
     kinds, change, places = (np.array(each) for each in zip(*timeline.events, strict=True))
     column, times = (np.array(each) for each in zip(*of_kind, strict=True))
     end = len(kinds) + 1
-    changes = np.zeros((end + 1, len(columns.pairs)))
-    changes[np.arange(1, end), column[kinds]] = times[kinds] * change
-    for at, tensors in ((0, held), (end, stepping)):
+    points = np.array([0, *_tops(plan, kinds, change), end])
+    # What changes between two of these points is summed at the second.
+    row = np.searchsorted(points, np.arange(1, end))
+    width = len(columns.pairs)
+    changes = np.bincount(
+        row * width + column[kinds], weights=times[kinds] * change, minlength=len(points) * width
+    ).reshape(len(points), width)  # fmt: skip
+    for at, tensors in ((0, held), (-1, stepping)):
         for number, each, count in tensors:
             changes[at, number] += each * count
-    rows = np.cumsum(changes, axis=0)
+    rows: Floats = np.cumsum(changes.astype(np.float64), axis=0)
     first: dict[bytes, int] = {}  # of moments with the same alive in them
-    for i in (0, *_tops(plan, kinds, change), end):
+    for i in range(len(points)):
         first.setdefault(rows[i].tobytes(), i)
     moments = [place.moment for place in timeline.places]
     names = [moments[0], *(moments[place] for place in places.tolist()), Place(OPTIMIZER_STEP, "").moment]
-    return rows[[*first.values()]], [names[i] for i in first.values()]
+    return rows[[*first.values()]], [names[points[i]] for i in first.values()]
 
 
 def _tops(plan: StepPlan, kinds: Numbers, change: Numbers) -> list[int]:
@@ -112,7 +124,8 @@ def _tops(plan: StepPlan, kinds: Numbers, change: Numbers) -> list[int]:
     It is a birth, and what follows is a death, the optimizer step, or the birth of what can have no size: that leaves
     the memory where it is, and the first moment of a height is the peak.
     """
-    may_vanish = np.array([any(symbol in CAN_VANISH for symbol in kind.size[1]) for kind in plan.timeline.kinds])
+    can_vanish = frozenset(CAN_VANISH)
+    may_vanish = np.array([not can_vanish.isdisjoint(kind.size[1]) for kind in plan.timeline.kinds])
     followed = np.append((change[1:] < 0) | may_vanish[kinds[1:]], True)
     tops: list[int] = (np.flatnonzero((change > 0) & followed) + 1).tolist()
     return tops

@@ -13,7 +13,7 @@ from lorafa_prof.analytic.trace import build_model, trace_step
 from lorafa_prof.analytic.zero import as_deepspeed_casts
 from lorafa_prof.specs import RunSpec
 
-__all__ = ["OPTIMIZER_STEP", "ParameterCount", "Peak", "StepPlan", "count_parameters", "plan", "regime"]
+__all__ = ["OPTIMIZER_STEP", "ParameterCount", "Peak", "StepPlan", "count_parameters", "plan", "regime", "traced_alike"]
 
 
 def count_parameters(run: RunSpec) -> ParameterCount:
@@ -32,6 +32,14 @@ def regime(run: RunSpec) -> RunSpec:
     A single sequence takes other copies than several, and from the sliding window on windowed layers have a mask.
     """
     return run.replace(bs=1 if run.bs == 1 else 2, seq=run.spec.sliding_window if window_binds(run) else 1)
+
+
+def traced_alike(run: RunSpec) -> RunSpec:
+    """Return the run that stands for all with the same forward and backward: the optimizer has its turn after them.
+
+    Where cards share the step, and for LoRA-GA's pass before it, the optimizer has a say in what is held.
+    """
+    return run if run.shard != "none" or run.method.name == "lora-ga" else run.replace(optimizer="auto")
 
 
 def plan(run: RunSpec) -> StepPlan:

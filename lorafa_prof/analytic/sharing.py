@@ -23,7 +23,12 @@ class Alone:
     unmodelled: tuple[str, ...] = ()
 
     def __init__(self, builder: Builder, run: RunSpec) -> None:
+        self.builder = builder
         self.tape, self.whole, self.run, self.gpus = builder.tape, builder.held, run, run.gpus
+
+    def of(self, run: RunSpec) -> Alone:
+        """Return what holds for a run with the same forward and backward."""
+        return Alone(self.builder, run)
 
     # -- from step to step ----------------------------------------------------------------------------------------
 

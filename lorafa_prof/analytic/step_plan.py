@@ -18,7 +18,7 @@ from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
 from lorafa_prof.analytic.tape import GRADIENTS
-from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, state_kind
+from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, repeats, state_kind
 from lorafa_prof.analytic.trace import StepTrace
 from lorafa_prof.specs import RunSpec
 
@@ -62,10 +62,17 @@ class StepPlan:
         self.assumptions = trace.builder.assumptions
         self._held = trace.builder.held
         self._traced_timeline = build_timeline(trace.tape, trace.end_of_forward, trace.end)
-        self.flops_by_size: list[tuple[str, str, Size]] = list(repeated_flops(trace.tape))
-        """All floating-point operations: (pass, kind, how many)."""
+        self._flops = trace.tape.flops, repeats(trace.tape)
         self.sharing = trace.sharing
         """How the step is shared with other GPUs."""
+
+    def stepping_as(self, run: RunSpec) -> StepPlan:
+        """Return the plan of a run with the same forward and backward, which it shares (see `plan.traced_alike`)."""
+        other = object.__new__(type(self))
+        other.assumptions, other._held = self.assumptions, self._held
+        other._traced_timeline, other._flops = self._traced_timeline, self._flops
+        other.run, other.sharing = run, self.sharing.of(run)
+        return other
 
     # -- parameters -----------------------------------------------------------------------------------------------
 
@@ -222,6 +229,11 @@ class StepPlan:
         for (where, kind, symbols), coefficient in self._flops_by_symbols.items():
             total[where, kind] = total.get((where, kind), 0) + coefficient * product_of(symbols, values)
         return total
+
+    @cached_property
+    def flops_by_size(self) -> list[tuple[str, str, Size]]:
+        """All floating-point operations: (pass, kind, how many)."""
+        return list(repeated_flops(*self._flops))
 
     @cached_property
     def _flops_by_symbols(self) -> Mapping[tuple[str, str, str], int]:

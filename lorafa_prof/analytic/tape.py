@@ -38,27 +38,23 @@ class Item:
         self.category = category
         self.saved = False
 
-    @property
-    def key(self) -> tuple[str, str, Shape, str, str]:
-        """Storages with the same key are the same tensor of another layer or another moment."""
-        category = ACTIVATIONS if self.saved and self.category == TEMPORARIES else self.category
-        return (self.module, self.name, self.shape, self.dtype, category)
-
 
 class Storage:
     """One allocation. Its death is recorded when the last reference goes, as in PyTorch."""
 
-    __slots__ = ("buffers", "index", "retracted", "tape", "tied")
+    __slots__ = ("buffers", "dies", "index", "tied")
 
-    def __init__(self, tape: Tape, index: int) -> None:
-        self.tape, self.index = tape, index
+    def __init__(self, dies: Callable[[int], None], index: int) -> None:
+        self.dies, self.index = dies, index  # the first is told of the death
         self.buffers = 0  # gradient buffers that hold it now: shared gradients are not added to in place
-        self.retracted = False
         self.tied: Storage | None = None  # one that lives as long: where the sizes decide which of two there is
 
     def __del__(self) -> None:
-        if not self.retracted:
-            self.tape.events.append(~self.index)
+        self.dies(~self.index)
+
+
+def _unborn(event: int) -> None:
+    """Note nothing of the death of a storage that has never been."""
 
 
 class Tensor:
@@ -190,6 +186,7 @@ class Tape:
     def __init__(self) -> None:
         self.items: list[Item] = []
         self.events: list[int] = []  # index i: storage i is born; ~i: it dies
+        self._note = self.events.append
         self.marks: list[tuple[int, str, str]] = []  # (position in events, phase, module)
         self.stacks: list[int] = []  # runs of layers that are alike: the real number of layers of each
         #: ("forward" | "backward", stack, traced layer) -> position in events where the layer begins, or where the
@@ -236,8 +233,8 @@ class Tape:
         """Return a tensor on a new storage."""
         index = len(self.items)
         self.items.append(Item(self.module, name, shape, dtype, category))
-        self.events.append(index)
-        return Tensor(self, Storage(self, index), shape, dtype)
+        self._note(index)
+        return Tensor(self, Storage(self._note, index), shape, dtype)
 
     @property
     def takes_results(self) -> bool:
@@ -298,7 +295,14 @@ class Tape:
             held: what the node keeps past autograd's book of saved tensors: neither is it dropped where a region is
                 checkpointed, nor released when the node has run.
         """
-        edges = [self._edge(x) if x is not None and x.requires_grad else None for x in inputs]
+        edges: list[Edge | None] = []
+        for x in inputs:
+            if x is None or not x.requires_grad:
+                edges.append(None)
+            elif (made_by := x.node) is not None:
+                edges.append(Edge(made_by, x.slot, x.shape, x.dtype))
+            else:
+                edges.append(self._leaf(x))
         node = Node(self._seq, self.module, name, edges, backward)
         self._seq += 1
         node.held = None if held is None else held.storage
@@ -323,17 +327,15 @@ class Tape:
         for out in outputs:
             if out is not None and self.events[-1] == out.index:
                 self.events.pop()
-                out.retracted = True
+                out.dies = _unborn
             elif self._recomputing is not None:
                 self._recomputing.give_back(out)
 
-    def _edge(self, x: Tensor) -> Edge:
-        if isinstance(x, Parameter):
-            if self._recomputing is None:
-                x.uses += 1
-            return Edge(x, 0, x.shape, x.dtype)
-        assert x.node is not None, "a tensor that requires a gradient has a node"
-        return Edge(x.node, x.slot, x.shape, x.dtype)
+    def _leaf(self, x: Tensor) -> Edge:
+        assert isinstance(x, Parameter), "a tensor that requires a gradient and is no leaf has a node"
+        if self._recomputing is None:
+            x.uses += 1
+        return Edge(x, 0, x.shape, x.dtype)
 
     def _save(self, x: Tensor) -> Storage | Placeholder | None:
         """Keep `x` for backward. A parameter costs nothing, but its use too brings a checkpointed region back."""
@@ -431,8 +433,7 @@ class Tape:
         # checkpointing hands out what it recomputed once only: it goes with the formula, what is saved stays longer
         if self._checkpoints:
             node.saved = [kept for kept in node.saved if not isinstance(kept, Placeholder)]
-        for i, edge in enumerate(node.edges):
-            outs[i] = self._conform(outs[i], edge) if edge is not None else None
+        self._conform_all(outs, node.edges)
         for held in grads:
             if held is not None and held.storage is not None:
                 held.storage.buffers -= 1
@@ -452,10 +453,16 @@ class Tape:
             if isinstance(saved, Placeholder) and not saved.filled:
                 self._recompute(saved.frame)
 
-    def _conform(self, grad: Tensor | None, edge: Edge) -> Tensor | None:
+    def _conform_all(self, outs: list[Tensor | None], edges: Sequence[Edge | None]) -> None:
+        for i, edge in enumerate(edges):
+            grad = outs[i]
+            if edge is None:
+                outs[i] = None
+            elif grad is not None and (grad.shape != edge.shape or grad.dtype != edge.dtype):
+                outs[i] = self._conform(grad, edge)
+
+    def _conform(self, grad: Tensor, edge: Edge) -> Tensor:
         """Sum a broadcast gradient back to its shape and cast it to its dtype, each a new storage."""
-        if grad is None:
-            return None
         if grad.shape != edge.shape and elements(grad.shape) != elements(edge.shape):
             given, grad = grad, self.new("sum to size", edge.shape, grad.dtype)
             self.moved("sum", [given], [grad])

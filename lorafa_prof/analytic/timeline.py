@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from lorafa_prof.analytic.builder import TRACED_LAYERS
 from lorafa_prof.analytic.sizes import Shape, Size, size_of
-from lorafa_prof.analytic.tape import GRADIENTS, Tape
+from lorafa_prof.analytic.tape import ACTIVATIONS, GRADIENTS, TEMPORARIES, Arithmetic, Tape
 
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -136,13 +136,18 @@ class _Kinds:
         """The kind of each storage of the tape."""
         self.kinds: list[Kind] = []
         number: dict[tuple[object, ...], int] = {}
+        known = number.get
         for item in tape.items:
-            name = generic(item.name) if item.category == GRADIENTS else item.name
-            shape, dtype, category = described = item.key[2:]
-            module = generic(item.module)
-            kind = number.setdefault((module, name, described, item.saved), len(self.kinds))
-            if kind == len(self.kinds):
-                self.kinds.append(Kind(module, name, shape, dtype, category, size_of(shape, dtype), item.saved))
+            category, saved = item.category, item.saved
+            name = generic(item.name) if category == GRADIENTS else item.name
+            if saved and category == TEMPORARIES:  # what is kept for backward is an activation
+                category = ACTIVATIONS
+            described = (generic(item.module), name, item.shape, item.dtype, category, saved)
+            kind = known(described)
+            if kind is None:
+                kind = number[described] = len(self.kinds)
+                module, _, shape, dtype, _, _ = described
+                self.kinds.append(Kind(module, name, shape, dtype, category, size_of(shape, dtype), saved))
             self.of_item.append(kind)
 
 
@@ -159,9 +164,12 @@ def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
             deaths[storage] -= copies.times
     events: list[tuple[int, int, int]] = []
     end = place = 0
+    of_item = kinds.of_item
     bounds = {bound for found in shortened for bound in found.bounds}
     at: dict[int, tuple[int, int]] = {}
-    for position, event in enumerate(tape.events[:stop]):
+    special = (0, *moves, *blocks, *bounds, end_of_forward)
+    cuts = sorted({position for position in special if position < stop})
+    for position, following in zip(cuts, (*cuts[1:], stop), strict=True):
         place = moves.get(position, place)
         began = len(events)
         if position in blocks:
@@ -170,10 +178,12 @@ def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
             at[position] = began, len(events)
         if position == end_of_forward:
             end = len(events)
-        change, storage = (1, event) if event >= 0 else (deaths[~event], ~event)
-        events.append((kinds.of_item[storage], change, place))
-    repeats = sorted(repeat for copies in shortened for repeat in copies.repeats(at))
-    return Timeline(kinds.kinds, events, places, end or len(events), tuple(repeats))
+        events += [
+            (of_item[event], 1, place) if event >= 0 else (of_item[~event], deaths[~event], place)
+            for event in tape.events[position:following]
+        ]
+    repeated = sorted(repeat for copies in shortened for repeat in copies.repeats(at))
+    return Timeline(kinds.kinds, events, places, end or len(events), tuple(repeated))
 
 
 @dataclass(frozen=True)
@@ -269,10 +279,11 @@ def _places(tape: Tape, stop: int) -> tuple[list[Place], dict[int, int]]:
     return list(number), moves
 
 
-def repeated_flops(tape: Tape) -> Iterable[tuple[str, str, Size]]:
-    """Yield (pass, kind, number) of all floating-point operations, with the repeated layers counted in full."""
-    ranges = repeats(tape)
-    for position, where, kind, (coefficient, symbols), *_ in tape.flops:
+def repeated_flops(
+    flops: Sequence[Arithmetic], ranges: Sequence[tuple[int, int, int]]
+) -> Iterable[tuple[str, str, Size]]:
+    """Yield (pass, kind, number) of a tape's floating-point operations, those in its `repeats` as often as it says."""
+    for position, where, kind, (coefficient, symbols), *_ in flops:
         factor = 1 + sum(times for start, stop, times in ranges if start < position <= stop)
         yield where, kind, (coefficient * factor, symbols)
 

@@ -225,9 +225,19 @@ class _Sweep:
             return
         partial = f"{output}.partial.csv"
         with SweepFile(partial, self._columns) as file:
-            self._fill(file, partial, output)
+            self._fill(file, partial, output, finish=lambda: self._export(kind, partial, output))
+
+    def _export(self, kind: str, partial: str, output: str) -> None:
+        """Make the document of its lines, which then are done with.
+
+        Raises:
+            BadInputError: it cannot be written; the lines are kept.
+        """
+        try:
             export(kind, partial, output, self._definition())
-            os.unlink(partial)
+        except BadInputError as error:
+            raise BadInputError(f"{error}; its rows stay in {partial!r}, and the same command goes on") from error
+        os.unlink(partial)
 
     def _is_there(self, kind: str, output: str) -> bool:
         """Return whether a file holds the sweep already; what holds something else is refused."""
@@ -242,8 +252,10 @@ class _Sweep:
     def _definition(self) -> dict[str, Any]:
         return {**self.grid.definition(), "columns": list(self._columns), "versions": dict(self.versions)}
 
-    def _fill(self, file: _Rows, name: str, result: str | None = None) -> None:
-        """Add the rows that are missing to a file of this name, which is to become the result."""
+    def _fill(
+        self, file: _Rows, name: str, result: str | None = None, finish: Callable[[], None] = lambda: None
+    ) -> None:
+        """Add the rows that are missing to a file of this name, which `finish` makes the result of."""
         from lorafa_prof.measure.stop import Stop
 
         total = self.grid.rows
@@ -261,6 +273,7 @@ class _Sweep:
         if done < total:
             bar.say(f"{name} has {done:,} of {total:,} rows; the same command goes on")
             raise KeyboardInterrupt
+        finish()
         refused = f", {file.refused:,} of them refused: see the column error" if file.refused else ""
         bar.say(f"{result or name}: {total:,} rows{refused}")
 

@@ -106,7 +106,7 @@ def _to_parquet(source: str, target: str, definition: str) -> None:
                 for batch in batches:
                     writer.write_batch(batch.replace_schema_metadata(schema.metadata))
     except pa.ArrowInvalid as error:
-        raise BadInputError(f"{source!r} cannot become Parquet, its rows stay there: {error}") from error
+        raise BadInputError(f"{source!r} cannot become Parquet: {error}") from error
 
 
 def _arrow_type(pa: Any, name: str) -> Any:

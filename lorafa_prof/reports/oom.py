@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lorafa_prof.reports.prediction import PART_NAMES, joined_lines, method_name, moment_cell, run_title
+from lorafa_prof.reports.prediction import PART_NAMES, joined_lines, largest_words, method_name, moment_cell, run_title
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
 from lorafa_prof.results import PART_FIELDS, Axis, Change, Edge, Threshold
 from lorafa_prof.units import format_bytes
@@ -42,7 +42,7 @@ def _row(t: Threshold) -> Row:
         t.device,
         _size(t.capacity_bytes),
         method_name(t.method),
-        Cell(text=f"{t.max:,}", value=t.max, tone="strong" if t.max else "bad"),
+        Cell(text=largest_words(t.max, t.limit), value=t.max, tone="strong" if t.max else "bad"),
         _size(left),
         _size(None if lacks is None else -lacks),
         _moment(t.at_first_oom),
@@ -68,7 +68,8 @@ def _advice_table(t: Threshold) -> Table:
             Column(name="FLOPs", justify="right", key="flops_ratio"), Column(name="changes the result"),
         ),
         rows=tuple(
-            (c.what, c.options, _size(c.saved_bytes), _fits(c), c.max, _ratio(c), c.alters or "no") for c in t.advice
+            (c.what, c.options, _size(c.saved_bytes), _fits(c), _new_max(t, c), _ratio(c), c.alters or "no")
+            for c in t.advice
         ),
         sections=tuple(n for n, c in enumerate(t.advice) if n and c.fits != t.advice[n - 1].fits),
         notes=_advice_notes(t),
@@ -108,6 +109,10 @@ def _advice_notes(t: Threshold) -> tuple[str, ...]:
 
 def _fits(change: Change) -> Cell:
     return Cell(text="yes" if change.fits else "no", value=change.fits, tone="good" if change.fits else "bad")
+
+
+def _new_max(t: Threshold, change: Change) -> Cell:
+    return Cell(text="-" if change.max is None else largest_words(change.max, t.limit), value=change.max)
 
 
 def _ratio(change: Change) -> Cell:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from lorafa_prof.ledger import Category, MemoryItem
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table
 from lorafa_prof.results import PART_FIELDS, Axis, Fit, Prediction
+from lorafa_prof.results.prediction import LARGEST_SEARCHED
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.units import format_count, format_gib, gib
 
@@ -322,7 +323,7 @@ def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
         (f"{device.device}", *(_verdict(f) for f in fits)),
         (f"{gib(device.capacity_bytes):.2f} GiB", *(_headroom(f) for f in fits)),
         ("CUDA context", *(_context(f) for f in fits)),
-        ("largest batch", *(_largest(f) for f in fits)),
+        ("largest batch", *(_largest(p, f) for p, f in zip(predictions, fits, strict=True))),
         *(time_rows(fits) if any(f.step_s is not None for f in fits) else ()),
     ]
 
@@ -366,8 +367,14 @@ def _context(fit: Fit) -> Cell:
     return Cell(text=format_gib(fit.context_bytes) if known else "unknown", value=fit.context_bytes)
 
 
-def _largest(fit: Fit) -> Cell:
-    return Cell(text="-" if fit.max_bs is None else str(fit.max_bs), value=fit.max_bs)
+def _largest(prediction: Prediction, fit: Fit) -> Cell:
+    limit = LARGEST_SEARCHED.get(prediction.engine)
+    return Cell(text="-" if fit.max_bs is None else largest_words(fit.max_bs, limit), value=fit.max_bs)
+
+
+def largest_words(found: int, limit: int | None) -> str:
+    """Return the largest that fits in words: of a search that has reached its limit, that all up to there do."""
+    return f"all to {found:,}" if found and found == limit else f"{found:,}"
 
 
 def _notes(predictions: Sequence[Prediction]) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from lorafa_prof.reports import (
 )
 from lorafa_prof.reports.figures.naming import labels_of, short, title_of
 from lorafa_prof.reports.oom import AXIS_NAMES
-from lorafa_prof.reports.prediction import method_name
+from lorafa_prof.reports.prediction import largest_words, method_name
 from lorafa_prof.reports.table import Cell, Column, Scalar, Table, Tone
 from lorafa_prof.results import Comparison, Fit, Measurement, Prediction, Threshold
 from lorafa_prof.results.collection import Collection
+from lorafa_prof.results.prediction import LARGEST_SEARCHED
 from lorafa_prof.results.records import Record, Setting, settings_of
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
@@ -98,7 +99,7 @@ def headline(found: Collection) -> str:
 def _of_thresholds(found: Collection) -> Iterator[_Verdict]:
     for t in found.thresholds:
         axis = AXIS_NAMES[t.axis]
-        words = f"largest {axis}: {t.max:,}" if t.max else f"no {axis} fits"
+        words = f"largest {axis}: {largest_words(t.max, t.limit)}" if t.max else f"no {axis} fits"
         yield _Verdict(
             verdict=Cell(text=words, value=t.max, tone="good" if t.max else "bad"),
             settings={name: value for name, value in settings_of(t.run).items() if name != t.axis},
@@ -177,7 +178,7 @@ def _of_predictions(found: Collection) -> Iterator[_Verdict]:
         for fit in p.fit:
             yield _Verdict(
                 verdict=_fits(fit), **whose, where=_card(fit.device, fit.capacity_bytes),
-                detail=f"{_headroom(fit)}; {peak}",
+                detail=f"{_headroom(fit, p.engine)}; {peak}",
             )  # fmt: skip
         if not p.fit:
             yield _Verdict(verdict=Cell(text="no card asked about"), **whose, detail=peak)
@@ -187,9 +188,11 @@ def _fits(fit: Fit) -> Cell:
     return Cell(text="fits" if fit.fits else "does not fit", value=fit.fits, tone="good" if fit.fits else "bad")
 
 
-def _headroom(fit: Fit) -> str:
+def _headroom(fit: Fit, engine: str) -> str:
     room = f"{format_bytes(abs(fit.headroom_bytes))} {'left' if fit.fits else 'over'}"
-    return room if fit.max_bs is None else f"{room}, largest batch {fit.max_bs:,}"
+    if fit.max_bs is None:
+        return room
+    return f"{room}, largest batch {largest_words(fit.max_bs, LARGEST_SEARCHED.get(engine))}"
 
 
 def _card(device: str, capacity: int) -> str:
@@ -306,7 +309,7 @@ def _rows_table(rows: Sequence[Record]) -> Table:
         body.append(
             (name, record.engine, Cell(text=format_bytes(peak), value=peak, tone="strong"),
              None if fit is None else _card(fit.device, fit.capacity_bytes), None if fit is None else _fits(fit),
-             None if fit is None else _headroom(fit))
+             None if fit is None else _headroom(fit, record.engine))
         )  # fmt: skip
     common = title_of([record.settings for record in shown])
     notes = (f"The first {MOST_ROWS:,} of {len(rows):,} rows.",) if len(rows) > MOST_ROWS else ()

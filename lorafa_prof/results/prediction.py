@@ -21,7 +21,10 @@ from lorafa_prof.results.plain import (
     run_from_json,
     run_to_json,
 )
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import LARGEST_BATCH, RunSpec
+
+#: No larger batch is looked for, by engine: where that one fits, nobody knows where it ends.
+LARGEST_SEARCHED = {"analytic": LARGEST_BATCH, "simulate": 2**16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Fit:
     headroom_bytes: int
     """Capacity less the peak; negative where it does not fit."""
     max_bs: int | None
-    """Largest batch that fits at this sequence length; 0 where none does; None where it was not looked for."""
+    """Largest batch that fits at this sequence length, at most `LARGEST_SEARCHED`; 0 where none does; None where it was
+    not looked for."""
     oom: str | None = None
     """PyTorch's message, where the engine knows which allocation fails."""
     profile: str | None = None

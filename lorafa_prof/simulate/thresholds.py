@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from lorafa_prof.allocator.replay import Replay, replay
 from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.results.prediction import LARGEST_SEARCHED
 from lorafa_prof.search import largest
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.specs import RunSpec
 
-#: No step of a batch beyond this is looked for.
-LARGEST_BATCH = 2**16
+LARGEST_BATCH = LARGEST_SEARCHED["simulate"]
 
 
 class Thresholds:

@@ -17,6 +17,8 @@ from lorafa_prof.analytic.frontier import Plans, Stretch, stretches
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.catalog import device_names, load_device, load_model
 from lorafa_prof.errors import BadInputError, ContradictionError
+from lorafa_prof.reports.oom import threshold_table
+from lorafa_prof.reports.prediction import comparison_table
 from lorafa_prof.results import Axis, Threshold, along
 from lorafa_prof.specs import DeviceSpec, MethodSpec, RunSpec
 from lorafa_prof.thresholds import find_threshold, limit_of
@@ -72,12 +74,38 @@ def test_every_card_of_the_catalog(model: str, axis: Axis) -> None:
             check(find_threshold(engine, run(model, method), axis, load_device(name)), load_device(name))
 
 
-@pytest.mark.parametrize("axis", ["seq", "rank"])
-@pytest.mark.parametrize("method", ["lora", "lora-fa", "qlora"])
-def test_sequence_and_rank(axis: Axis, method: str) -> None:
-    """Along the other axes too."""
-    device = load_device("rtx4090")
-    check(find_threshold(ClosedForms(), run("llama2-7b", method), axis, device), device)
+@pytest.mark.parametrize(("axis", "method"), [("seq", "lora"), ("seq", "qlora"), ("rank", "qlora")])
+def test_sequence_and_rank_on_every_card(axis: Axis, method: str) -> None:
+    """Along the other axes too, on all cards of the catalog: some stop between none and all that there are, and not
+    all cards do. The judge has plans of its own, which it keeps from card to card.
+    """
+    engine, judge, ended = ClosedForms(), Plans(), set()
+    for name in device_names():
+        device = load_device(name)
+        found = find_threshold(engine, run("llama2-7b", method, bs=2), axis, device)
+        for value, fits in ((found.max, True), (found.first_oom, False)):
+            if value:
+                told = predict(found.at(value), [device], plans=judge, largest_batch=False)
+                assert told.fit[0].fits == fits, f"{name}: {axis} {value}"
+        assert found.first_oom == (None if found.max == found.limit else found.max + 1)
+        ended.add("all" if found.first_oom is None else "between" if found.max else "none")
+    assert ended > {"between"}
+
+
+def test_what_was_not_looked_for_is_no_threshold() -> None:
+    """A model of some thousand weights fits with every batch that is looked for: no first failure, and the table says
+    "all to", where a threshold has its number.
+    """
+    tiny = run_of("llama", "lora-fa", seq=1)
+    found = find_threshold(ClosedForms(), tiny, "bs", load_device("b200"))
+    assert (found.max, found.first_oom, found.limit) == (2**20, None, 2**20)
+    (row,) = threshold_table([found]).rows
+    assert "all to 1,048,576" in [getattr(cell, "text", cell) for cell in row]
+    table = comparison_table([predict(tiny, [load_device("b200")])])
+    (cell,) = (row[1] for row in table.rows if row[0] == "largest batch")
+    assert getattr(cell, "text", cell) == "all to 1,048,576"
+    real = find_threshold(ClosedForms(), run("llama2-7b", "lora-fa"), "bs", load_device("a100-80gb"))
+    assert str(real.max) in [getattr(cell, "text", cell) for cell in threshold_table([real]).rows[0]]
 
 
 # -- memory does not always rise -------------------------------------------------------------------------------------

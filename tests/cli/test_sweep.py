@@ -391,6 +391,25 @@ def test_a_full_disk_leaves_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rows()) == 400 * 57
 
 
+@posix
+def test_a_document_for_which_there_is_no_room_keeps_its_rows() -> None:
+    """JSON takes more than its lines of CSV: nothing half-written is left, and the text says where the rows are."""
+    args = [sys.executable, "-m", "lorafa_prof", "sweep", "--model", "./m", "--method", "lora", "--seq", "64"]
+    args += ["--bs", "1:400", "-o", "s.json"]
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = subprocess.run(args, check=False, capture_output=True, text=True, preexec_fn=limit, env=environment())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "its rows stay in 's.json.partial.csv', and the same command goes on" in done.stderr
+    assert not [path.name for path in Path().glob("*s.json*") if path.name != "s.json.partial.csv"]
+    assert subprocess.run(args, check=False, capture_output=True, env=environment()).returncode == 0
+    assert len(json.loads(Path("s.json").read_text())["rows"]) == 400
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 

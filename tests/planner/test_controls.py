@@ -218,6 +218,20 @@ class TestAddress:
         assert all("Content Security Policy" in line for line in complaints)
 
 
+def test_what_a_page_asks_for_and_complains_of_is_seen(chromium: Browser, tmp_path: Path) -> None:
+    """Else the checks after each of these tests would pass whatever the page does: this one asks and complains."""
+    page = tmp_path / "asks.html"
+    page.write_text(
+        "<script>document.documentElement.dataset.ready = 'yes'; console.error('broken')</script>"
+        "<img src='http://127.0.0.1:9/pixel.png'>",
+        "utf-8",
+    )
+    chromium.forget()
+    chromium.open(page)
+    assert "http://127.0.0.1:9/pixel.png" in chromium.requests_elsewhere(page)
+    assert any("broken" in line for line in chromium.complaints())
+
+
 class TestLooks:
     """It is readable everywhere."""
 
@@ -233,6 +247,20 @@ class TestLooks:
                 ".map((e) => e.getBoundingClientRect()).map((r) => [r.height, r.right])"
             )
             assert all(height >= 32 and right <= 360 for height, right in sizes)
+
+    @pytest.mark.parametrize("width", [360, 400, 1280])
+    def test_the_bars_names_are_whole_and_nothing_runs_through_them(
+        self, browser: Browser, page: Path, width: int
+    ) -> None:
+        """Wherever on the scale the card's memory is, its line is drawn, and no text is cut or crossed by it."""
+        for address in ("#", "#model=mistral-7b&seq=8192&bs=16", "#model=mistral-7b&method=full", "#bs=4000&seq=9000"):
+            browser.open(page, address, width=width)
+            texts, lines, edge = browser.run(BARS)
+            assert lines
+            assert all(left >= 0 and right <= edge for _, left, _, right, _ in texts), address
+            for text, left, top, right, bottom in texts:
+                through = [x for x, y1, y2 in lines if left < x < right and y1 < bottom and top < y2]
+                assert not through, f"{address}: the capacity runs through {text!r}"
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_stands_out_from_what_it_is_on(self, browser: Browser, page: Path, scheme: str) -> None:
@@ -251,6 +279,18 @@ class TestLooks:
         finally:
             browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
+
+#: The texts among the bars, each with its box; the pieces of the capacity's line; the figure's right edge.
+BARS = """
+const box = (e) => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
+const [left, , right] = box(document.querySelector("#bars svg"));
+return [
+  [...document.querySelectorAll("#bars text")].map((e) => [e.textContent, ...box(e)])
+    .map(([text, l, t, r, b]) => [text, l - left, t, r - left, b]),
+  [...document.querySelectorAll("#bars .capacity")].map(box).map(([l, t, r, b]) => [(l + r) / 2 - left, t, b]),
+  right - left,
+];
+"""
 
 #: Texts whose colour is too near to that of the nearest opaque element behind them.
 CONTRAST = """

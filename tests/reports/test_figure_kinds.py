@@ -253,12 +253,15 @@ class TestRank:
         assert drawn("rank", predictions=[of_size(1, rank=8), unknown]) == []
 
     def test_two_of_one_look_are_not_in_one_panel(self) -> None:
-        """LoRA with either optimizer would be the same line twice."""
+        """LoRA with either optimizer would be the same line twice: titles tell them apart, the legend has it once."""
         said = [of_size(n * rank, rank=rank, optimizer=o) for n, o in ((1, "adamw"), (2, "sgd")) for rank in (8, 16)]
         figure = only(drawn("rank", predictions=said))
-        assert [points(axes) for axes in figure.axes] == [
-            {"LoRA, adamw": [(8, 8), (16, 16)]}, {"LoRA, sgd": [(8, 16), (16, 32)]},
-        ]  # fmt: skip
+        assert [points(axes) for axes in figure.axes] == [{"LoRA": [(8, 8), (16, 16)]}, {"LoRA": [(8, 16), (16, 32)]}]
+        assert ["sgd" in axes.get_title(loc="left") for axes in figure.axes] == [
+            False,
+            True,
+        ]  # AdamW goes without saying
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["LoRA", "simulate"]
 
     def test_devices_are_not_mixed(self) -> None:
         """What was measured on two of them is of two panels."""

@@ -15,7 +15,7 @@ from lorafa_prof.reports.figures.series import (
     dealt,
     draw_series,
     grid_of_panels,
-    panel_title,
+    panel_of,
     panels_of,
     series_of,
     ticks_at,
@@ -62,7 +62,7 @@ def _beside_full(records: Sequence[Record], lines_of: Iterable[Record], x: str) 
     whole = [record for record in records if record.method == "full" and record.engine != "observed"]
     full = {configuration(record.settings, "where"): _peak(record) for record in whole}
     return [
-        Panel(title=panel_title(seen, x), series=series, level=full.get(configuration(seen[0].settings, "where")))
+        panel_of(series, x, full.get(configuration(seen[0].settings, "where")))
         for seen, lines in panels_of([record for record in lines_of if record.method != "full"], x, _peak)
         for series in dealt(series_of(lines, x, _peak))
     ]
@@ -75,8 +75,8 @@ def draw_cards(found: Collection) -> list[Drawing]:
         return []
     records = _spread(known)
     panels = [
-        Panel(title=panel_title(seen, "gpus"), series=series)
-        for seen, lines in panels_of(records, "gpus", _peak, least=1)
+        panel_of(series, "gpus")
+        for _, lines in panels_of(records, "gpus", _peak, least=1)
         for series in dealt(series_of(lines, "gpus", _peak))
         if any(x > 1 for each in series for x, _ in each.points)
     ]

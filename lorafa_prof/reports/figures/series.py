@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lorafa_prof.reports.figures.naming import QUIET, Key, Settings, key_of, labels_of, title_of
@@ -106,9 +106,18 @@ def _points(
     return tuple(sorted((at, value) for at, value in pairs if at is not None and value is not None))
 
 
-def panel_title(records: Sequence[Record], *without: str) -> str:
-    """Return what the records of a panel have in common."""
-    return title_of([record.settings for record in records], without)
+def panel_of(series: Sequence[Series], x: str, level: float | None = None) -> Panel:
+    """Return a panel whose title has what its own series have in common: of several panels with lines of one look the
+    titles say which is which.
+    """
+    title = title_of([each.settings for each in series], (x,))
+    named = [each.label.partition(", ") for each in series]
+    common = {more for _, _, more in named}
+    if len(common) == 1:
+        (more,) = common
+        title = f"{title}, {more}" if more and more not in title else title
+        series = [replace(each, label=name) for each, (name, _, _) in zip(series, named, strict=True)]
+    return Panel(title=title, series=tuple(series), level=level)
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------

@@ -153,4 +153,5 @@ def _mark_peak(axes: Axes, at: int, count: int, peak: Stretch, scale: int, unit:
     axes.annotate(
         where, (at + 0.5, size), xytext=(-6 if at > count / 2 else 6, 7), textcoords="offset points", fontsize=8,
         ha="right" if at > count / 2 else "left", va="bottom",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},  # other lines may pass behind it
     )  # fmt: skip

@@ -2,6 +2,8 @@
 
 const ROW_HEIGHT = 50;
 const BARS_TOP = 26;
+/** Pixels between the capacity's line and a bar's name. */
+const CLEAR = 4;
 
 /** Draw the bars into an element; a click on one chooses its method.
  *  rows: [{name, label, parts: [[part, bytes], ...], needed, fits, refused, chosen}] */
@@ -20,11 +22,12 @@ function drawBars(host, rows, device, looks, names, choose) {
     bar.addEventListener("click", () => choose(row.name));
     root.append(bar);
   });
-  root.append(...capacity(device, width, bottom, scale));
-  // Over the line of the capacity, which breaks around them.
-  root.append(...rows.map((row, i) => barName(row, BARS_TOP + i * ROW_HEIGHT + 13)));
+  const labels = rows.map((row, i) => barName(row, BARS_TOP + i * ROW_HEIGHT + 13));
+  root.append(...labels);
   drawSizes(root, width, bottom + 18, scale);
   host.replaceChildren(root);
+  // Last, for how wide a text is only a page can say.
+  root.append(...capacity(device, width, bottom, scale, labels.map((name) => name.getBBox())));
 }
 
 function segments(row, y, scale, fills, names) {
@@ -50,13 +53,17 @@ function barName(row, y) {
     svg("tspan", { dx: 10, class: row.fits ? "good" : "bad" }, row.refused ? "" : verdict));
 }
 
-/** The card's memory: a line across the bars, with its name on the side that has room. */
-function capacity(device, width, bottom, scale) {
+/** The card's memory: a line across the bars, broken where it would go through a bar's name, with the card's name on the
+ *  side that has room. `taken` is where the bars' names are, from the top down. */
+function capacity(device, width, bottom, scale, taken) {
   const x = 1 + device.total_bytes * scale;
   const [at, anchor] = x > width / 2 ? [x + 1, "end"] : [x - 1, "start"];
   const name = `${plainName(device)}: ${gib(device.total_bytes)} GiB`;
+  const inTheWay = taken.filter((box) => box.x - CLEAR < x && x < box.x + box.width + CLEAR);
+  const starts = [16, ...inTheWay.map((box) => box.y + box.height)];
+  const stops = [...inTheWay.map((box) => box.y), bottom];
   return [
-    svg("line", { x1: x, x2: x, y1: 16, y2: bottom, class: "capacity" }),
+    ...starts.map((y1, i) => svg("line", { x1: x, x2: x, y1, y2: stops[i], class: "capacity" })),
     svg("text", { x: at, y: 11, class: "capacity-name", "text-anchor": anchor }, name),
   ];
 }

@@ -40,7 +40,7 @@ function plainName(device) {
   return device.full_name.replace(/^NVIDIA (GeForce )?/, "");
 }
 
-/** The hatches of lorafa_prof/reports/figures.py: lines or dots over a colour, told apart without colour. */
+/** The hatches of lorafa_prof/reports/figures/style.py: lines or dots over a colour, told apart without colour. */
 const HATCHES = {
   "...": "M1.5 1.5h1v1h-1z M5.5 5.5h1v1h-1z",
   "///": "M-2 6L6 -2 M0 8L8 0 M2 10L10 2",

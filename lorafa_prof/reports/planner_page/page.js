@@ -169,10 +169,15 @@ class Planner {
       ["CUDA context", context === null ? "not known" : `${gib(context)} GiB`,
         context === null ? "nobody has measured it, and it is not counted" : "outside the allocator"],
       ["Card", `${gib(fit.capacity_bytes)} GiB`, "as PyTorch sees it"],
-      ["Largest batch", fit.max_bs ? count(fit.max_bs) : "none", `at ${count(this.run.seq)} tokens a sequence`],
+      ["Largest batch", fit.max_bs ? this.batchWords(fit.max_bs) : "none", `at ${count(this.run.seq)} tokens a sequence`],
     ];
     byId("facts").replaceChildren(...facts.map(([name, value, note]) => element("div", {},
       element("dt", {}, name), element("dd", {}, value), element("dd", { class: "note" }, note))));
+  }
+
+  /** A largest batch; beyond the largest that a run can have nobody has looked. */
+  batchWords(bs) {
+    return bs === this.data.engine.limits.bs ? `all to ${count(bs)}` : count(bs);
   }
 
   showAdvice() {
@@ -205,7 +210,7 @@ class Planner {
       row("peak allocated", ({ memory }) => size(memory.peak_allocated_bytes), "total"),
       row("fits", ({ fit }) => [fit.fits ? "yes" : "no", null]),
       row("to spare", ({ fit }) => size(fit.headroom_bytes)),
-      row("largest batch", ({ fit }) => [count(fit.max_bs), null]),
+      row("largest batch", ({ fit }) => [this.batchWords(fit.max_bs), null]),
       row("reached in", ({ memory }) => [memory.peak_moment, null], "words")));
   }
 
@@ -302,7 +307,7 @@ class Planner {
     const head = element("tr", {}, element("th", { scope: "col" }, "tokens"),
       ...this.choices.method.map((method) => this.methodHead(method)));
     const rows = this.frontier().batches.map(([seq, batches]) => element("tr", {},
-      element("th", { scope: "row" }, count(seq)), ...batches.map((bs) => element("td", {}, count(bs)))));
+      element("th", { scope: "row" }, count(seq)), ...batches.map((bs) => element("td", {}, this.batchWords(bs)))));
     byId("batches").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
   }
 
