@@ -30,6 +30,7 @@ from lorafa_prof.results.figures import (
 from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.speed import step
+from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import format_bytes
 
@@ -52,6 +53,7 @@ def predict(
     largest_batch: bool = True,
     timed: bool = False,
     profile: DeviceProfile | None = None,
+    link: Link | None = None,
 ) -> Prediction:
     """Predict the memory and the arithmetic of one training step in its steady state.
 
@@ -62,6 +64,7 @@ def predict(
         largest_batch: look for the largest batch on each card as well.
         timed: say how long the step takes on each card as well.
         profile: of the device of its name; the others have their default profiles.
+        link: between several cards; None: that of the devices, where it is known.
 
     Raises:
         UnsupportedError: what this engine does not model; the text names the way out.
@@ -76,7 +79,7 @@ def predict(
     ledger = _ledger(plan, run, peak, workspace)
     fits = tuple(_fit(plans, run, peak.allocated, each, largest_batch) for each in devices)
     flops = _throughput(plan, run)
-    times = step_times(run, devices, profile) if timed else ()
+    times = step_times(run, plan, devices, profile, link) if timed else ()
     return Prediction(
         engine="analytic",
         run=run,

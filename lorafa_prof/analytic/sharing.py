@@ -31,13 +31,17 @@ class Alone:
         """Return what this GPU holds of parameters and buffers."""
         return self.whole
 
+    def updated(self) -> list[Held]:
+        """Return what the optimizer updates on this GPU."""
+        return [held for held in self.held() if held.parameter.requires_grad]
+
     def always(self) -> Sequence[tuple[StateTensor, str]]:
         """Return the buffers that there are for sharing from step to step, each with its category."""
         return ()
 
     def optimizer(self) -> OptimizerCost:
         """Return states and temporaries of the optimizer."""
-        return optimizer_cost(self.run, [held for held in self.held() if held.parameter.requires_grad])
+        return optimizer_cost(self.run, self.updated())
 
     def gradient_bytes(self) -> int:
         """Return the gradients that there are when the optimizer steps, as the allocator rounds them."""

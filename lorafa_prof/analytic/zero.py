@@ -17,7 +17,7 @@ n trained elements each of G GPUs has ceil(n/G):
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.builder import BUFFERS, Builder, Held
+from lorafa_prof.analytic.builder import BUFFERS, WEIGHTS, Builder, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.tape import GRADIENTS, WORKSPACES, Parameter, Tensor
@@ -143,6 +143,11 @@ class Zero(Alone):
         step = min(self.part, SUB_GROUP_SIZE) if self.stage == 3 else self.part
         made = ("fp32 gradients", *(() if self._fused else ("sqrt of exp_avg_sq",)))
         return OptimizerCost(states, tuple(StateTensor("", name, (step,), "fp32", 1) for name in made))
+
+    def updated(self) -> list[Held]:
+        """See `Alone.updated`: one flat tensor in fp32, this GPU's part."""
+        flat = Parameter(self.tape, "fp32 master weights", (self.part,), "fp32", trained=True, kind=WEIGHTS)
+        return [Held(flat, 1)]
 
     def always(self) -> list[tuple[StateTensor, str]]:
         """See `Alone.always`: what stage 3 has from step to step."""
