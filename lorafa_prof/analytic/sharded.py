@@ -231,9 +231,8 @@ class Frozen(Fsdp):
 
     assumptions = (
         "frozen base weights gathered in the order of torch's fully_shard, each transformer block a unit",
-        "gradients reduced in place, without buckets",
+        "gradients of what is whole averaged one by one, in their place, when the backward is over",
     )
-    unmodelled = ("a step with only frozen weights in shards has not been run: closed forms alone",)
 
     def is_sharded(self, parameter: Parameter) -> bool:
         """See `Fsdp.is_sharded`."""

@@ -47,7 +47,7 @@ from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.optimizers import REPLACING_STATES
-from lorafa_prof.workload.parallel import Group
+from lorafa_prof.workload.parallel import BY_FSDP, Group
 from lorafa_prof.workload.step import before_pre_pass, training_step
 from lorafa_prof.workload.versions import installed_versions
 
@@ -205,7 +205,7 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
 
     def step(tell: Tell) -> None:
         lookout = Lookout(tell)
-        with watching(work.run.shard == "fsdp", lookout), ModuleMarks(work.entry, lookout.tell) as marks:
+        with watching(work.run.shard in BY_FSDP, lookout), ModuleMarks(work.entry, lookout.tell) as marks:
 
             def enter(phase: str) -> None:
                 if phase == "optimizer":

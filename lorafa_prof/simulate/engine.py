@@ -41,6 +41,7 @@ from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import allocated
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
+from lorafa_prof.workload.parallel import BY_FSDP
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -339,7 +340,7 @@ class Simulation:
             lines.append(MANAGED_ITSELF)
         if has_pre_pass(self.recording.run):
             lines.append(LORA_GA_ITSELF)
-        if self.recording.run.shard == "fsdp":
+        if self.recording.run.shard in BY_FSDP:
             lines.append(FSDP_TABLES)
         if is_shared(self.recording.run):
             lines.append(_OF_NCCL)
@@ -360,7 +361,7 @@ def _inside_kernels(recording: Recording) -> list[str]:
 
 
 def _streams(run: RunSpec) -> str:
-    if run.shard != "fsdp":
+    if run.shard not in BY_FSDP:
         return "all on one stream"
     return "gathered weights and reduced gradients on FSDP2's own streams, the rest on one"
 
@@ -369,14 +370,16 @@ def shared_assumptions(run: RunSpec) -> tuple[str, ...]:
     """Say which of several ranks is meant, and what it runs."""
     if not is_shared(run):
         return ()
-    return (
-        f"rank 0 of {run.gpus}, whose shards are the largest; the defaults of torch's {_SHARED_BY[run.shard]}, each "
-        "transformer block a unit of its own" if run.shard == "fsdp" else
-        f"rank 0 of {run.gpus}; the defaults of torch's {_SHARED_BY[run.shard]}",
-    )  # fmt: skip
+    return (f"rank 0 of {run.gpus}{_SHARED_BY[run.shard]}",)
 
 
-_SHARED_BY = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard"}
+_SHARED_BY = {
+    "ddp": "; the defaults of torch's DistributedDataParallel",
+    "fsdp": ", whose shards are the largest; the defaults of torch's fully_shard, each transformer block a unit of its "
+    "own",
+    "frozen": ", whose shards are the largest; torch's fully_shard of the frozen base weights, each transformer block "
+    "a unit of its own; gradients of what is whole are averaged one by one, in place, when the backward is over",
+}
 
 
 def sharing_of(recording: Recording, link: Link | None) -> Sharing | None:

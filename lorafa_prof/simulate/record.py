@@ -44,6 +44,7 @@ from lorafa_prof.workload.naming import (
     table_elements,
 )
 from lorafa_prof.workload.optimizers import make_optimizer, managed_bytes
+from lorafa_prof.workload.parallel import BY_FSDP
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
 from lorafa_prof.workload.step import loss_of, refuse_unbuilt
@@ -211,7 +212,7 @@ def _collectives(recorder: Recorder, again: tuple[Segment, ...]) -> tuple[tuple[
 @contextlib.contextmanager
 def _watching(recorder: Recorder, work: Workload) -> Iterator[None]:
     """While entered, FSDP2's buffers get their categories and names when they are made."""
-    if work.run.shard != "fsdp":
+    if work.run.shard not in BY_FSDP:
         yield
         return
 
