@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lorafa_prof.analytic.builder import Builder, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import rounded
+from lorafa_prof.analytic.tape import Parameter
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import RunSpec
 
@@ -64,3 +65,14 @@ class Alone:
 
     def end_backward(self) -> None:
         """Hear that the backward is over."""
+
+
+def from_the_last(all_held: Sequence[Held]) -> Iterator[Parameter]:
+    """Yield parameters from the last to the first; those that stand for several layers as often, layer by layer."""
+    left = list(all_held)
+    while left:
+        alike = [left.pop()]
+        while left and left[-1].count == alike[0].count:
+            alike.append(left.pop())
+        for _ in range(alike[0].count):
+            yield from (held.parameter for held in alike)

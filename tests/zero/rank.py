@@ -1,8 +1,9 @@
 """Real ranks under DeepSpeed's ZeRO, over gloo on the CPU: `python -m tests.zero.rank FOLDER`.
 
-One interpreter imports the libraries; its children are the ranks, two for some runs and four for others. Each writes
-into FOLDER/RUN-RANK.json what it holds and sends and what is alive when. DeepSpeed's own kernels are not needed: it is
-given torch's AdamW, as the closed forms have it.
+One interpreter imports the libraries; its children are the ranks, others for each run. Each writes into
+FOLDER/RUN-RANK.json what it holds and sends and what is alive when. DeepSpeed's own kernels are not needed: it has
+torch's AdamW, as the closed forms do. gloo's own copies are left out, for NCCL makes none, and a collective returns
+when gloo's thread has let go of what it worked on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -26,6 +28,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.ops.op_builder import cpu as op_builder
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.step import build_model
@@ -40,6 +43,8 @@ _COLLECTIVES = {
 }  # fmt: skip
 #: Blocks that are told of at a peak.
 _MOST = 40
+#: Seconds within which gloo's thread has let go of what it worked on.
+_LET_GO_S = 2.0
 
 
 def watch_collectives(sent: Counter[str]) -> None:
@@ -57,9 +62,26 @@ def _watched(collective: Callable[..., Any], kind: str, argument: str, sent: Cou
             tensor = args[1]
         if isinstance(tensor, torch.Tensor) and tensor.numel() > 1:
             sent[kind] += tensor.nbytes
-        return collective(*args, **kwargs)
+        storages = [each.untyped_storage() for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        before = [_holders(storage) for storage in storages]
+        with _disable_current_modes():
+            result = collective(*args, **kwargs)
+            if result is not None:
+                result.wait()
+        deadline = time.monotonic() + _LET_GO_S
+        while result is None and _any_more(storages, before) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return result
 
     return call
+
+
+def _holders(storage: Any) -> int:
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
+def _any_more(storages: list[Any], before: list[int]) -> bool:
+    return any(_holders(storage) > number for storage, number in zip(storages, before, strict=True))
 
 
 def held(tensors: Iterable[Any]) -> int:
@@ -78,7 +100,10 @@ def take_steps(asked: ZeroRun, sent: Counter[str]) -> dict[str, Any]:
         "zero_optimization": {"stage": int(run.shard.removeprefix("zero")), **asked.settings},
     }  # fmt: skip
     engine, zero, _, _ = deepspeed.initialize(
-        model=model, optimizer=torch.optim.AdamW(trained, lr=1e-4), config=config, model_parameters=trained
+        model=model,
+        optimizer=torch.optim.AdamW(trained, lr=1e-4, foreach=True),
+        config=config,
+        model_parameters=trained,
     )
     found: dict[str, Any] = {}
     in_backward: list[int] = []
@@ -156,10 +181,10 @@ def _most(tracker: StorageTracker, phase: str) -> dict[str, Any]:
 # -- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def _rank(rank: int, size: int, port: int, folder: Path) -> NoReturn:
-    """Be a rank of so many, in a process of its own, in the runs that are for so many."""
+def _rank(name: str, asked: ZeroRun, rank: int, port: int, folder: Path) -> NoReturn:
+    """Be a rank of a run, in a process of its own."""
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(asked.run.gpus), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
     code = 1
@@ -169,9 +194,7 @@ def _rank(rank: int, size: int, port: int, folder: Path) -> NoReturn:
         # DeepSpeed's own way through shared memory, which it would compile first, is for reductions of its inference
         with mock.patch.object(op_builder.ShareMemCommBuilder, "load", return_value=None):
             deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-        for name, asked in RUNS.items():
-            if asked.run.gpus == size:
-                (folder / f"{name}-{rank}.json").write_text(json.dumps(take_steps(asked, sent)), "utf-8")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(take_steps(asked, sent)), "utf-8")
         dist.destroy_process_group()
         code = 0
     except BaseException:  # noqa: BLE001 - the child must not go on as its parent
@@ -182,19 +205,19 @@ def _rank(rank: int, size: int, port: int, folder: Path) -> NoReturn:
 
 
 def main(folder: Path) -> None:
-    """Start the ranks, and end with the number of those that failed."""
+    """Take one run after the other, and end with the number of ranks that failed."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     failed = 0
-    for size in sorted({asked.run.gpus for asked in RUNS.values()}):
+    for name, asked in RUNS.items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         children = []
-        for rank in range(size):
+        for rank in range(asked.run.gpus):
             child = os.fork()
             if not child:
-                _rank(rank, size, port, folder)
+                _rank(name, asked, rank, port, folder)
             children.append(child)
         failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
     sys.exit(failed)

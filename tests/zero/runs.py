@@ -31,8 +31,14 @@ def _run(method: str, stage: int, gpus: int = 2, **settings: int) -> ZeroRun:
 
 
 STAGES = (1, 2, 3)
+#: ZeRO-3 that gathers a few weights ahead.
+NEAR = {"stage3_prefetch_bucket_size": 150_000, "stage3_max_reuse_distance": 700_000}
+#: ZeRO-3 that may have fewer weights gathered than there are.
+FEW = {**NEAR, "stage3_max_live_parameters": 500_000}
 RUNS = {
     **{f"{method}, stage {stage}": _run(method, stage) for method in ("full", "lora") for stage in STAGES},
     **{f"small buckets, stage {n}": _run("full", n, reduce_bucket_size=SMALL_BUCKET) for n in STAGES},
+    "near, stage 3": _run("full", 3, reduce_bucket_size=SMALL_BUCKET, **NEAR),
+    "few live, stage 3": _run("full", 3, reduce_bucket_size=SMALL_BUCKET, **FEW),
     **{f"four ranks, stage {stage}": _run("full", stage, 4) for stage in STAGES},
 }
