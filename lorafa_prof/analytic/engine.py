@@ -27,7 +27,7 @@ from lorafa_prof.results.figures import (
     pass_and_training,
     sequences_line,
 )
-from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
+from lorafa_prof.sharding import BY_FSDP, is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.links import Link
@@ -275,7 +275,7 @@ def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
         *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
         *([LORA_GA_ITSELF] if plan.run.method.name == "lora-ga" else []),
-        *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
+        *([FSDP_TABLES] if plan.run.shard in BY_FSDP else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )
 

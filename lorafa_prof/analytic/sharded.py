@@ -223,6 +223,22 @@ class Fsdp(Alone):
         unit.reduced = self._new(unit, "gradients", unit.reduced_elements // self.gpus, dtype, GRADIENTS)
 
 
+class FsdpGradOp(Fsdp):
+    """FSDP2 whose blocks stay gathered from their forward to their backward (`reshard_after_forward=False`)."""
+
+    assumptions = ("torch's fully_shard with reshard_after_forward=False, each transformer block a unit of its own",)
+
+    def leave(self, path: str) -> None:
+        """See `Fsdp.leave`."""
+
+    def begin_backward(self) -> None:
+        """See `Fsdp.begin_backward`."""
+
+    def output_complete(self, path: str) -> None:
+        """See `Fsdp.output_complete`."""
+        self._last_buffer = None
+
+
 class Frozen(Fsdp):
     """Only base weights that are frozen are sharded, as the LoRA-FA paper combines sharding and adapters (section E.4).
 

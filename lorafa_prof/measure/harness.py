@@ -40,6 +40,7 @@ from lorafa_prof.measure.promises import check_promises, checked_twice
 from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
+from lorafa_prof.sharding import BY_FSDP
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
@@ -47,7 +48,7 @@ from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
 from lorafa_prof.workload.naming import counted_parameters, named_states
 from lorafa_prof.workload.optimizers import REPLACING_STATES
-from lorafa_prof.workload.parallel import BY_FSDP, Group
+from lorafa_prof.workload.parallel import Group
 from lorafa_prof.workload.step import before_pre_pass, training_step
 from lorafa_prof.workload.versions import installed_versions
 

@@ -20,7 +20,7 @@ from lorafa_prof.results.figures import (
     pass_and_training,
     sequences_line,
 )
-from lorafa_prof.sharding import is_shared, sent_bytes
+from lorafa_prof.sharding import BY_FSDP, is_shared, sent_bytes
 from lorafa_prof.simulate.allocator.replay import Replay, replay
 from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
@@ -41,7 +41,6 @@ from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import allocated
 from lorafa_prof.workload.checkpointing import never_run
 from lorafa_prof.workload.lora_ga import has_pre_pass, linear_layers_alone
-from lorafa_prof.workload.parallel import BY_FSDP
 from lorafa_prof.workload.versions import installed_versions
 
 #: Steps that are replayed at least: the first makes the optimizer's states, the second is the first of all others.
@@ -377,6 +376,8 @@ _SHARED_BY = {
     "ddp": "; the defaults of torch's DistributedDataParallel",
     "fsdp": ", whose shards are the largest; the defaults of torch's fully_shard, each transformer block a unit of its "
     "own",
+    "fsdp-grad-op": ", whose shards are the largest; torch's fully_shard with reshard_after_forward=False, each "
+    "transformer block a unit of its own",
     "frozen": ", whose shards are the largest; torch's fully_shard of the frozen base weights, each transformer block "
     "a unit of its own; gradients of what is whole are averaged one by one, in place, when the backward is over",
 }

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
+from lorafa_prof.sharding import BY_FSDP
 from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
@@ -44,7 +45,6 @@ from lorafa_prof.workload.naming import (
     table_elements,
 )
 from lorafa_prof.workload.optimizers import make_optimizer, managed_bytes
-from lorafa_prof.workload.parallel import BY_FSDP
 from lorafa_prof.workload.quantized import quantization_state
 from lorafa_prof.workload.remote_code import without_hub
 from lorafa_prof.workload.step import loss_of, refuse_unbuilt

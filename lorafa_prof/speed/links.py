@@ -45,11 +45,16 @@ DDP_BUCKET = 25 * 2**20
 _HIDES = {
     "ddp": "buckets",
     "fsdp": "units",
+    "fsdp-grad-op": "units",
     "frozen": "units",
     "zero3": "units",
     "zero1": "nothing",
     "zero2": "nothing",
 }
+
+
+#: Those whose weights stay gathered from the forward to the backward.
+_GATHERED_ONCE = ("fsdp-grad-op",)
 
 
 def read_link(text: str) -> Link:
@@ -143,5 +148,6 @@ def waiting(
         return max(0.0, total - last - backward) + last
     gathered = seconds.get("all_gather", 0.0)
     reduced = total - gathered
-    first, last = gathered / 2 / max(units, 1), reduced / max(units, 1)
-    return max(0.0, gathered / 2 - forward) + first + max(0.0, gathered / 2 + reduced - backward) + last
+    before, again = (gathered, 0.0) if shard in _GATHERED_ONCE else (gathered / 2, gathered / 2)
+    first, last = before / max(units, 1), reduced / max(units, 1)
+    return max(0.0, before - forward) + first + max(0.0, again + reduced - backward) + last

@@ -13,14 +13,12 @@ from typing import Any
 import torch
 
 from lorafa_prof.errors import BadInputError, UnsupportedError
-from lorafa_prof.sharding import refuse_unshareable
+from lorafa_prof.sharding import BY_FSDP, refuse_unshareable
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.naming import is_adapter
 
 #: What `--shard` is built with.
-BUILT = ("ddp", "fsdp", "frozen")
-#: Those of which FSDP2 shards the parameters, all of them or some.
-BY_FSDP = ("fsdp", "frozen")
+BUILT = ("ddp", *BY_FSDP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Mo
         ids = None if device in ("cpu", "meta") else [torch.device(device)]
         return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
     whole = _left_whole(model) if run.shard == "frozen" else []
-    _fully_shard(model, device, whole)
+    _fully_shard(model, device, whole, keeps=run.shard == "fsdp-grad-op")
     for parameter in whole:  # which FSDP2 does not move
         parameter.data = parameter.data.to(device)
     return model
@@ -92,8 +90,14 @@ def reduce_gradients(model: torch.nn.Module, group_size: int) -> None:
             parameter.grad.div_(group_size)
 
 
-def _fully_shard(model: Any, device: str, whole: Sequence[torch.nn.Parameter]) -> None:
+def _fully_shard(model: Any, device: str, whole: Sequence[torch.nn.Parameter], *, keeps: bool) -> None:
     """Shard each block, then what is left, as PyTorch's own FSDP2 tutorial does; the module's options are defaults.
+
+    Args:
+        model: whole.
+        device: of this process.
+        whole: parameters that are left as they are.
+        keeps: blocks stay gathered from their forward to their backward (`reshard_after_forward=False`).
 
     A group of parameters is gathered as a whole, in bytes where their dtypes differ: frozen bf16 weights and trained
     fp32 adapters may be in one. Only the trained ones of a group, whose gradients are reduced together, have to be of
@@ -110,13 +114,15 @@ def _fully_shard(model: Any, device: str, whole: Sequence[torch.nn.Parameter]) -
     if not blocks:
         raise UnsupportedError(f"no transformer blocks are found in a {type(model).__name__}; --shard ddp needs none")
     mesh = init_device_mesh(device.partition(":")[0], (torch.distributed.get_world_size(),))
-    ignored: dict[str, Any] = {"ignored_params": set(whole)} if whole else {}
-    if ignored and "ignored_params" not in inspect.signature(fully_shard).parameters:
+    options: dict[str, Any] = {"ignored_params": set(whole)} if whole else {}
+    if options and "ignored_params" not in inspect.signature(fully_shard).parameters:
         raise UnsupportedError(
             f"torch {torch.__version__}: FSDP2 cannot leave parameters whole, which --shard frozen needs; 2.7 can"
         )
+    if keeps:
+        options["reshard_after_forward"] = False
     for part in (*blocks, model):
-        fully_shard(part, mesh=mesh, **ignored)
+        fully_shard(part, mesh=mesh, **options)
 
 
 def transformer_blocks(model: Any) -> Iterator[torch.nn.Module]:

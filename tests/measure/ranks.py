@@ -39,7 +39,11 @@ STEPS = 3
 def run_of(shard: str, method: str, **options: Any) -> RunSpec:
     """A run over two processes; 251 rows of the vocabulary cannot be halved."""
     return tiny_run(
-        "llama", method, changes={"vocab_size": 251}, dtype="fp32", **{"gpus": 2, "shard": shard, **options}
+        "llama",
+        method,
+        changes={"vocab_size": 251, **options.pop("changes", {})},
+        dtype="fp32",
+        **{"gpus": 2, "shard": shard, **options},
     )
 
 
@@ -52,11 +56,16 @@ RUNS = {
     "fsdp full checkpointed": run_of("fsdp", "full", checkpointing="full"),
     "frozen lora bf16": run_of("frozen", "lora").replace(dtype="bf16"),
     "frozen lora-fa": run_of("frozen", "lora-fa"),
+    "fsdp-grad-op lora": run_of("fsdp-grad-op", "lora"),
+    "fsdp tied": run_of("fsdp", "full", changes={"tie_word_embeddings": True}),
 }
 
 
 #: What four ranks do: 251 rows leave one of them with less, 48 do not.
-FOUR = {name: RUNS[name].replace(gpus=4) for name in ("ddp lora", "fsdp lora bf16", "fsdp full", "frozen lora bf16")}
+FOUR = {
+    name: RUNS[name].replace(gpus=4)
+    for name in ("ddp lora", "fsdp lora bf16", "fsdp full", "frozen lora bf16", "fsdp-grad-op lora", "fsdp tied")
+} | {"fsdp rank 2": run_of("fsdp", "lora", rank=2, gpus=4)}
 
 
 def _measured(runs: Mapping[str, RunSpec] = RUNS) -> Any:
