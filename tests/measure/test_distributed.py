@@ -36,7 +36,7 @@ from tests.measure.ranks import DEEDS, FOUR, RUNS, STEPS, run_of, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds; without other load it takes ten.
-LONGEST = 1500
+LONGEST = 900
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,8 @@ def test_closed_forms_have_what_the_first_rank_holds(ended: dict[str, Any], deed
     assert unrounded(found, Category.WEIGHTS) == real.memory.weights_bytes
     assert unrounded(found, Category.ADAPTERS) == real.memory.adapter_bytes
     trained = sum(p.requires_grad for p in build_model(run.replace(gpus=1, shard="none"), "meta").parameters())
-    assert unrounded(found, Category.OPTIMIZER) == real.memory.optimizer_bytes - 4 * trained  # AdamW's step counters
+    counters = 4 * trained if run.resolved_optimizer == "adamw" else 0  # on the device of the rank, where that is a CPU
+    assert unrounded(found, Category.OPTIMIZER) == real.memory.optimizer_bytes - counters
     assert 0 <= found.memory.trained_gradients_bytes - real.memory.trained_gradients_bytes < 512 * trained
 
 
