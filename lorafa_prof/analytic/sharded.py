@@ -9,6 +9,8 @@ and copied out of it, each to a tensor of its own:
   buffer is freed, when the gradient of its output has come;
 - when the gradient of a block's input is complete, its whole gradients are copied into a buffer and reduced into one
   tensor with this rank's shards of all of them. The buffer stays until the next block has come as far.
+
+One rank alone copies its weights without a buffer between, and tells nobody.
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ class Fsdp(Alone):
     def collectives(self) -> list[Collective]:
         """Return what all ranks tell each other in a step."""
         found: list[Collective] = []
+        if self.gpus == 1:
+            return found
         for unit in self.units:
             found.append(("all_gather", unit.gathers * unit.count * unit.whole_bytes))
             if unit.trained:
@@ -197,7 +201,8 @@ class Fsdp(Alone):
 
     def _gather(self, unit: Unit) -> None:
         unit.gathers += 1
-        unit.buffer = self._new(unit, "all-gather buffer", unit.whole_bytes, "uint8", WORKSPACES)
+        if self.gpus > 1:
+            unit.buffer = self._new(unit, "all-gather buffer", unit.whole_bytes, "uint8", WORKSPACES)
 
     def _copy_out(self, unit: Unit) -> None:
         for p in unit.parameters:
