@@ -296,6 +296,7 @@ def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
 def time_rows(fits: Sequence[Fit]) -> list[Row]:
     """Return the rows about the time of a step on one device."""
     several = any("communication" in (f.time_by_kind or {}) for f in fits)
+    others: Row = ("waits for other cards", *(_percent(_part_of_time(f, "communication")) for f in fits))
     return [
         ("step time, s", *(_seconds(f.step_s) for f in fits)),
         ("tokens/s of each card" if several else "tokens/s", *(_rate(f.tokens_per_s) for f in fits)),
@@ -303,7 +304,7 @@ def time_rows(fits: Sequence[Fit]) -> list[Row]:
         ("  by 6 N", *(_percent(f.mfu_6n) for f in fits)),
         ("HFU", *(_percent(f.hfu) for f in fits)),
         ("waits for the host", *(_percent(_part_of_time(f, "waiting")) for f in fits)),
-        *([("waits for other cards", *(_percent(_part_of_time(f, "communication")) for f in fits))] if several else []),
+        *([others] if several else []),
     ]
 
 
