@@ -120,8 +120,9 @@ def waiting(
     """Return how long a step waits for what several cards send each other, seconds.
 
     Collectives run beside the computation as far as they can be hidden in it. FSDP2 gathers a unit's weights while the
-    unit before computes, in the forward and again in the backward, and scatters its gradients meanwhile: a pass takes
-    the longer of the two, and waits for the first unit's weights and the last one's gradients. DDP reduces buckets
+    unit before computes, in the forward and again in the backward, and scatters its gradients meanwhile. A pass that
+    computes longer waits for the first unit's weights or the last one's gradients; one that sends longer takes as long
+    as that and the computation of one unit. DDP reduces buckets
     while the backward goes on, and waits for the last.
 
     Args:
@@ -149,5 +150,7 @@ def waiting(
     gathered = seconds.get("all_gather", 0.0)
     reduced = total - gathered
     before, again = (gathered, 0.0) if shard in _GATHERED_ONCE else (gathered / 2, gathered / 2)
-    first, last = before / max(units, 1), reduced / max(units, 1)
-    return max(0.0, before - forward) + first + max(0.0, again + reduced - backward) + last
+    share = 1 / max(units, 1)
+    first_pass = max(forward + share * before, before + share * forward)
+    second_pass = max(backward + share * reduced, again + reduced + share * backward)
+    return first_pass - forward + second_pass - backward

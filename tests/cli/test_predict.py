@@ -211,7 +211,7 @@ def test_several_cards_have_a_time_where_their_link_is_known_or_named(capsys: py
         assert sum(fit["time_by_phase"].values()) == pytest.approx(fit["step_s"]) == data["throughput"]["step_s"]
         assert any("several cards" in line for line in data["unmodelled"])
     assert known["throughput"]["step_s"] < slow["throughput"]["step_s"]
-    assert main(["predict", *LLAMA, "--link", "25GB/s"]) == 2
+    assert main([*LLAMA, "--link", "25GB/s"]) == 2
     assert "--link is between several cards" in capsys.readouterr().err
 
 
