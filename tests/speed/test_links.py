@@ -39,7 +39,7 @@ class TestFsdp:
         assert step(sent, "fsdp") == pytest.approx(1.5 + 0.1 + 3.0 + 0.1 + 0.4 + 0.1)
 
     def test_what_does_not(self) -> None:
-        """Each pass takes what its gathers take, 4 s of 8 GB, and 6 s with 2 GB of gradients, and a tenth of its own."""
+        """Each pass takes what it sends, 4 s of 8 GB, and 6 s with 2 GB of gradients, and a tenth of its own."""
         sent = {"all_gather": 8 * 10**9, "reduce_scatter": 2 * 10**9}
         assert step(sent, "fsdp") == pytest.approx(4.0 + 0.15 + 6.0 + 0.3 + 0.4 + 0.1)
 
