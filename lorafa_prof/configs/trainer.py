@@ -189,7 +189,7 @@ def fsdp_arguments(section: Draft, prefix: str) -> None:
         if section.integer(key) == 1:
             section.note(f"{key} 1 is taken as FSDP2, whose shards are as large")
     for key in _either(prefix, "reshard_after_forward"):
-        value = str(section.take(key) or "").lower()
+        value = str(section.take(key)).lower()  # a switch, or a word as FSDP1 has it
         if value in ("false", "shard_grad_op"):
             section.set("shard", "fsdp-grad-op", key)
         elif value in ("no_shard", "hybrid_shard"):
