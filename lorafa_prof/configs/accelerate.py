@@ -79,12 +79,7 @@ def _section(draft: Draft, key: str, wanted: bool) -> None:
 
 
 def _fsdp(section: Draft, prefix: str) -> None:
-    strategy = section.take(f"{prefix}fsdp_sharding_strategy")
-    name = str(strategy if strategy is not None else "FULL_SHARD").upper()
-    kept = name in ("SHARD_GRAD_OP", "2")
-    section.set("shard", "fsdp-grad-op" if kept else "fsdp", f"{prefix}fsdp_sharding_strategy")
-    if name not in ("FULL_SHARD", "1") and not kept:
-        section.refuse("shard", f"{prefix}fsdp_sharding_strategy", f"{name[:30]} is not modelled; --shard fsdp is full")
+    section.set("shard", "fsdp", f"{prefix}fsdp_sharding_strategy")
     trainer.fsdp_arguments(section, prefix)
 
 
