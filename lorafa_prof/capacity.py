@@ -10,29 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lorafa_prof.analytic.engine import communicated, predict
+from lorafa_prof.analytic.engine import predict
 from lorafa_prof.analytic.frontier import Plans
 from lorafa_prof.analytic.optimizer_works import is_listed
-from lorafa_prof.analytic.step_times import with_dtypes
+from lorafa_prof.analytic.step_plan import StepPlan
+from lorafa_prof.analytic.step_times import alone, card_works, sharing_of
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.analytic.works import StepWorks
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results.capacity import Capacity, Tried
-from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
-from lorafa_prof.speed.links import Link, shared_step
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.speed.step import UNMODELLED, uncompared
-from lorafa_prof.speed.timeline import StepTimeline, timeline
+from lorafa_prof.speed.step import SEVERAL, UNMODELLED, uncompared
+from lorafa_prof.speed.timeline import timeline
 from lorafa_prof.thresholds import find_threshold
 
 #: Batches are timed at every power of two, once in between, and at the largest that fits.
 _STEPS = (2, 3)
 #: Throughput beyond this share of the best is as good: the smallest such batch is taken, which leaves most memory.
 _AS_GOOD = 0.995
-
-
-#: What is true of every time of several cards.
-_SEVERAL = "a comparison of the time of several cards: no run on more than one has been held to"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +104,7 @@ class Planner:
         return replace(
             empty, run=chosen, headroom_bytes=self._forms.headroom(chosen, cards.device), best=best, tried=tuple(tried),
             mfu=self._mfu(chosen, cards, best), epoch_s=seconds, cost=_cost(seconds, run.gpus, epoch),
-            assumptions=(*empty.assumptions, *_rests_on(run, cards)),
+            assumptions=(*empty.assumptions, *_rests_on(self._plans.of(chosen), chosen, cards)),
             unmodelled=(*_unmodelled(empty), UNMODELLED, *uncompared([cards.profile])),
         )  # fmt: skip
 
@@ -117,24 +114,17 @@ class Planner:
         Raises:
             UnsupportedError: no rate of the device, or no link.
         """
-        found = self._timeline(run.replace(gpus=1, shard="none"), cards.profile)
-        seconds = found.step_s
-        if run.gpus > 1:
-            if cards.link is None:
-                raise UnsupportedError(
-                    f"what links several {cards.device.name} is not known: name what each card sends with --link 25GB/s"
-                )
-            sent = communicated(self._plans.of(run)) or {}
-            assert isinstance(run.model, ModelSpec), "closed forms are of models of the catalog"
-            units = run.model.num_layers + run.model.num_decoder_layers
-            seconds = shared_step(found.by_phase, sent, run.shard, run.gpus, units, cards.link)
-        return Tried(bs=run.bs, step_s=seconds, tokens_per_s=run.gpus * run.tokens / seconds)
-
-    def _timeline(self, run: RunSpec, profile: DeviceProfile) -> StepTimeline:
-        key = (run.replace(bs=min(run.bs, 2)), run.bs == 1)
+        own = alone(run)
+        key = (own.replace(bs=min(run.bs, 2)), run.bs == 1)
         if key not in self._works:
             self._works[key] = StepWorks(key[0])
-        return timeline(with_dtypes(self._works[key].at(run.bs, run.seq), run), profile)
+        plan = self._plans.of(run)
+        found = timeline(card_works(self._works[key], plan, run), cards.profile)
+        sharing = sharing_of(plan, run, cards.link)
+        seconds = found.step_s
+        if sharing is not None:
+            seconds += sharing.waiting(found.by_phase, cards.device.name)
+        return Tried(bs=run.bs, step_s=seconds, tokens_per_s=run.gpus * run.tokens / seconds)
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
         peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)
@@ -175,16 +165,10 @@ def _unmodelled(found: Capacity) -> tuple[str, ...]:
     if not is_listed(found.run):
         lines.append(f"in the step time: what {found.run.resolved_optimizer} does in its step")
     if found.run.gpus > 1:
-        lines.append(_SEVERAL)
+        lines.append(SEVERAL)
     return tuple(lines)
 
 
-def _rests_on(run: RunSpec, cards: Cards) -> tuple[str, ...]:
-    lines = [cards.profile.describe()]
-    if run.gpus > 1 and cards.link is not None:
-        link = cards.link
-        lines.append(
-            f"each card sends {link.bytes_per_s / 1e9:.4g} GB/s while it computes ({link.source}); what is sent is "
-            "hidden behind the computation as far as it can be"
-        )
-    return tuple(lines)
+def _rests_on(plan: StepPlan, run: RunSpec, cards: Cards) -> tuple[str, ...]:
+    sharing = sharing_of(plan, run, cards.link)
+    return (cards.profile.describe(), *([] if sharing is None else [sharing.describe()]))

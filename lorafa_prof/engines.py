@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorafa_prof.results import Prediction
     from lorafa_prof.results.step_record import StepRecord
     from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec, Task
+    from lorafa_prof.speed.links import Link
     from lorafa_prof.speed.profile import DeviceProfile
     from lorafa_prof.thresholds import Engine, Guess
 
@@ -43,6 +44,7 @@ def predictor(
     profile: DeviceProfile | None = None,
     lengths: Lengths | None = None,
     blocks: float = 0.0,
+    link: Link | None = None,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run.
 
@@ -54,6 +56,7 @@ def predictor(
         profile: by which steps are timed: of one of the devices, or of the CPU, which then is what is simulated.
         lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
         blocks: closed forms count the allocator's blocks where they could add more than this share of the peak.
+        link: between several cards; None: theirs, where it is known.
 
     Raises:
         as `simulating`.
@@ -66,22 +69,26 @@ def predictor(
     if engine == "analytic":
         if profile is not None and profile.kind == "cpu":
             raise BadInputError("the profile is of a CPU, and closed forms are of cards: --engine simulate")
-        return _closed_forms(devices, profile, lengths, blocks)
+        return _closed_forms(devices, profile, lengths, blocks, link)
     if profile is not None and profile.kind == "cpu":
         if conf or snapshot is not None:
             raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
         threads = profile.environment.get("threads")
         return lambda run: simulate_on_cpu(run, threads if isinstance(threads, int) else 1, profile)
-    return simulating(devices, conf, snapshot, profile, lengths)
+    return simulating(devices, conf, snapshot, profile, lengths, link)
 
 
 def _closed_forms(
-    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None, blocks: float
+    devices: Sequence[DeviceSpec],
+    profile: DeviceProfile | None,
+    lengths: Lengths | None,
+    blocks: float,
+    link: Link | None,
 ) -> Callable[[RunSpec], Prediction]:
     if lengths is None:
         from lorafa_prof.analytic import predict
 
-        return lambda run: predict(run, devices, timed=bool(devices), profile=profile, blocks=blocks)
+        return lambda run: predict(run, devices, timed=bool(devices), profile=profile, blocks=blocks, link=link)
     from lorafa_prof.analytic.lengths import EpochForms
 
     forms = EpochForms(lengths)
@@ -112,12 +119,28 @@ def profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
     return found
 
 
+def link_of(text: str | None, gpus: int) -> Link | None:
+    """Return what the user says that links so many cards; None where nothing is said.
+
+    Raises:
+        BadInputError: not a rate, or there is one card.
+    """
+    from lorafa_prof.speed.links import read_link
+
+    if text is not None and gpus == 1:
+        raise BadInputError(
+            "--link is between several cards: say how many with --gpus, and how they share with --shard"
+        )
+    return None if text is None else read_link(text)
+
+
 def simulating(
     devices: Sequence[DeviceSpec],
     conf: str | None,
     snapshot: Callable[[bytes], object] | None = None,
     profile: DeviceProfile | None = None,
     lengths: Lengths | None = None,
+    link: Link | None = None,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run with the engine `simulate`.
 
@@ -127,6 +150,7 @@ def simulating(
         snapshot: is given a memory snapshot of the run.
         profile: of the card of its name, by which its step is timed; the others have their default profiles.
         lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
+        link: between several cards; None: theirs, where it is known.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -151,7 +175,7 @@ def simulating(
         simulation = simulated(run)
         if snapshot is not None:
             snapshot(simulation.snapshot())
-        return simulation.prediction(devices, profile=profile)
+        return simulation.prediction(devices, profile=profile, link=link)
 
     return predict
 

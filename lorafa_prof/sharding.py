@@ -18,6 +18,11 @@ _NOT_SHARDED = {
 }
 
 
+#: The ways in which torch's FSDP2 shards parameters: all of them, let go after their forward or not before the backward
+#: (FSDP's SHARD_GRAD_OP), or those alone that are frozen.
+BY_FSDP = ("fsdp", "fsdp-grad-op", "frozen")
+
+
 def is_shared(run: RunSpec) -> bool:
     """Say whether a run is one of several processes, or of one that is set up as if there were more."""
     return run.gpus > 1 or run.shard != "none"
@@ -38,7 +43,7 @@ def refuse_unshareable(run: RunSpec) -> None:
         raise ContradictionError("--shard frozen shards what is not trained: full fine-tuning trains all")
     if is_shared(run) and (run.accumulation > 1 or run.clip):
         raise UnsupportedError("--accumulation and --clip are not built for several GPUs; leave them out")
-    if run.shard not in ("fsdp", "frozen"):
+    if run.shard not in BY_FSDP:
         return
     if run.loss == "fused":
         raise UnsupportedError(

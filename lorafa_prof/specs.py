@@ -29,7 +29,7 @@ Optimizer = Literal[
 ]  # fmt: skip
 KbitPreparation = Literal["none", "peft", "trl"]
 Loss = Literal["hf", "fused"]
-Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp", "frozen"]
+Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp-grad-op", "frozen"]
 Task = Literal["causal-lm", "seq-cls", "seq2seq-lm"]
 
 #: Bytes of one element.

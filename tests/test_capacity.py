@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.analytic.works import step_works
 from lorafa_prof.capacity import Cards, Epoch, Planner, batches
@@ -86,6 +87,21 @@ def test_cards_whose_link_is_not_known_have_no_time() -> None:
     assert found.best is None
     assert found.why_not is not None
     assert "--link" in found.why_not
+
+
+@pytest.mark.parametrize("shard", ["ddp", "fsdp", "frozen", "zero1", "zero3"])
+def test_a_prediction_has_the_same_time(shard: str) -> None:
+    """`predict` and `capacity` time a step of several cards alike; without a link there is a reason and no time."""
+    on = cards("h100")
+    _, found = Planner().plans(a_run("lora"), on, (1, 4), shard, Epoch())
+    assert found.best is not None
+    run = a_run("lora", gpus=4, shard=shard, bs=found.best.bs)
+    (fit,) = predict(run, [on.device], timed=True).fit
+    assert fit.step_s == pytest.approx(found.best.step_s)
+    assert fit.tokens_per_s == pytest.approx(found.best.tokens_per_s / 4)
+    (unknown,) = predict(run, [load_device("rtx4090")], timed=True).fit
+    assert unknown.step_s is None
+    assert "--link" in (unknown.why_no_time or "")
 
 
 def test_a_device_without_data_has_no_time() -> None:

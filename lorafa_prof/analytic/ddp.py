@@ -7,14 +7,13 @@ torch/csrc/distributed/c10d/reducer.cpp, the defaults of torch/nn/parallel/distr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorafa_prof.analytic.builder import BUFFERS, Held
+from lorafa_prof.analytic.builder import BUFFERS
 from lorafa_prof.analytic.optimizers import StateTensor
-from lorafa_prof.analytic.sharing import Alone
-from lorafa_prof.analytic.tape import WORKSPACES, Parameter
+from lorafa_prof.analytic.sharing import Alone, from_the_last
+from lorafa_prof.analytic.tape import WORKSPACES
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import ITEMSIZE
 
@@ -54,7 +53,7 @@ class Ddp(Alone):
         unfilled: dict[str, int] = {}
         found: list[Bucket] = []
         begun: set[str] = set()
-        for parameter in _from_the_last(self.whole):
+        for parameter in from_the_last([held for held in self.whole if held.parameter.requires_grad]):
             dtype = parameter.dtype
             unfilled[dtype] = unfilled.get(dtype, 0) + parameter.numel
             if unfilled[dtype] * ITEMSIZE[dtype] >= (OTHERS if dtype in begun else FIRST):
@@ -72,14 +71,3 @@ class Ddp(Alone):
         broadcast = sum(int(held.parameter.size[0]) * held.count for held in buffers)
         reduced: list[Collective] = [("all_reduce", bucket.nbytes) for bucket in self.buckets]
         return [*reduced, *([("broadcast", broadcast)] if broadcast else [])]
-
-
-def _from_the_last(all_held: Sequence[Held]) -> Iterator[Parameter]:
-    """Yield every trained parameter; those that stand for several layers as often, layer by layer."""
-    trained = [held for held in all_held if held.parameter.requires_grad]
-    while trained:
-        alike = [trained.pop()]
-        while trained and trained[-1].count == alike[0].count:
-            alike.append(trained.pop())
-        for _ in range(alike[0].count):
-            yield from (held.parameter for held in alike)

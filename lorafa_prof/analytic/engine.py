@@ -29,9 +29,10 @@ from lorafa_prof.results.figures import (
     pass_and_training,
     sequences_line,
 )
-from lorafa_prof.sharding import is_shared, refuse_unshareable, sent_bytes
+from lorafa_prof.sharding import BY_FSDP, is_shared, refuse_unshareable, sent_bytes
 from lorafa_prof.specs import KEPT_BY_DEFAULT, LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.speed import step
+from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import format_bytes
 
@@ -60,6 +61,7 @@ def predict(
     blocks: float | None = 0.0,
     timed: bool = False,
     profile: DeviceProfile | None = None,
+    link: Link | None = None,
 ) -> Prediction:
     """Predict the memory and the arithmetic of one training step in its steady state.
 
@@ -72,6 +74,7 @@ def predict(
             the peak (it takes milliseconds); None: nowhere.
         timed: say how long the step takes on each card as well.
         profile: of the device of its name; the others have their default profiles.
+        link: between several cards; None: that of the devices, where it is known.
 
     Raises:
         UnsupportedError: what this engine does not model; the text names the way out.
@@ -86,7 +89,7 @@ def predict(
     ledger = _ledger(plan, run, peak, workspace)
     fits = tuple(_fit(plans, run, peak.allocated, each, largest_batch) for each in devices)
     flops = _throughput(plan, run)
-    times = step_times(run, devices, profile) if timed else ()
+    times = step_times(run, plan, devices, profile, link) if timed else ()
     return Prediction(
         engine="analytic",
         run=run,
@@ -300,7 +303,7 @@ def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple
         *([LIGER_ITSELF] if plan.run.loss == "fused" else []),
         *([MANAGED_ITSELF] if plan.managed_bytes is not None else []),
         *([LORA_GA_ITSELF] if plan.run.method.name == "lora-ga" else []),
-        *([FSDP_TABLES] if plan.run.shard in ("fsdp", "frozen") else []),
+        *([FSDP_TABLES] if plan.run.shard in BY_FSDP else []),
         *(["buffers of NCCL's communicators, which are outside PyTorch's allocator"] if is_shared(plan.run) else []),
     )
 

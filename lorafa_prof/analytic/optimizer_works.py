@@ -1,7 +1,7 @@
 """The work of an optimizer's step in closed form: what its operators on lists of tensors read and write.
 
-Of AdamW, with foreach kernels or fused, and of SGD; for other optimizers, and for parameters that are shared out to
-several GPUs, there is none.
+Of AdamW, with foreach kernels or fused, and of SGD; for other optimizers there is none. Where several GPUs share a step
+they are those of what one of them updates (`sharing.Alone.updated`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _STEPS: dict[str, tuple[_Pass, ...]] = {
 def is_listed(run: RunSpec) -> bool:
     """Say whether the work of the run's optimizer is known here."""
     extras = run.method.name == "adalora" or run.clip
-    return run.resolved_optimizer in _STEPS and run.shard in ("none", "ddp") and not extras
+    return run.resolved_optimizer in _STEPS and not extras
 
 
 def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:

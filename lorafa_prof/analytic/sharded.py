@@ -9,6 +9,8 @@ and copied out of it, each to a tensor of its own:
   buffer is freed, when the gradient of its output has come;
 - when the gradient of a block's input is complete, its whole gradients are copied into a buffer and reduced into one
   tensor with this rank's shards of all of them. The buffer stays until the next block has come as far.
+
+One rank alone copies its weights without a buffer between, and tells nobody.
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ class Fsdp(Alone):
     def collectives(self) -> list[Collective]:
         """Return what all ranks tell each other in a step."""
         found: list[Collective] = []
+        if self.gpus == 1:
+            return found
         for unit in self.units:
             found.append(("all_gather", unit.gathers * unit.count * unit.whole_bytes))
             if unit.trained:
@@ -197,7 +201,8 @@ class Fsdp(Alone):
 
     def _gather(self, unit: Unit) -> None:
         unit.gathers += 1
-        unit.buffer = self._new(unit, "all-gather buffer", unit.whole_bytes, "uint8", WORKSPACES)
+        if self.gpus > 1:
+            unit.buffer = self._new(unit, "all-gather buffer", unit.whole_bytes, "uint8", WORKSPACES)
 
     def _copy_out(self, unit: Unit) -> None:
         for p in unit.parameters:
@@ -223,6 +228,22 @@ class Fsdp(Alone):
         unit.reduced = self._new(unit, "gradients", unit.reduced_elements // self.gpus, dtype, GRADIENTS)
 
 
+class FsdpGradOp(Fsdp):
+    """FSDP2 whose blocks stay gathered from their forward to their backward (`reshard_after_forward=False`)."""
+
+    assumptions = ("torch's fully_shard with reshard_after_forward=False, each transformer block a unit of its own",)
+
+    def leave(self, path: str) -> None:
+        """See `Fsdp.leave`."""
+
+    def begin_backward(self) -> None:
+        """See `Fsdp.begin_backward`."""
+
+    def output_complete(self, path: str) -> None:
+        """See `Fsdp.output_complete`."""
+        self._last_buffer = None
+
+
 class Frozen(Fsdp):
     """Only base weights that are frozen are sharded, as the LoRA-FA paper combines sharding and adapters (section E.4).
 
@@ -231,9 +252,8 @@ class Frozen(Fsdp):
 
     assumptions = (
         "frozen base weights gathered in the order of torch's fully_shard, each transformer block a unit",
-        "gradients reduced in place, without buckets",
+        "gradients of what is whole averaged one by one, in their place, when the backward is over",
     )
-    unmodelled = ("a step with only frozen weights in shards has not been run: closed forms alone",)
 
     def is_sharded(self, parameter: Parameter) -> bool:
         """See `Fsdp.is_sharded`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lorafa_prof.analytic.builder import Builder, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import rounded
+from lorafa_prof.analytic.tape import Parameter
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import RunSpec
 
@@ -36,13 +37,17 @@ class Alone:
         """Return what this GPU holds of parameters and buffers."""
         return self.whole
 
+    def updated(self) -> list[Held]:
+        """Return what the optimizer updates on this GPU."""
+        return [held for held in self.held() if held.parameter.requires_grad]
+
     def always(self) -> Sequence[tuple[StateTensor, str]]:
         """Return the buffers that there are for sharing from step to step, each with its category."""
         return ()
 
     def optimizer(self) -> OptimizerCost:
         """Return states and temporaries of the optimizer."""
-        return optimizer_cost(self.run, [held for held in self.held() if held.parameter.requires_grad])
+        return optimizer_cost(self.run, self.updated())
 
     def gradient_bytes(self) -> int:
         """Return the gradients that there are when the optimizer steps, as the allocator rounds them."""
@@ -65,3 +70,14 @@ class Alone:
 
     def end_backward(self) -> None:
         """Hear that the backward is over."""
+
+
+def from_the_last(all_held: Sequence[Held]) -> Iterator[Parameter]:
+    """Yield parameters from the last to the first; those that stand for several layers as often, layer by layer."""
+    left = list(all_held)
+    while left:
+        alike = [left.pop()]
+        while left and left[-1].count == alike[0].count:
+            alike.append(left.pop())
+        for _ in range(alike[0].count):
+            yield from (held.parameter for held in alike)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lorafa_prof.analytic.works import step_works
+from lorafa_prof.analytic.optimizer_works import optimizer_works
+from lorafa_prof.analytic.step_plan import StepPlan
+from lorafa_prof.analytic.works import StepWorks
+from lorafa_prof.analytic.zero import as_deepspeed_casts
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.sharding import is_shared, sent_bytes
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.links import LINKS, Link, Sharing
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.speed.step import StepTime
 from lorafa_prof.speed.work import OpWork
@@ -18,17 +23,50 @@ from lorafa_prof.speed.work import OpWork
 UNTIMED = ("step time and MFU",)
 
 
-def step_times(run: RunSpec, devices: Sequence[DeviceSpec], profile: DeviceProfile | None) -> tuple[StepTime, ...]:
-    """Return the time of a step on each device, by `profile` on the one of its name, else by its default one."""
+def step_times(
+    run: RunSpec,
+    plan: StepPlan,
+    devices: Sequence[DeviceSpec],
+    profile: DeviceProfile | None,
+    link: Link | None = None,
+) -> tuple[StepTime, ...]:
+    """Return the time of a step on each device.
+
+    Args:
+        run: the configuration.
+        plan: its plan, which says what several cards share and send.
+        devices: on which.
+        profile: of the device of its name; the others have their default ones.
+        link: between several cards; None: that of the devices, where it is known.
+    """
     own = [
         profile if profile is not None and profile.name == device.name else default_profile(device)
         for device in devices
     ]  # fmt: skip
     try:
-        works = with_dtypes(step_works(run), run) if own and run.gpus == 1 else []
+        works = card_works(StepWorks(alone(run)), plan, run) if own else []
     except UnsupportedError as error:
         return tuple(StepTime(profile=each, timeline=None, why_not=f"no step time: {error}") for each in own)
-    return tuple(StepTime.of(works, each, run) for each in own)
+    return tuple(StepTime.of(works, each, sharing_of(plan, run, link or LINKS.get(each.name))) for each in own)
+
+
+def alone(run: RunSpec) -> RunSpec:
+    """Return the run whose forward and backward a card computes, whoever else takes the step with it."""
+    return as_deepspeed_casts(run).replace(gpus=1, shard="none") if is_shared(run) else run
+
+
+def card_works(works: StepWorks, plan: StepPlan, run: RunSpec) -> list[OpWork]:
+    """Return a card's operations: forward and backward as `alone` has them, and the update of its own part."""
+    return with_dtypes(works.passes(run.bs, run.seq) + optimizer_works(run, plan.sharing.updated()), run)
+
+
+def sharing_of(plan: StepPlan, run: RunSpec, link: Link | None) -> Sharing | None:
+    """Return what a step takes of a card's time beside its own computation; None where there is no other card."""
+    if run.gpus == 1:
+        return None
+    sent = sent_bytes(plan.sharing.collectives(), run.gpus)
+    units = run.spec.num_layers + run.spec.num_decoder_layers
+    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link)
 
 
 def with_dtypes(works: Sequence[OpWork], run: RunSpec) -> list[OpWork]:

@@ -10,14 +10,15 @@ from lorafa_prof.analytic.builder import Builder, MakeAdapter
 from lorafa_prof.analytic.ddp import Ddp
 from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
-from lorafa_prof.analytic.sharded import Frozen, Fsdp
+from lorafa_prof.analytic.sharded import Frozen, Fsdp, FsdpGradOp
 from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
 from lorafa_prof.analytic.zero import Zero
 from lorafa_prof.specs import ModelSpec, RunSpec
 
 _WAYS: dict[str, type[Alone]] = {
-    "none": Alone, "ddp": Ddp, "fsdp": Fsdp, "frozen": Frozen, "zero1": Zero, "zero2": Zero, "zero3": Zero,
+    "none": Alone, "ddp": Ddp, "fsdp": Fsdp, "fsdp-grad-op": FsdpGradOp, "frozen": Frozen, "zero1": Zero,
+    "zero2": Zero, "zero3": Zero,
 }  # fmt: skip
 
 

@@ -50,6 +50,10 @@ class StepWorks:
 
     def at(self, bs: int, seq: int) -> list[OpWork]:
         """Return the work of forward, loss and backward, in order, of each micro-batch, and of the optimizer."""
+        return self.passes(bs, seq) + self.optimizer
+
+    def passes(self, bs: int, seq: int) -> list[OpWork]:
+        """Return the work of forward, loss and backward, in order, of each micro-batch."""
         values = symbol_values(bs, seq)
         known: dict[int, list[OpWork]] = {}
         found: list[OpWork] = []
@@ -58,7 +62,7 @@ class StepWorks:
             if key not in known:
                 known[key] = list(_works(row.entry, values))
             found += known[key] if row.module == row.entry.module else _elsewhere(known[key], row.module)
-        return found * self.run.accumulation + self.optimizer
+        return found * self.run.accumulation
 
 
 def step_works(run: RunSpec) -> list[OpWork]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lorafa_prof.api.answers import Predictions, Thresholds
 from lorafa_prof.api.options import Path, RunOptions, asked
-from lorafa_prof.engines import predictor, profile_in, simulations
+from lorafa_prof.engines import link_of, predictor, profile_in, simulations
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import for_each_method, name_list
 from lorafa_prof.specs import DeviceSpec, RunSpec, require_choice
@@ -35,6 +35,7 @@ def predict(
     trust_remote_code: bool = False,
     alloc_conf: str | None = None,
     profile: str | None = None,
+    link: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Predictions:
     """Predict the memory of one training step, part by part, and whether it fits: `lorafa-prof predict`.
@@ -48,6 +49,7 @@ def predict(
         trust_remote_code: run Python code that lies in the model's folder (engine "simulate").
         alloc_conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them (engine "simulate").
         profile: a file that `lorafa-prof calibrate` wrote, for step times on its device.
+        link: what each of several cards can send, as "25GB/s"; None: what is known of the cards.
         **options: see `RunOptions`.
 
     Returns:
@@ -66,7 +68,8 @@ def predict(
     question = asked(model, method, config, options, engine=engine, trust=trust_remote_code)
     devices, remarks = named_devices(gpus), list[str]()
     measured = None if profile is None else profile_in(profile, devices)
-    answer = predictor(engine, devices, alloc_conf, profile=measured)
+    between = link_of(link, question.options.get("gpus", 1))
+    answer = predictor(engine, devices, alloc_conf, profile=measured, link=between)
     found = for_each_method(question.methods, lambda name: answer(question.run(name)), remarks.append)
     return Predictions(question.files.on(found), remarks)
 

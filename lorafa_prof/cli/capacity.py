@@ -12,7 +12,7 @@ import click
 from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import cards_option, methods_option, run_options
+from lorafa_prof.cli.options import cards_option, link_option, methods_option, run_options
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import name_list, run_spec
 from lorafa_prof.specs import require_choice
@@ -38,9 +38,7 @@ MOST_CARDS, MOST_TOKENS, MOST_PRICE = 1024, 10**16, 1e6
 )  # fmt: skip
 @click.option("--tokens", metavar="N", help="Tokens of an epoch (500M, 1.5B): its time is told.")
 @click.option("--price", metavar="P", help="Price of a card and hour, in any currency: the epoch's cost is told.")
-@click.option(
-    "--link", metavar="RATE", help="What each card can send to the others, as in 25GB/s; known for cards with NVLink."
-)
+@link_option
 @click.option("--profile", metavar="FILE", help="A card's measured speed, written by calibrate.")
 @output_options
 def command(

@@ -270,6 +270,14 @@ def _with(function: Function, *options: Callable[[Any], Any]) -> Function:
     return function
 
 
+def link_option(function: Function) -> Function:
+    """Add what links several cards, as `link`, a text."""
+    return click.option(
+        "--link", metavar="RATE",
+        help="What each card can send to the others, as in 25GB/s; known for cards with NVLink.",
+    )(function)  # fmt: skip
+
+
 def allocator_options(function: Function) -> Function:
     """Add the allocator's settings, which the engine simulate takes, as `expandable_segments` and `alloc_conf`."""
     function = click.option(

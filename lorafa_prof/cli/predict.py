@@ -15,6 +15,7 @@ from lorafa_prof.cli.options import (
     allocator_conf,
     allocator_options,
     cards_option,
+    link_option,
     methods_option,
     run_options,
 )
@@ -44,6 +45,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
     metavar="FILE",
     help="Profile that calibrate wrote, for step times on its device.  [default: published shares of the card's peaks]",
 )
+@link_option
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")
 @lengths_options
@@ -63,6 +65,7 @@ def command(
     engine: str,
     gpus_asked: tuple[str, ...],
     profile: str | None,
+    link: str | None,
     explain: bool,
     check: bool,
     expandable_segments: bool,
@@ -80,6 +83,7 @@ def command(
       lorafa-prof predict --model qwen3-8b --bs 4 --gpu rtx4090 --gpu a100-80gb
       lorafa-prof predict --model ./my-model --method lora-fa --explain
       lorafa-prof predict --model llama3-8b --format json -o run.json
+      lorafa-prof predict --model llama3-8b --bs 4 --gpu l40s --gpus 8 --shard fsdp --link 20GB/s
       lorafa-prof predict --model llama3-8b --bs 8 --seq 2048 --lengths lengths.csv --batching grouped
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     if engine == "analytic" and (snapshot or alloc_conf or expandable_segments):
@@ -90,11 +94,12 @@ def command(
         raise BadInputError("--check needs a card to check against: name one with --gpu")
     files = configuration()
     from lorafa_prof import catalog
-    from lorafa_prof.engines import model_for, predictor, profile_in
+    from lorafa_prof.engines import link_of, model_for, predictor, profile_in
 
     lengths = pop_lengths(options)
     if lengths is not None and profile:
         raise BadInputError("--profile is for step times, which are not predicted with --lengths")
+    between = link_of(link, options["gpus"])
     names = name_list(methods)
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     devices = [catalog.load_device(name) for name in name_list(gpus_asked)]
@@ -105,7 +110,7 @@ def command(
     measured = None if profile is None else profile_in(profile, devices)
     at_a_glance = output is None and format in (None, "table") and not explain
     blocks = SHOWN_FROM if at_a_glance else 0.0
-    predict = predictor(engine, devices, conf, taken, measured, lengths, blocks)
+    predict = predictor(engine, devices, conf, taken, measured, lengths, blocks, between)
     predictions = for_each_method(names, lambda name: predict(run_spec(model, name, **options)))
     predictions = files.on(predictions)
     _emit(predictions, explain, format, output)

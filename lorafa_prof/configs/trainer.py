@@ -161,6 +161,8 @@ def fsdp(draft: Draft) -> None:
         draft.give_up("fsdp", "parameters would be kept in the host's memory")
     if names & {"full_shard", "true"}:
         draft.set("shard", "fsdp", "fsdp")
+    elif "shard_grad_op" in names:
+        draft.set("shard", "fsdp-grad-op", "fsdp")
     elif names - {"auto_wrap"}:
         draft.refuse("shard", "fsdp", f"{', '.join(sorted(names))[:60]} is not modelled; full_shard is (--shard fsdp)")
     if config is not None:
@@ -186,21 +188,42 @@ def fsdp_arguments(section: Draft, prefix: str) -> None:
     for key in _either(prefix, "version"):
         if section.integer(key) == 1:
             section.note(f"{key} 1 is taken as FSDP2, whose shards are as large")
-    for key in _either(prefix, "sharding_strategy"):
-        name = str(section.take(key) or "FULL_SHARD").upper()
-        if name not in ("FULL_SHARD", "1"):
-            section.refuse("shard", key, f"{name[:30]} is not modelled; --shard fsdp is full")
-    for key in _either(prefix, "reshard_after_forward"):
-        value = str(section.take(key) or "").lower()
-        if value in ("false", "shard_grad_op", "no_shard", "hybrid_shard"):
-            section.refuse("shard", key, f"{value} is not modelled; full sharding is (--shard fsdp)")
+    _fsdp_sharding(section, prefix)
+    _fsdp_prefetches(section, prefix)
     section.ignore(
         _either(
-            prefix, "auto_wrap_policy", "transformer_layer_cls_to_wrap", "backward_prefetch", "forward_prefetch",
+            prefix, "auto_wrap_policy", "transformer_layer_cls_to_wrap",
             "state_dict_type", "cpu_ram_efficient_loading", "sync_module_states", "use_orig_params", "min_num_params",
             "limit_all_gathers", "final_state_dict_type", "xla", "xla_fsdp_v2",
         )
     )  # fmt: skip
+
+
+def _fsdp_sharding(section: Draft, prefix: str) -> None:
+    """Take whether weights are sharded, and whether they go after their forward."""
+    for key in _either(prefix, "sharding_strategy"):
+        name = str(section.take(key) or "FULL_SHARD").upper()
+        if name in ("SHARD_GRAD_OP", "2"):
+            section.set("shard", "fsdp-grad-op", key)
+        elif name not in ("FULL_SHARD", "1"):
+            section.refuse("shard", key, f"{name[:30]} is not modelled; --shard fsdp is full")
+    for key in _either(prefix, "reshard_after_forward"):
+        value = str(section.take(key)).lower()  # a switch, or a word as FSDP1 has it
+        if value in ("false", "shard_grad_op"):
+            section.set("shard", "fsdp-grad-op", key)
+        elif value in ("no_shard", "hybrid_shard"):
+            section.refuse("shard", key, f"{value} is not modelled; full sharding is (--shard fsdp)")
+
+
+def _fsdp_prefetches(section: Draft, prefix: str) -> None:
+    """Take how far ahead weights are gathered: by default the next layer's in the backward, none in the forward."""
+    for key in _either(prefix, "forward_prefetch"):
+        if section.switch(key):
+            section.uncounted(key, "the weights of another layer would be there ahead of it in the forward")
+    for key in _either(prefix, "backward_prefetch"):
+        value = str(section.take(key) or "backward_pre").lower()
+        if value not in ("backward_pre", "1"):
+            section.uncounted(key, "counted is BACKWARD_PRE, which gathers the next layer while one runs")
 
 
 def _either(prefix: str, *names: str) -> tuple[str, ...]:

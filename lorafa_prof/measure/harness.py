@@ -41,6 +41,7 @@ from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
 from lorafa_prof.results.figures import sequences_line
+from lorafa_prof.sharding import BY_FSDP
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
@@ -206,7 +207,7 @@ def traced_step(work: Workload, device: Device) -> tuple[StepTrace, Attribution]
 
     def step(tell: Tell) -> None:
         lookout = Lookout(tell)
-        with watching(work.run.shard == "fsdp", lookout), ModuleMarks(work.entry, lookout.tell) as marks:
+        with watching(work.run.shard in BY_FSDP, lookout), ModuleMarks(work.entry, lookout.tell) as marks:
 
             def enter(phase: str) -> None:
                 if phase == "optimizer":

@@ -330,15 +330,23 @@ def _fit_rows(predictions: Sequence[Prediction], number: int) -> list[Row]:
 
 def time_rows(fits: Sequence[Fit]) -> list[Row]:
     """Return the rows about the time of a step on one device."""
-    waiting = [None if f.time_by_kind is None else f.time_by_kind["waiting"] / (f.step_s or 1) for f in fits]
+    several = any("communication" in (f.time_by_kind or {}) for f in fits)
+    others: Row = ("waits for other cards", *(_percent(_part_of_time(f, "communication")) for f in fits))
     return [
         ("step time, s", *(_seconds(f.step_s) for f in fits)),
-        ("tokens/s", *(_rate(f.tokens_per_s) for f in fits)),
+        ("tokens/s of each card" if several else "tokens/s", *(_rate(f.tokens_per_s) for f in fits)),
         ("MFU", *(_percent(f.mfu) for f in fits)),
         ("  by 6 N", *(_percent(f.mfu_6n) for f in fits)),
         ("HFU", *(_percent(f.hfu) for f in fits)),
-        ("waits for the host", *(_percent(share) for share in waiting)),
+        ("waits for the host", *(_percent(_part_of_time(f, "waiting")) for f in fits)),
+        *([others] if several else []),
     ]
+
+
+def _part_of_time(fit: Fit, kind: str) -> float | None:
+    """Return the share of the step that goes into a kind of time; None where there is no such kind."""
+    seconds = (fit.time_by_kind or {}).get(kind)
+    return None if seconds is None else seconds / (fit.step_s or 1)
 
 
 def _seconds(seconds: float | None) -> Cell:

@@ -23,7 +23,7 @@ from lorafa_prof.results.figures import (
     pass_and_training,
     sequences_line,
 )
-from lorafa_prof.sharding import is_shared, sent_bytes
+from lorafa_prof.sharding import BY_FSDP, is_shared, sent_bytes
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
@@ -37,6 +37,7 @@ from lorafa_prof.simulate.works import step_throughput, step_works
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.links import LINKS, Link, Sharing
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.units import allocated
 from lorafa_prof.workload.checkpointing import never_run
@@ -54,6 +55,7 @@ def predict(
     *,
     settings: AllocatorSettings | None = None,
     profile: DeviceProfile | None = None,
+    link: Link | None = None,
 ) -> Prediction:
     """Simulate the first steps of `run` and say what memory they take, and how long a later one takes on each device.
 
@@ -62,6 +64,7 @@ def predict(
         devices: cards to hold it against, each with its own kernels; the memory shown is that of the first.
         settings: of the caching allocator; None: PyTorch's defaults.
         profile: of the device of its name; the others have their default profiles.
+        link: between several; None: that of the devices, where it is known.
 
     Raises:
         UnsupportedError: what no real step is built for, or what meta tensors cannot run.
@@ -69,7 +72,7 @@ def predict(
         MissingComponentError: a library is not installed.
     """
     simulation = simulate(run, devices[0] if devices else None, settings=settings, timed=bool(devices))
-    return simulation.prediction(devices, profile=profile)
+    return simulation.prediction(devices, profile=profile, link=link)
 
 
 def simulate(
@@ -188,7 +191,12 @@ class Simulation:
         return memory_snapshot(self.trace, self.settings)
 
     def prediction(
-        self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = True, profile: DeviceProfile | None = None
+        self,
+        devices: Sequence[DeviceSpec] = (),
+        *,
+        largest_batch: bool = True,
+        profile: DeviceProfile | None = None,
+        link: Link | None = None,
     ) -> Prediction:
         """Return the prediction, held against `devices`.
 
@@ -196,10 +204,11 @@ class Simulation:
             devices: cards; step times are given where all operators were noted.
             largest_batch: look for it, which takes more recordings.
             profile: of the device of its name, in place of its default one.
+            link: between several devices; None: theirs, where it is known.
         """
         on = [(self._on(device), device) for device in devices]
         fits = tuple(there._fit(device, largest_batch) for there, device in on)
-        times = [there.step_time(device, profile) for there, device in on if self.recording.notes_all]
+        times = [there.step_time(device, profile, link) for there, device in on if self.recording.notes_all]
         flops = step_throughput(self.recording, self.platform.traits)
         return Prediction(
             engine="simulate",
@@ -215,10 +224,14 @@ class Simulation:
             communication_bytes=communicated(self.recording),
         )
 
-    def step_time(self, device: DeviceSpec, profile: DeviceProfile | None) -> step.StepTime:
-        """Return the time of a step on a device, by its profile if this is of it, else by its default one."""
+    def step_time(self, device: DeviceSpec, profile: DeviceProfile | None, link: Link | None = None) -> step.StepTime:
+        """Return the time of a step on a device, by its profile if this is of it, else by its default one.
+
+        Several are linked by `link`, or as such devices are known to be.
+        """
         own = profile if profile is not None and profile.name == device.name else default_profile(device)
-        return step.StepTime.of(step_works(self.recording, self.platform.traits), own, self.recording.run)
+        sharing = sharing_of(self.recording, link or LINKS.get(device.name))
+        return step.StepTime.of(step_works(self.recording, self.platform.traits), own, sharing)
 
     def _timed(self, fits: tuple[Fit, ...], times: Sequence[step.StepTime], flops: Throughput) -> tuple[Fit, ...]:
         if not times:
@@ -328,7 +341,7 @@ class Simulation:
             lines.append(MANAGED_ITSELF)
         if has_pre_pass(self.recording.run):
             lines.append(LORA_GA_ITSELF)
-        if self.recording.run.shard == "fsdp":
+        if self.recording.run.shard in BY_FSDP:
             lines.append(FSDP_TABLES)
         if is_shared(self.recording.run):
             lines.append(_OF_NCCL)
@@ -349,7 +362,7 @@ def _inside_kernels(recording: Recording) -> list[str]:
 
 
 def _streams(run: RunSpec) -> str:
-    if run.shard != "fsdp":
+    if run.shard not in BY_FSDP:
         return "all on one stream"
     return "gathered weights and reduced gradients on FSDP2's own streams, the rest on one"
 
@@ -358,14 +371,31 @@ def shared_assumptions(run: RunSpec) -> tuple[str, ...]:
     """Say which of several ranks is meant, and what it runs."""
     if not is_shared(run):
         return ()
-    return (
-        f"rank 0 of {run.gpus}, whose shards are the largest; the defaults of torch's {_SHARED_BY[run.shard]}, each "
-        "transformer block a unit of its own" if run.shard == "fsdp" else
-        f"rank 0 of {run.gpus}; the defaults of torch's {_SHARED_BY[run.shard]}",
-    )  # fmt: skip
+    return (f"rank 0 of {run.gpus}{_SHARED_BY[run.shard]}",)
 
 
-_SHARED_BY = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard"}
+_SHARED_BY = {
+    "ddp": "; the defaults of torch's DistributedDataParallel",
+    "fsdp": ", whose shards are the largest; the defaults of torch's fully_shard, each transformer block a unit of its "
+    "own",
+    "fsdp-grad-op": ", whose shards are the largest; torch's fully_shard with reshard_after_forward=False, each "
+    "transformer block a unit of its own",
+    "frozen": ", whose shards are the largest; torch's fully_shard of the frozen base weights, each transformer block "
+    "a unit of its own; gradients of what is whole are averaged one by one, in place, when the backward is over",
+}
+
+
+def sharing_of(recording: Recording, link: Link | None) -> Sharing | None:
+    """Return what a step takes of a device's time beside its own operations; None where there is no other device.
+
+    Each layer is gathered in the forward and in the backward, what is outside of all once.
+    """
+    run = recording.run
+    if run.gpus == 1:
+        return None
+    units = sum(kind == "all_gather" for kind, _ in recording.collectives) // 2
+    sent = sent_bytes(recording.collectives, run.gpus)
+    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link)
 
 
 def communicated(recording: Recording) -> dict[str, int] | None:

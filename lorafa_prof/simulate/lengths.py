@@ -28,6 +28,7 @@ from lorafa_prof.simulate.series import Series, kind_of, spread
 from lorafa_prof.simulate.shapes import DifferentStepsError
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.speed.step import StepTime
 from lorafa_prof.workload.versions import installed_versions
@@ -267,11 +268,16 @@ class EpochSimulation(Simulation):
         )  # fmt: skip
 
     def prediction(
-        self, devices: Sequence[DeviceSpec] = (), *, largest_batch: bool = False, profile: DeviceProfile | None = None
+        self,
+        devices: Sequence[DeviceSpec] = (),
+        *,
+        largest_batch: bool = False,
+        profile: DeviceProfile | None = None,
+        link: Link | None = None,
     ) -> Prediction:
         """Return the prediction, held against `devices`; neither the largest batch size nor times are looked for."""
         del largest_batch
-        found = super().prediction(devices, largest_batch=False, profile=profile)
+        found = super().prediction(devices, largest_batch=False, profile=profile, link=link)
         return replace(
             found, lengths=self.said, assumptions=(*assumed(self.said, self.asked), *found.assumptions),
             unmodelled=(*found.unmodelled, *not_counted(self.said, self.asked)), throughput=Throughput(),

@@ -15,7 +15,7 @@ from lorafa_prof.ledger import INITIALISATION, PRE_PASS, Ledger
 from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.results.figures import sequences_line
 from lorafa_prof.simulate.cpu_platform import Cpu
-from lorafa_prof.simulate.engine import communicated, shared_assumptions
+from lorafa_prof.simulate.engine import communicated, shared_assumptions, sharing_of
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.record import record
@@ -82,7 +82,8 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     ledger = _ledger(trace, levels)
     traits = DeviceTraits(None, None)
     flops = step_throughput(recording, traits)
-    times = [] if profile is None else [step.StepTime.of(step_works(recording, traits, one_by_one=True), profile, run)]
+    works = [] if profile is None else step_works(recording, traits, one_by_one=True)
+    times = [] if profile is None else [step.StepTime.of(works, profile, sharing_of(recording, link=None))]
     return Prediction(
         engine="simulate",
         run=run,

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD, Category
+from lorafa_prof.sharding import BY_FSDP
 from lorafa_prof.simulate.kernels.managed import managed_memory
 from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
@@ -211,7 +212,7 @@ def _collectives(recorder: Recorder, again: tuple[Segment, ...]) -> tuple[tuple[
 @contextlib.contextmanager
 def _watching(recorder: Recorder, work: Workload) -> Iterator[None]:
     """While entered, FSDP2's buffers get their categories and names when they are made."""
-    if work.run.shard != "fsdp":
+    if work.run.shard not in BY_FSDP:
         yield
         return
 

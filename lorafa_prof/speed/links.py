@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.units import parse_bytes
 
 
@@ -45,11 +45,16 @@ DDP_BUCKET = 25 * 2**20
 _HIDES = {
     "ddp": "buckets",
     "fsdp": "units",
+    "fsdp-grad-op": "units",
     "frozen": "units",
     "zero3": "units",
     "zero1": "nothing",
     "zero2": "nothing",
 }
+
+
+#: Those whose weights stay gathered from the forward to the backward.
+_GATHERED_ONCE = ("fsdp-grad-op",)
 
 
 def read_link(text: str) -> Link:
@@ -69,21 +74,62 @@ def read_link(text: str) -> Link:
     return Link(bytes_per_s=rate, source="as named with --link")
 
 
-def shared_step(
+@dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """What a step of several cards takes beside the computation of one."""
+
+    shard: str
+    """How the step is shared."""
+    gpus: int
+    sent: Mapping[str, int]
+    """Bytes that each card sends in a step, by kind of collective."""
+    units: int
+    """Layers that are gathered one by one."""
+    link: Link | None
+    """Between the cards; None: not known."""
+
+    def waiting(self, phases: Mapping[str, float], device: str) -> float:
+        """Return how long a step waits for what the cards send each other, seconds; see `waiting`.
+
+        Args:
+            phases: seconds of the phases of a card's own computation ("forward", "backward", "optimizer", ...).
+            device: name of the cards.
+
+        Raises:
+            UnsupportedError: the link is not known.
+            BadInputError: a way of sharing that is not known.
+        """
+        if self.link is None:
+            raise UnsupportedError(
+                f"what links several {device} is not known: name what each card sends with --link 25GB/s"
+            )
+        return waiting(phases, self.sent, self.shard, self.gpus, self.units, self.link)
+
+    def describe(self) -> str:
+        """Return what the time that a step waits rests on."""
+        assert self.link is not None, "there is a time"
+        return (
+            f"each card sends {self.link.bytes_per_s / 1e9:.4g} GB/s while it computes ({self.link.source}); what is "
+            "sent is hidden behind the computation as far as it can be"
+        )
+
+
+def waiting(
     phases: Mapping[str, float], sent: Mapping[str, int], shard: str, gpus: int, units: int, link: Link
 ) -> float:
-    """Return the time of a step that several cards share, seconds.
+    """Return how long a step waits for what several cards send each other, seconds.
 
     Collectives run beside the computation as far as they can be hidden in it. FSDP2 gathers a unit's weights while the
-    unit before computes, in the forward and again in the backward, and scatters its gradients meanwhile: a pass takes
-    the longer of the two, and waits for the first unit's weights and the last one's gradients. DDP reduces buckets
+    unit before computes, in the forward and again in the backward, and scatters its gradients meanwhile. A pass that
+    computes longer waits for the first unit's weights or the last one's gradients; one that sends longer takes as long
+    as that and the computation of one unit. DDP reduces buckets
     while the backward goes on, and waits for the last.
 
     Args:
-        phases: seconds of the phases of a step on one card ("forward", "backward", "optimizer", ...).
+        phases: seconds of the phases of a card's own computation ("forward", "backward", "optimizer", ...).
         sent: bytes that each card sends in a step, by kind of collective.
         shard: how the step is shared.
-        gpus: cards that share it; a card of FSDP2 or ZeRO updates its share of the parameters.
+        gpus: cards that share it.
         units: layers that are gathered one by one.
         link: between the cards.
 
@@ -92,19 +138,19 @@ def shared_step(
     """
     if shard not in _HIDES:
         raise BadInputError(f"no step time for --shard {shard}")
-    update = phases.get("optimizer", 0.0) / (1 if shard in ("ddp", "frozen") else gpus)
     forward = sum(seconds for phase, seconds in phases.items() if phase in ("forward", "loss"))
     backward = sum(seconds for phase, seconds in phases.items() if phase in ("backward", "recompute"))
-    rest = sum(phases.values()) - forward - backward - phases.get("optimizer", 0.0)
     seconds = {kind: nbytes / link.bytes_per_s for kind, nbytes in sent.items()}
     total = sum(seconds.values())
     if _HIDES[shard] == "nothing":
-        return forward + backward + update + rest + total
+        return total
     if _HIDES[shard] == "buckets":
         last = min(total, 2 * (gpus - 1) / gpus * DDP_BUCKET / link.bytes_per_s)
-        return forward + max(backward, total - last) + last + update + rest
+        return max(0.0, total - last - backward) + last
     gathered = seconds.get("all_gather", 0.0)
     reduced = total - gathered
-    first = gathered / 2 / max(units, 1)
-    last = reduced / max(units, 1)
-    return max(forward, gathered / 2) + first + max(backward, gathered / 2 + reduced) + last + update + rest
+    before, again = (gathered, 0.0) if shard in _GATHERED_ONCE else (gathered / 2, gathered / 2)
+    share = 1 / max(units, 1)
+    first_pass = max(forward + share * before, before + share * forward)
+    second_pass = max(backward + share * reduced, again + reduced + share * backward)
+    return first_pass - forward + second_pass - backward

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.results import Fit, Throughput
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.speed.links import Sharing
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.speed.timeline import StepTimeline, timeline
 from lorafa_prof.speed.work import OpWork
@@ -20,7 +21,11 @@ UNMODELLED = (
 )
 #: The card whose published runs the default profile has been held to (docs/speed.md).
 COMPARED = "a100-80gb"
-_SHARED = "no step time: what cards send each other is not timed yet"
+#: What is true of every time of several cards.
+SEVERAL = (
+    "a comparison of the time of several cards: no run on more than one has been held to; links that slow the "
+    "computation they run beside, stragglers, copies into and out of buffers of communication"
+)
 #: Operators of cuSOLVER, whose kernels are many and small, and which no public figure times.
 _DECOMPOSITIONS = re.compile(r"linalg_(svd|pinv|eigh|qr|inv|cholesky|solve|lu)")
 _PAGED = "in the step time: pages of optimizer states that move between card and host"
@@ -35,15 +40,18 @@ class StepTime:
     why_not: str | None = None
     decompositions: tuple[str, ...] = ()
     """Operators of the step whose time is not that of the memory they move: it is not in the timeline."""
+    sharing: Sharing | None = None
+    """How several cards share the step, where the timeline has that."""
 
     @classmethod
-    def of(cls, works: Sequence[OpWork], profile: DeviceProfile, run: RunSpec) -> StepTime:
-        """Time the operations of a run's step."""
-        if run.gpus > 1:
-            return cls(profile=profile, timeline=None, why_not=_SHARED)
+    def of(cls, works: Sequence[OpWork], profile: DeviceProfile, sharing: Sharing | None = None) -> StepTime:
+        """Time the operations of a step, one card's own; `sharing` says what it waits for where there are others."""
         try:
             decompositions = tuple(dict.fromkeys(work.op for work in works if _DECOMPOSITIONS.search(work.op)))
-            return cls(profile=profile, timeline=timeline(works, profile), decompositions=decompositions)
+            found = timeline(works, profile)
+            if sharing is not None:
+                found = found.with_communication(sharing.waiting(found.by_phase, profile.name))
+            return cls(profile=profile, timeline=found, decompositions=decompositions, sharing=sharing)
         except UnsupportedError as error:
             return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
 
@@ -80,6 +88,8 @@ def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
     if any(time.timeline is not None for time in times):
         lines.append(UNMODELLED)
         lines += uncompared([time.profile for time in times if time.timeline is not None])
+        if run.gpus > 1:
+            lines.append(SEVERAL)
         if run.resolved_optimizer.startswith("paged"):
             lines.append(_PAGED)
         found = dict.fromkeys(op for time in times if time.timeline is not None for op in time.decompositions)
@@ -100,4 +110,6 @@ def uncompared(profiles: Sequence[DeviceProfile]) -> tuple[str, ...]:
 
 def assumptions(times: Sequence[StepTime]) -> tuple[str, ...]:
     """Return what step times rest on."""
-    return tuple(dict.fromkeys(time.profile.describe() for time in times if time.timeline is not None))
+    timed = [time for time in times if time.timeline is not None]
+    lines = [time.profile.describe() for time in timed]
+    return tuple(dict.fromkeys([*lines, *(time.sharing.describe() for time in timed if time.sharing is not None)]))

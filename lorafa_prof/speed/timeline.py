@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.speed.profile import DeviceProfile
@@ -19,6 +19,8 @@ from lorafa_prof.speed.work import MatrixProduct, OpWork
 
 #: Kinds of operations, and what is left.
 KINDS = ("matmul", "attention", "memory", "waiting")
+#: The phase and the kind of the time in which the device waits for other cards.
+COMMUNICATION = "communication"
 #: Operations that are told of as the ones that take most.
 TOP = 10
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -52,13 +54,20 @@ class StepTimeline:
     by_phase: Mapping[str, float]
     """Seconds of the step in each phase, in the order of the phases; they add up to `step_s`."""
     by_kind: Mapping[str, float]
-    """Seconds of the step by `KINDS`; they add up to `step_s`."""
+    """Seconds of the step by `KINDS`, and of several cards `COMMUNICATION`; they add up to `step_s`."""
     top: tuple[TopOperation, ...]
 
     @property
     def launch_bound(self) -> float:
         """Share of the step in which the device waits for the host."""
         return self.by_kind["waiting"] / self.step_s if self.step_s else 0.0
+
+    def with_communication(self, seconds: float) -> StepTimeline:
+        """Return the timeline of a step that waits so long for what other cards send."""
+        return replace(
+            self, step_s=self.step_s + seconds, by_phase={**self.by_phase, COMMUNICATION: seconds},
+            by_kind={**self.by_kind, COMMUNICATION: seconds},
+        )  # fmt: skip
 
 
 def timeline(works: Sequence[OpWork], profile: DeviceProfile) -> StepTimeline:

@@ -19,7 +19,7 @@ from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
 from lorafa_prof.workload.lora_ga import base_of, estimate, has_pre_pass, initialise
 from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
-from lorafa_prof.workload.parallel import Group, distribute, first_device, refuse_in_group
+from lorafa_prof.workload.parallel import Group, distribute, first_device, reduce_gradients, refuse_in_group
 from lorafa_prof.workload.quantized import quantize
 
 #: The phases of a step, in order.
@@ -110,6 +110,8 @@ class Workload:
         """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
         part = loss if self.run.accumulation == 1 else loss / self.run.accumulation
         part.backward()
+        if self.run.shard == "frozen":
+            reduce_gradients(self.model, self.run.gpus)
 
     def clip(self) -> None:
         """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""

@@ -250,3 +250,15 @@ def test_full_fine_tuning_under_fsdp_is_in_fp32(folder: Path, capsys: pytest.Cap
     run = found["run"]
     assert (run["dtype"], run["amp"], run["shard"], run["gpus"]) == ("fp32", True, "fsdp", 8)
     assert "casts what is trained to fp32" in said
+
+
+def test_fsdp_that_keeps_weights_gathered(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not resharding after the forward is a way of its own; that gathering ahead is not counted is said."""
+    (folder / "f.yml").write_text("base_model: llama2-7b\nsequence_len: 256\nmicro_batch_size: 1")
+    fsdp = "  fsdp_version: 2\n  fsdp_reshard_after_forward: false\n  fsdp_forward_prefetch: true"
+    (folder / "a.yml").write_text(f"distributed_type: FSDP\nnum_processes: 8\nfsdp_config:\n{fsdp}")
+    (found,), _ = predicted(
+        capsys, "--config", "f.yml", "--config", "a.yml", "--optimizer", "adamw", "--accumulation", "1"
+    )
+    assert (found["run"]["shard"], found["run"]["gpus"]) == ("fsdp-grad-op", 8)
+    assert any("fsdp_forward_prefetch" in line for line in found["unmodelled"])

@@ -189,15 +189,31 @@ def test_times_are_of_each_card_and_of_the_run_where_there_is_one(capsys: pytest
 
 
 def test_a_card_without_the_dtype_has_no_time_but_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    """bf16 on a T4, and several cards, whose talk is not timed; fp16 on a T4 has one."""
+    """bf16 on a T4, and several cards of which no link is known; fp16 on a T4 has one."""
     (data,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "t4")
     assert data["fit"][0]["step_s"] is None
     assert "no rate of matrix products in bf16 is known for t4" in data["fit"][0]["why_no_time"]
     assert any("bf16 is known for t4" in line for line in data["unmodelled"])
     (half,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "t4", "--dtype", "fp16")
     assert half["fit"][0]["step_s"] > 0
-    (ddp,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "h100", "--gpus", "2", "--shard", "ddp")
-    assert "not timed yet" in ddp["fit"][0]["why_no_time"]
+    (ddp,) = predictions(capsys, *LLAMA, "--method", "lora", "--gpu", "rtx4090", "--gpus", "2", "--shard", "ddp")
+    assert "--link 25GB/s" in ddp["fit"][0]["why_no_time"]
+
+
+def test_several_cards_have_a_time_where_their_link_is_known_or_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """A faster link is waited for less; what is waited for is a phase and a kind of its own; one card has no link."""
+    shared = (*LLAMA, "--method", "full", "--gpus", "8", "--shard", "fsdp")
+    (known,) = predictions(capsys, *shared, "--gpu", "a100-80gb")
+    (slow,) = predictions(capsys, *shared, "--gpu", "a100-80gb", "--link", "5GB/s")
+    (named,) = predictions(capsys, *shared, "--gpu", "rtx4090", "--link", "25GB/s")
+    for data in (known, slow, named):
+        (fit,) = data["fit"]
+        assert fit["time_by_phase"]["communication"] == fit["time_by_kind"]["communication"] > 0
+        assert sum(fit["time_by_phase"].values()) == pytest.approx(fit["step_s"]) == data["throughput"]["step_s"]
+        assert any("several cards" in line for line in data["unmodelled"])
+    assert known["throughput"]["step_s"] < slow["throughput"]["step_s"]
+    assert main([*LLAMA, "--link", "25GB/s"]) == 2
+    assert "--link is between several cards" in capsys.readouterr().err
 
 
 def test_a_measured_profile_stands_for_its_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

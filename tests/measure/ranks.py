@@ -15,12 +15,13 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafa_prof.cli import main as cli
 from lorafa_prof.measure import distributed, harness
@@ -38,7 +39,11 @@ STEPS = 3
 def run_of(shard: str, method: str, **options: Any) -> RunSpec:
     """A run over two processes; 251 rows of the vocabulary cannot be halved."""
     return tiny_run(
-        "llama", method, changes={"vocab_size": 251}, dtype="fp32", **{"gpus": 2, "shard": shard, **options}
+        "llama",
+        method,
+        changes={"vocab_size": 251, **options.pop("changes", {})},
+        dtype="fp32",
+        **{"gpus": 2, "shard": shard, **options},
     )
 
 
@@ -49,16 +54,59 @@ RUNS = {
     "ddp lora": run_of("ddp", "lora"),
     "fsdp lora bf16": run_of("fsdp", "lora").replace(dtype="bf16"),
     "fsdp full checkpointed": run_of("fsdp", "full", checkpointing="full"),
+    "frozen lora bf16": run_of("frozen", "lora").replace(dtype="bf16"),
+    "frozen lora-fa": run_of("frozen", "lora-fa"),
+    "fsdp-grad-op lora": run_of("fsdp-grad-op", "lora"),
+    "fsdp tied": run_of("fsdp", "full", changes={"tie_word_embeddings": True}),
 }
 
 
 #: What four ranks do: 251 rows leave one of them with less, 48 do not.
-FOUR = {name: RUNS[name].replace(gpus=4) for name in ("ddp lora", "fsdp lora bf16", "fsdp full")}
+FOUR = {
+    name: RUNS[name].replace(gpus=4)
+    for name in ("ddp lora", "fsdp lora bf16", "fsdp full", "frozen lora bf16", "fsdp-grad-op lora", "fsdp tied")
+} | {"fsdp rank 2": run_of("fsdp", "lora", rank=2, gpus=4)}
 
 
 def _measured(runs: Mapping[str, RunSpec] = RUNS) -> Any:
     found = {name: distributed.measure_in_group(run, OPTIONS) for name, run in runs.items()}
     return {name: measurements_to_json(seen) for name, seen in found.items() if seen is not None}
+
+
+class Sent(TorchDispatchMode):
+    """Notes what the collectives that run are about, in bytes: [kind, bytes]."""
+
+    #: Which of the arguments has all of it: what is gathered, what is to be scattered, what is reduced or told.
+    _KINDS: ClassVar = {
+        "_allgather_base_": ("all_gather", 0), "_reduce_scatter_base_": ("reduce_scatter", 1),
+        "allreduce_": ("all_reduce", 0), "broadcast_": ("broadcast", 0),
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.found: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            kind, place = self._KINDS[func._schema.name.removeprefix("c10d::")]
+            tensors = args[place] if isinstance(args[place], (list, tuple)) else [args[place]]
+            self.found.append((kind, sum(tensor.nbytes for tensor in tensors)))
+        return func(*args, **(kwargs or {}))
+
+
+def _sent(runs: Mapping[str, RunSpec]) -> dict[str, Any]:
+    """What the third step of each run sends."""
+    member = distributed._Member.of(os.environ)
+    found = {}
+    for name, run in runs.items():
+        with member.joined("cpu"):
+            work = Workload.build(run, "cpu", member.group)
+            for _ in range(2):
+                training_step(work)
+            with Sent() as sent:
+                training_step(work)
+        found[name] = sent.found
+    return found
 
 
 def whole(tensor: torch.Tensor) -> list[float]:
@@ -117,22 +165,24 @@ def _command(folder: Path) -> int:
     return cli(["measure", *run, *short, "-o", str(folder / "command.json")])
 
 
-#: "four" measures with four ranks. "train" keeps what training is judged by. In the second timed step rank R raises,
-#: runs out of memory, is killed, or waits until time is over.
-DEEDS = ("measure", "four", "train", "command", "fail-0", "full-1", "die-1", "hang-1")
+#: "four" measures with four ranks. "sent" keeps what they tell each other, "train" what training is judged by. In the
+#: second timed step rank R raises, runs out of memory, is killed, or waits until time is over.
+DEEDS = ("measure", "four", "sent", "sent by four", "train", "command", "fail-0", "full-1", "die-1", "hang-1")
 
 
 def size_of(deed: str) -> int:
     """How many ranks a deed has."""
-    return 4 if deed == "four" else 2
+    return 4 if deed in ("four", "sent by four") else 2
 
 
 def _do(deed: str, folder: Path) -> int:
     if deed == "command":
         return _command(folder)
-    answer = {"measure": _measured, "four": lambda: _measured(FOUR), "train": _trained}.get(
-        deed, lambda: _failing(deed)
-    )()
+    deeds = {
+        "measure": _measured, "four": lambda: _measured(FOUR), "train": _trained, "sent": lambda: _sent(RUNS),
+        "sent by four": lambda: _sent(FOUR),
+    }  # fmt: skip
+    answer = deeds.get(deed, lambda: _failing(deed))()
     if os.environ["RANK"] == "0":
         (folder / f"{deed}.json").write_text(json.dumps(answer), "utf-8")
     return 0

@@ -72,7 +72,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddp-full": {"shard": "ddp", "method": "full"},
     "ddp-lora": {"shard": "ddp", "method": "lora"},
     "ddp-qlora": {"shard": "ddp", "method": "qlora"},
+    "grad-op-full": {"shard": "fsdp-grad-op", "method": "full"},
+    "grad-op-lora-checkpointed": {"shard": "fsdp-grad-op", "method": "lora", "checkpointing": "full"},
+    "frozen-lora": {"shard": "frozen", "method": "lora"},
+    "frozen-lora-fa": {"shard": "frozen", "method": "lora-fa"},
+    "frozen-lora-checkpointed": {"shard": "frozen", "method": "lora", "checkpointing": "full"},
+    "fsdp-alone": {"shard": "fsdp", "method": "lora", "gpus": 1},
+    "fsdp-more-than-rows": {"shard": "fsdp", "method": "lora", "gpus": 64},
 }
+
+
+#: Not left to the slow tests either.
+_ALSO = {("llama", way) for way in ("grad-op-full", "frozen-lora", "fsdp-alone", "fsdp-more-than-rows")}
 
 
 def cases() -> list[Any]:
@@ -82,7 +93,8 @@ def cases() -> list[Any]:
         for j, way in enumerate(WAYS):
             if (family, way) == ("t5", "ddp-qlora"):
                 continue  # closed forms have no quantised T5
-            marks = () if (2 * i + j) % 11 == 0 else pytest.mark.slow
+            chosen = (2 * i + j) % 11 == 0 or (family, way) in _ALSO
+            marks = () if chosen else pytest.mark.slow
             made.append(pytest.param(family, way, id=f"{family}-{way}", marks=marks))
     return made
 

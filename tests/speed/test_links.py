@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.speed.links import DDP_BUCKET, Link, read_link, shared_step
+from lorafa_prof.speed.links import DDP_BUCKET, Link, read_link, waiting
 
 LINK = Link(bytes_per_s=1e9, source="made up")
 PHASES = {"forward": 1.0, "loss": 0.5, "recompute": 1.0, "backward": 2.0, "optimizer": 0.4, "zero_grad": 0.1}
 
 
 def step(sent: dict[str, int], shard: str, *, gpus: int = 4, units: int = 10, link: Link = LINK) -> float:
-    """The step of `PHASES`: 1.5 s forward, 3 s backward, 0.4 s update, 0.1 s rest."""
-    return shared_step(PHASES, sent, shard, gpus, units, link)
+    """A card's own phases, 1.5 s forward, 3 s backward, 0.4 s update and 0.1 s rest, and what is waited for."""
+    return sum(PHASES.values()) + waiting(PHASES, sent, shard, gpus, units, link)
 
 
 class TestDdp:
@@ -34,27 +34,30 @@ class TestDdp:
 
 class TestFsdp:
     def test_what_hides(self) -> None:
-        """2 GB gathered (1 s in each pass), 1 GB reduced: the first of ten units and the last one's gradients wait, and
-        each of four cards updates its quarter.
-        """
+        """2 GB gathered (1 s in each pass), 1 GB reduced: the first of ten units and the last one's gradients wait."""
         sent = {"all_gather": 2 * 10**9, "reduce_scatter": 10**9}
-        assert step(sent, "fsdp") == pytest.approx(1.5 + 0.1 + 3.0 + 0.1 + 0.1 + 0.1)
+        assert step(sent, "fsdp") == pytest.approx(1.5 + 0.1 + 3.0 + 0.1 + 0.4 + 0.1)
 
     def test_what_does_not(self) -> None:
-        """Each pass takes what its gathers take: 4 s of 8 GB, and 6 s with 2 GB of gradients."""
+        """Each pass takes what it sends, 4 s of 8 GB, and 6 s with 2 GB of gradients, and a tenth of its own."""
         sent = {"all_gather": 8 * 10**9, "reduce_scatter": 2 * 10**9}
-        assert step(sent, "fsdp") == pytest.approx(4.0 + 0.4 + 6.0 + 0.2 + 0.1 + 0.1)
+        assert step(sent, "fsdp") == pytest.approx(4.0 + 0.15 + 6.0 + 0.3 + 0.4 + 0.1)
+
+    def test_what_stays_gathered_is_sent_in_the_forward(self) -> None:
+        """2 GB in the 1.5 s of the forward, which takes as long as they and a tenth of its own."""
+        sent = {"all_gather": 2 * 10**9, "reduce_scatter": 10**9}
+        assert step(sent, "fsdp-grad-op") == pytest.approx(2.0 + 0.15 + 3.0 + 0.1 + 0.4 + 0.1)
 
 
 def test_the_first_stages_of_zero_hide_nothing() -> None:
     """All that is sent comes on top."""
-    assert step({"reduce_scatter": 10**9, "all_gather": 10**9}, "zero2") == pytest.approx(1.5 + 3.0 + 0.1 + 0.1 + 2.0)
+    assert step({"reduce_scatter": 10**9, "all_gather": 10**9}, "zero2") == pytest.approx(1.5 + 3.0 + 0.4 + 0.1 + 2.0)
 
 
 @given(
     sent=st.dictionaries(st.sampled_from(["all_gather", "reduce_scatter", "all_reduce"]), st.integers(0, 10**12)),
-    shard=st.sampled_from(["ddp", "fsdp", "zero1", "zero2", "zero3", "frozen"]), gpus=st.integers(2, 64),
-    rate=st.floats(1e6, 1e12),
+    shard=st.sampled_from(["ddp", "fsdp", "zero1", "zero2", "zero3", "fsdp-grad-op", "frozen"]),
+    gpus=st.integers(2, 64), rate=st.floats(1e6, 1e12),
 )  # fmt: skip
 def test_bounds(sent: dict[str, int], shard: str, gpus: int, rate: float) -> None:
     """Never faster than computing alone or sending alone, never slower than one after the other; a faster link never

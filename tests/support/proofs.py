@@ -121,6 +121,23 @@ PROOFS: tuple[Proof, ...] = (
         says="the same of the first of several GPUs, and what it sends", tests={"test_tiny_models": NOTHING},
     ),
     Proof(
+        letter="Z", engine="analytic", file="zero/test_zero.py",
+        says="what is held, sent and alive in each phase, against two and four real ranks of DeepSpeed on the CPU "
+        "(`make test-zero`)",
+        tests={
+            "test_what_a_rank_holds": NOTHING, "test_what_a_rank_sends": NOTHING,
+            "test_what_is_alive_at_most": NOTHING,
+        },
+    ),
+    Proof(
+        letter="V", engine="analytic", file="measure/test_distributed.py",
+        says="what is held and sent, against two and four real processes on the CPU",
+        tests={
+            "test_closed_forms_have_what_the_first_rank_holds": NOTHING,
+            "test_ranks_send_what_both_engines_say": NOTHING,
+        },
+    ),
+    Proof(
         letter="R", engine="simulate", file="simulate/test_real_cpu_step.py",
         says="every event of the simulated CPU, against the allocator's own reports of a real step there",
         tests={"test_every_event_is_the_allocator_s": NOTHING, "test_quantised_weights": NOTHING},
@@ -226,7 +243,10 @@ def _row(names: list[str], value: Any) -> tuple[dict[str, Any], bool]:
 
 def _case(proof: Proof, module: Any, given: dict[str, Any], slow: bool) -> Case:
     """Read what a test gives its run, by the names that all of them are called by."""
-    run = module.RUNS[given["name"]] if "deed" in given else given.get("run")
+    run = given.get("run")
+    if "name" in given:
+        named = {**module.RUNS, **getattr(module, "FOUR", {})}[given["name"]]
+        run = getattr(named, "run", named)
     if "option" in given:
         run = technique_run(given["option"], given["value"])
     if isinstance(run, RunSpec):
