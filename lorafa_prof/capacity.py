@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lorafa_prof.analytic.engine import communicated, predict
+from lorafa_prof.analytic.engine import communicated
 from lorafa_prof.analytic.frontier import Plans
 from lorafa_prof.analytic.optimizer_works import is_listed
-from lorafa_prof.analytic.step_times import with_dtypes
 from lorafa_prof.analytic.thresholds import ClosedForms
-from lorafa_prof.analytic.works import StepWorks
+from lorafa_prof.analytic.timer import Timer
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results.capacity import Capacity, Tried
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed.links import Link, shared_step
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.speed.step import UNMODELLED, uncompared
+from lorafa_prof.speed.step import UNMODELLED, but_times, uncompared
 from lorafa_prof.speed.timeline import StepTimeline, timeline
 from lorafa_prof.thresholds import find_threshold
 
@@ -60,7 +59,7 @@ class Planner:
     def __init__(self) -> None:
         self._forms = ClosedForms()
         self._plans = Plans()
-        self._works: dict[tuple[RunSpec, bool], StepWorks] = {}
+        self._timer = Timer()
 
     def plans(self, run: RunSpec, cards: Cards, numbers: Sequence[int], shard: str, epoch: Epoch) -> list[Capacity]:
         """Return the capacity of each number of cards.
@@ -131,14 +130,11 @@ class Planner:
         return Tried(bs=run.bs, step_s=seconds, tokens_per_s=run.gpus * run.tokens / seconds)
 
     def _timeline(self, run: RunSpec, profile: DeviceProfile) -> StepTimeline:
-        key = (run.replace(bs=min(run.bs, 2)), run.bs == 1)
-        if key not in self._works:
-            self._works[key] = StepWorks(key[0])
-        return timeline(with_dtypes(self._works[key].at(run.bs, run.seq), run), profile)
+        return timeline(self._timer.works(run), profile)
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
         peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)
-        needed = predict(run, plans=self._plans, largest_batch=False).throughput.model_flops
+        needed = self._forms.arithmetic(run).model_flops
         return None if not peak or needed is None else needed / best.step_s / peak
 
 
@@ -171,7 +167,7 @@ def _unmodelled(found: Capacity) -> tuple[str, ...]:
     """Return what the closed forms leave out, but for the step time, which is here; an optimizer's time where it is not
     in it.
     """
-    lines = [line for line in found.unmodelled if not line.startswith("step time")]
+    lines = [*but_times(found.unmodelled)]
     if not is_listed(found.run):
         lines.append(f"in the step time: what {found.run.resolved_optimizer} does in its step")
     if found.run.gpus > 1:

@@ -109,6 +109,19 @@ def profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
     return found
 
 
+def card_profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
+    """Return the profile in a file as `profile_in` does, if it is of a card.
+
+    Raises:
+        as `profile_in`.
+        BadInputError: the profile of a CPU.
+    """
+    found = profile_in(path, devices)
+    if found.kind == "cpu":
+        raise BadInputError(f"{path}: a profile of a CPU ({found.full_name}), and this is about cards")
+    return found
+
+
 def simulating(
     devices: Sequence[DeviceSpec],
     conf: str | None,
@@ -245,10 +258,13 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
 
 
-def simulating_on_cards() -> PredictOnCard:
+def simulating_on_cards(profile: DeviceProfile | None = None) -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
     Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
+
+    Args:
+        profile: of the card of its name, by which its steps are timed; the others have their default profiles.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -265,7 +281,7 @@ def simulating_on_cards() -> PredictOnCard:
             known.clear()
             known[key] = simulate(run, device, timed=timed, recordings=recordings)
         on_card = replace(known[key], device=device)
-        return on_card.prediction([device] if device else [], largest_batch=largest_batch)
+        return on_card.prediction([device] if device else [], largest_batch=largest_batch, profile=profile)
 
     return predict
 

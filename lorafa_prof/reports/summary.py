@@ -293,7 +293,7 @@ def _but_the_method(run: RunSpec, axis: str = "") -> object:
 
 
 def _threshold_tables(group: Sequence[Threshold]) -> list[Table]:
-    return [thresholds.threshold_table(group), *thresholds.advice_tables(group)]
+    return thresholds.all_tables(group)
 
 
 def _rows_table(rows: Sequence[Record]) -> Table:

@@ -88,6 +88,11 @@ def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def but_times(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return what an engine leaves out of a run, without its saying that a step time is among that."""
+    return tuple(line for line in lines if not line.startswith("step time"))
+
+
 def uncompared(profiles: Sequence[DeviceProfile]) -> tuple[str, ...]:
     """Return for which profiles no real step has been held against a predicted time."""
     names = dict.fromkeys(p.name for p in profiles if p.kind == "cuda" and (p.measured or p.name != COMPARED))

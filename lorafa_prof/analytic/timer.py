@@ -1,0 +1,73 @@
+"""The time of many steps by closed forms: what was traced for one serves for every other batch and length."""
+
+from __future__ import annotations
+
+from lorafa_prof.analytic.optimizer_works import is_listed
+from lorafa_prof.analytic.plan import regime
+from lorafa_prof.analytic.step_times import times_unmodelled, with_dtypes
+from lorafa_prof.analytic.works import StepWorks
+from lorafa_prof.errors import LorafaProfError
+from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.profile import DeviceProfile
+from lorafa_prof.speed.step import StepTime
+from lorafa_prof.speed.work import OpWork
+
+#: Traces that are kept, some hundred kB each.
+_MOST_HELD = 32
+
+
+class Timer:
+    """Times steps on cards.
+
+    Args:
+        profile: of the card of its name; every other one has its default profile.
+    """
+
+    def __init__(self, profile: DeviceProfile | None = None) -> None:
+        self._profile = profile
+        self._traced: dict[tuple[RunSpec, int], StepWorks] = {}
+
+    def step_time(self, run: RunSpec, device: DeviceSpec) -> StepTime:
+        """Return the time of a run's step on a card, or why there is none."""
+        profile = self.profile_of(device)
+        try:
+            return StepTime.of(self.works(run) if run.gpus == 1 else [], profile, run)
+        except LorafaProfError as error:
+            return StepTime(profile=profile, timeline=None, why_not=f"no step time: {error}")
+
+    def unmodelled(self, run: RunSpec, time: StepTime) -> tuple[str, ...]:
+        """Return what a run's time leaves out, or why there is none."""
+        return times_unmodelled(run, [time])
+
+    def ratio(self, changed: RunSpec, run: RunSpec, device: DeviceSpec) -> float | None:
+        """Return the seconds a token of a changed run over those of the run; None where they are not both known.
+
+        Nor are they where one of two optimizers is not in its step's time.
+        """
+        if changed.resolved_optimizer != run.resolved_optimizer and not (is_listed(changed) and is_listed(run)):
+            return None
+        before, after = self.step_time(run, device).timeline, self.step_time(changed, device).timeline
+        if before is None or after is None or not before.step_s:
+            return None
+        return (after.step_s / changed.tokens) / (before.step_s / run.tokens)
+
+    def works(self, run: RunSpec) -> list[OpWork]:
+        """Return the operations of a run's step.
+
+        Raises:
+            UnsupportedError: what closed forms do not model.
+        """
+        standing = regime(run)
+        key = (standing, id(run.model.config))
+        if key not in self._traced:
+            while len(self._traced) >= _MOST_HELD:
+                del self._traced[next(iter(self._traced))]
+            self._traced[key] = StepWorks(standing)
+        return with_dtypes(self._traced[key].at(run.bs, run.seq), run)
+
+    def profile_of(self, device: DeviceSpec) -> DeviceProfile:
+        """Return the profile by which a card's steps are timed."""
+        if self._profile is not None and self._profile.name == device.name:
+            return self._profile
+        return default_profile(device)
