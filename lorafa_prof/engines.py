@@ -239,13 +239,16 @@ def simulations(
     return EpochSimulations(lengths, EpochForms(lengths).estimate, settings, guess, on_trial)
 
 
-def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:
+def simulate_as_measured(
+    run: RunSpec, device: DeviceSpec | None, conf: str | None, profile: DeviceProfile | None = None
+) -> Prediction:
     """Predict a run with the engine `simulate` for the card that it was measured on, and judge whether it fits there.
 
     Args:
         run: the configuration.
         device: the card, with the memory that the run could use; None: not known.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF had them.
+        profile: of the card, by which its step is timed; None: its default one.
 
     Raises:
         as `simulating`.
@@ -255,7 +258,8 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
-    return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+    simulation = simulate(run, device, settings=settings, timed=device is not None)
+    return simulation.prediction([device] if device else [], largest_batch=False, profile=profile)
 
 
 def simulating_on_cards(profile: DeviceProfile | None = None) -> PredictOnCard:

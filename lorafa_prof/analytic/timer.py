@@ -43,12 +43,14 @@ class Timer:
     def ratio(self, changed: RunSpec, run: RunSpec, device: DeviceSpec) -> float | None:
         """Return the seconds a token of a changed run over those of the run; None where they are not both known.
 
-        Nor are they where one of two optimizers is not in its step's time.
+        Nor are they where one of two optimizers is not in its step's time, or decomposes matrices and the other does not:
+        nobody has published how long that takes.
         """
         if changed.resolved_optimizer != run.resolved_optimizer and not (is_listed(changed) and is_listed(run)):
             return None
-        before, after = self.step_time(run, device).timeline, self.step_time(changed, device).timeline
-        if before is None or after is None or not before.step_s:
+        one, other = self.step_time(run, device), self.step_time(changed, device)
+        before, after = one.timeline, other.timeline
+        if before is None or after is None or not before.step_s or one.decompositions != other.decompositions:
             return None
         return (after.step_s / changed.tokens) / (before.step_s / run.tokens)
 
