@@ -54,7 +54,10 @@ def test_each_change_is_what_predict_says_of_it() -> None:
         assert executed[0] is not None
         assert executed[1] is not None
         assert change.flops_ratio == pytest.approx(executed[0] / executed[1])
-        assert change.time_ratio == pytest.approx((after.fit[0].step_s or 0) / (before.fit[0].step_s or 1))
+        if options == "--method lora-fa":  # PEFT's optimizer decomposes a matrix a module, whose time nobody knows
+            assert change.time_ratio is None
+        else:
+            assert change.time_ratio == pytest.approx((after.fit[0].step_s or 0) / (before.fit[0].step_s or 1))
 
 
 def test_the_cheapest_that_fits_comes_first() -> None:

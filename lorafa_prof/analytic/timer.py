@@ -43,8 +43,8 @@ class Timer:
     def ratio(self, changed: RunSpec, run: RunSpec, device: DeviceSpec) -> float | None:
         """Return the seconds a token of a changed run over those of the run; None where they are not both known.
 
-        Nor are they where one of two optimizers is not in its step's time, or decomposes matrices and the other does not:
-        nobody has published how long that takes.
+        Nor are they where one of two optimizers is not in its step's time, or decomposes matrices and the other does
+        not: nobody has published how long that takes.
         """
         if changed.resolved_optimizer != run.resolved_optimizer and not (is_listed(changed) and is_listed(run)):
             return None
