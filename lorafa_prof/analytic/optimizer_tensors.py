@@ -97,14 +97,13 @@ def lora_fa(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
 
     Of the pseudo-inverse there are only the bytes that it is given and returns.
     """
-    before: Tensor | None = None
+    frozen: dict[str, Tensor] = {}
     for t in tensors:
         if "lora_A" in t.name:
-            before = t
-        elif "lora_B" in t.name and before is not None:
-            yield from _projected(before, t)
-            yield from _adamw_hf(t)
+            frozen[t.name.replace("lora_A", "lora_B")] = t
         elif t.trained:
+            if t.name in frozen:
+                yield from _projected(frozen[t.name], t)
             yield from _adamw_hf(t)
 
 

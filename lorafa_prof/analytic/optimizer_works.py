@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from math import prod
 from typing import NamedTuple
 
 from lorafa_prof.analytic.builder import BUFFERS, Held
@@ -113,15 +112,12 @@ def _elements(group: Sequence[Held]) -> list[int]:
 
 
 def _tensors(held: Sequence[Held]) -> Iterator[Tensor]:
-    """Yield every parameter, those that are alike one by one."""
+    """Yield what optimizers look at, the trained and the adapters' frozen, those that are alike one by one."""
     for h in held:
         one = h.parameter
-        if one.kind == BUFFERS:
-            continue
-        shape = tuple(int(dim) for dim in one.shape)
-        tensor = Tensor(one.name, shape, one.dtype, trained=one.requires_grad)
-        assert prod(shape) == one.numel
-        yield from [tensor] * h.count
+        if one.kind != BUFFERS and (one.requires_grad or "lora_" in one.name):
+            shape = tuple(int(dim) for dim in one.shape)
+            yield from [Tensor(one.name, shape, one.dtype, trained=one.requires_grad)] * h.count
 
 
 def _groups(run: RunSpec, trained: Sequence[Held]) -> list[list[Held]]:
