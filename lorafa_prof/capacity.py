@@ -20,7 +20,7 @@ from lorafa_prof.results.capacity import Capacity, Tried
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed.links import Link, shared_step
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.speed.step import UNMODELLED, but_times, uncompared
+from lorafa_prof.speed.step import UNMODELLED, but_times, products_dtype, uncompared
 from lorafa_prof.speed.timeline import StepTimeline, timeline
 from lorafa_prof.thresholds import find_threshold
 
@@ -133,7 +133,8 @@ class Planner:
         return timeline(self._timer.works(run), profile)
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
-        peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)
+        works = self._timer.works(run.replace(gpus=1, shard="none"))
+        peak = cards.profile.peak_flops.get(products_dtype(works) or run.dtype)
         needed = self._forms.arithmetic(run).model_flops
         return None if not peak or needed is None else needed / best.step_s / peak
 

@@ -35,6 +35,8 @@ class StepTime:
     why_not: str | None = None
     decompositions: tuple[str, ...] = ()
     """Operators of the step whose time is not that of the memory they move: it is not in the timeline."""
+    dtype: str | None = None
+    """In which most of the step's operations are; None: that of the run."""
 
     @classmethod
     def of(cls, works: Sequence[OpWork], profile: DeviceProfile, run: RunSpec) -> StepTime:
@@ -43,7 +45,8 @@ class StepTime:
             return cls(profile=profile, timeline=None, why_not=_SHARED)
         try:
             decompositions = tuple(dict.fromkeys(work.op for work in works if _DECOMPOSITIONS.search(work.op)))
-            return cls(profile=profile, timeline=timeline(works, profile), decompositions=decompositions)
+            found = timeline(works, profile)
+            return cls(profile=profile, timeline=found, decompositions=decompositions, dtype=products_dtype(works))
         except UnsupportedError as error:
             return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
 
@@ -52,7 +55,7 @@ class StepTime:
         if self.timeline is None or not self.timeline.step_s:
             return flops
         seconds = self.timeline.step_s
-        peak = self.profile.peak_flops.get("bf16" if run.amp else run.dtype)
+        peak = self.profile.peak_flops.get(self.dtype or ("bf16" if run.amp else run.dtype))
 
         def used(operations: int | None) -> float | None:
             return None if operations is None or not peak else operations / seconds / peak
@@ -72,6 +75,18 @@ class StepTime:
             mfu_6n=rates.mfu_6n, hfu=rates.hfu, time_by_kind=dict(self.timeline.by_kind),
             time_by_phase=dict(self.timeline.by_phase),
         )  # fmt: skip
+
+
+def products_dtype(works: Sequence[OpWork]) -> str | None:
+    """Return the dtype in which most floating-point operations are, whose peak is the one to reach; None: of none.
+
+    It need not be the run's: bitsandbytes multiplies 4-bit weights in bf16 whatever the rest of the model is in.
+    """
+    flops: dict[str, int] = {}
+    for work in works:
+        if work.flops:
+            flops[work.dtype] = flops.get(work.dtype, 0) + work.flops
+    return max(flops, key=flops.__getitem__, default=None)
 
 
 def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:

@@ -51,20 +51,19 @@ BAD: dict[str, tuple[str, str]] = {
     "negative": (with_value(f"{P}.matmul.bf16.flops_per_s", -1e14), "matmul.bf16.flops_per_s must be between"),
     "zero": (with_value(f"{P}.matmul.bf16.flops_per_s", 0), "matmul.bf16.flops_per_s must be between"),
     "zero bandwidth": (with_value(f"{P}.bandwidth.points.0.1", 0), "bandwidth.points[0][1] must be between"),
-    "NaN": (with_value(f"{P}.kernel_s", float("nan")), "kernel_s"),
-    "infinity": (with_value(f"{P}.on_chip_bytes_per_s", float("inf")), "on_chip_bytes_per_s"),
-    "beyond a float": (with_value(f"{P}.latency_s", 1).replace('"latency_s": 1', '"latency_s": 1e999'), "latency_s"),
+    "NaN": (with_value(f"{P}.kernel_s", float("nan")), "device_profile holds NaN"),
+    "infinity": (with_value(f"{P}.on_chip_bytes_per_s", float("inf")), "device_profile holds Infinity"),
+    "beyond a float": (with_value(f"{P}.latency_s", 1).replace('"latency_s": 1', '"latency_s": 1e999'), "not finite"),
     "a text for a number": (with_value(f"{P}.host.view_s", "1 us"), "host.view_s must be a number"),
     "true for a number": (with_value(f"{P}.host.view_s", True), "host.view_s must be a number"),
     "no such dtype": (with_value(f"{P}.matmul.fp4", {"flops_per_s": 1e12, "timed": []}), "fp4 is not a key"),
     "a misspelt key": (with_value(f"{P}.bandwith", 1), "bandwith is not a key that is known here"),
     "the name of a file": (with_value(f"{P}.name", "../card.json"), "must be the name of a device, not of a file"),
     "a card that nobody knows": (with_value(f"{P}.name", "a101"), "a101"),
-    "a CPU's": (with_value(f"{P}.kind", "cpu"), "CPU"),
     "no kind": (with_value(f"{P}.kind", "tpu"), "kind must be cuda or cpu"),
     "a key twice": ('{"schema": 1, "schema": 1, "device_profile": {}}', "'schema' is there twice"),
     "nested without end": ("[" * 100_000, "nested too deeply"),
-    "huge": (" " * (2**22 + 1) + "{}", "larger than"),
+    "huge": (" " * (2**22 + 1) + "{}", "is too large for a device profile"),
 }  # fmt: skip
 
 
@@ -92,6 +91,15 @@ def test_another_cards_profile_is_refused(command: str, tmp_path: Path, capsys: 
     assert "missing.json" in capsys.readouterr().err
     assert main([command, *COMMANDS[command], "--profile", str(tmp_path)]) == 2
     assert str(tmp_path.name) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_cpus_profile_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closed forms are of cards, and so are thresholds and plans; the simulation of a CPU takes it."""
+    file = tmp_path / "profile.json"
+    file.write_text(with_value(f"{P}.kind", "cpu"), "utf-8")
+    assert main([command, *COMMANDS[command], "--profile", str(file)]) == 2
+    assert "a CPU" in capsys.readouterr().err
 
 
 def test_a_good_one_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def closed(method: str, bs: int, seq: int) -> list[OpWork]:
 @cache
 def simulated(bs: int, seq: int = 22) -> tuple[OpWork, ...]:
     traits = DeviceTraits((8, 0), 108)
-    run = run_of("llama", "lora", bs=bs, seq=seq)
+    run = run_of("llama", "lora", bs=bs, seq=seq, changes={"max_position_embeddings": 512})
     return tuple(recorded_works(record(run, Cuda(traits, "2.13.0"), notes_all=True), traits))
 
 
@@ -167,8 +167,6 @@ def test_small_batches_take_as_long_as_their_launches() -> None:
         assert found.launch_bound > 0.5
         assert found.step_s == pytest.approx(found.host_s, rel=0.02)
     assert times[8].step_s == pytest.approx(times[2].step_s, rel=0.02)
-    small, twice = (timeline(closed("lora", bs, 32), A100) for bs in (2, 4))
-    assert twice.step_s < 1.1 * small.step_s
     large, double = (timeline(closed("lora", bs, 2048), A100) for bs in (16, 32))
     assert large.launch_bound < 0.01
     assert double.step_s == pytest.approx(2 * large.step_s, rel=0.03)
