@@ -280,7 +280,7 @@ def _rank(change: Change, *, by_time: bool) -> tuple[bool, int, float, bool, int
         return True, _more_cards(change), 0.0, False, -(change.saved_bytes or 0)
     ratio = change.time_ratio if by_time else change.flops_ratio
     near = _AS_FAST if by_time else _AS_LITTLE
-    cost = float("inf") if ratio is None else max(1.0, round(ratio / near) * near)
+    cost = float("inf") if ratio is None else max(0.0, (ratio - 1) // near)
     return False, _more_cards(change), cost, change.alters is not None, -(change.saved_bytes or 0)
 
 

@@ -134,7 +134,7 @@ class Planner:
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
         works = self._timer.works(run.replace(gpus=1, shard="none"))
-        peak = cards.profile.peak_flops.get(products_dtype(works) or run.dtype)
+        peak = cards.profile.peak_flops.get(products_dtype(works) or run.products_dtype)
         needed = self._forms.arithmetic(run).model_flops
         return None if not peak or needed is None else needed / best.step_s / peak
 

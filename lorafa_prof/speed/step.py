@@ -55,7 +55,7 @@ class StepTime:
         if self.timeline is None or not self.timeline.step_s:
             return flops
         seconds = self.timeline.step_s
-        peak = self.profile.peak_flops.get(self.dtype or ("bf16" if run.amp else run.dtype))
+        peak = self.profile.peak_flops.get(self.dtype or run.products_dtype)
 
         def used(operations: int | None) -> float | None:
             return None if operations is None or not peak else operations / seconds / peak
