@@ -23,7 +23,7 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support clean distclean
+.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support accuracy clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
@@ -38,6 +38,7 @@ help:
 	@echo 'make format       let ruff mend what it can'
 	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, run, LoRA-FA: each against its bar'
 	@echo 'make support      docs/support.md anew: what each engine takes, and which tests compare it'
+	@echo 'make accuracy     docs/accuracy.md anew: every measured point that is known, and what the engines say of it'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -110,6 +111,14 @@ bench: $(TEST)
 # Every cell of the page is a run that the engines are given: some minutes of one core.
 support: $(TEST)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.support.support_page
+
+# Each environment answers for the points that ran with its releases; the page is made of all of them.
+accuracy: $(VENV)-4.48.1/.test $(VENV)-4.57.1/.test $(TEST)
+	rm -f tests/ground_truth/points.jsonl
+	for venv in $(VENV)-4.48.1 $(VENV)-4.57.1 $(VENV); do \
+	  HF_HUB_OFFLINE=1 $$venv/bin/python -W ignore -m tests.ground_truth.points tests/ground_truth/points.jsonl || exit 1; \
+	done
+	$(BIN)/python -m tests.ground_truth.accuracy_page
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -100,16 +100,6 @@ def attentions(family: str) -> tuple[str, ...]:
     return ("eager",) if family in EAGER_ONLY else ("sdpa", "eager")
 
 
-def grouped_in_fp32(run: RunSpec) -> bool:
-    """Whether no fused kernel takes the run: grouped heads in fp32 fall back to PyTorch's unfused path.
-
-    That path is not modelled, and the engine says so.
-    """
-    spec = run.model
-    fp32 = run.dtype == "fp32" and not run.amp
-    return fp32 and run.attn == "sdpa" and spec.num_heads != spec.num_kv_heads
-
-
 def label(run: RunSpec) -> str:
     """A short name of a run, for lists of tests."""
     options = [run.method.name, run.attn, run.dtype]

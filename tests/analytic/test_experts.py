@@ -13,7 +13,7 @@ from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError, LorafaProfError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
-from tests.analytic.runs import EXPERTS, METHODS, attentions, grouped_in_fp32, run_of
+from tests.analytic.runs import EXPERTS, METHODS, attentions, run_of
 from tests.analytic.test_peaks import HIDDEN
 from tests.support import observe
 
@@ -64,8 +64,6 @@ def product() -> list[Any]:
             continue
         for attn in attentions(family):
             options = {"attn": attn, "checkpointing": checkpointing, **dtypes}
-            if grouped_in_fp32(run_of(family, method, **options)):
-                continue
             marks = () if len(made) % 9 == 0 else pytest.mark.slow
             name = f"{family}-{method}-{'-'.join(str(value) for value in options.values())}"
             made.append(pytest.param(family, method, options, id=name, marks=marks))

@@ -68,7 +68,7 @@ TINY_RUNS = [
     ("llama-bias", "full", {}), ("qwen3", "lora", {"attn": "eager"}), ("llama", "lora", {"amp": True, "dtype": "fp32"}),
     ("gpt2", "lora", {}), ("t5", "lora", {}), ("mistral-window", "lora", {}), ("llama", "dora", {}),
     ("llama", "lora", {"loss": "fused"}), ("llama", "full", {"loss": "fused"}), ("mixtral", "lora", {}),
-    ("llama", "adalora", {}), ("gpt2", "full", {}),
+    ("llama", "adalora", {}), ("gpt2", "full", {}), ("llama", "full", {"dtype": "fp32"}),
 ]  # fmt: skip
 
 

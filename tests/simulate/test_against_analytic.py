@@ -94,6 +94,15 @@ def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     assert simulated(run)[0] == closed_form(run)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "mixtral", "gpt_bigcode"])
+@pytest.mark.parametrize(("method", "options"), [("full", {}), ("lora", {"bs": 1}), ("lora-fa", {"seq": 400})])
+def test_grouped_heads_in_fp32(family: str, method: str, options: dict[str, Any]) -> None:
+    """No fused kernel takes them: the unfused one, whose scores are the peak of long sequences."""
+    longer = {"n_positions": 400} if family == "gpt_bigcode" else {"max_position_embeddings": 400}
+    run = run_of(family, method, dtype="fp32", optimizer="adamw", changes=longer, **options)
+    assert simulated(run)[0] == closed_form(run)
+
+
 MASKED = ("llama", "mistral-window", "gemma3_text-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "mixtral")
 
 
