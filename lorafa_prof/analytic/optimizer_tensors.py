@@ -52,7 +52,10 @@ def eight_bit(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
 
 
 def adafactor(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
-    """Yield the steps of transformers' Adafactor with the options of its Trainer (`step` in optimization.py)."""
+    """Yield the steps of transformers' Adafactor with the options of its Trainer (`step` in optimization.py).
+
+    GPT-2 keeps its weights the other way round, so that what is a row's here is a column's there.
+    """
     for t in tensors:
         if t.trained:
             yield from _adafactor(t)
@@ -113,7 +116,7 @@ def _projected(a: Tensor, b: Tensor) -> Iterator[OpWork]:
     yield _product(a.dtype, rank, width, rank, read=2 * a.nbytes)
     yield _work("aten._to_copy", "fp32", 0, square)
     yield _work("aten.mul.Tensor", "fp32", square, square)
-    yield _work("aten.add.Tensor", "fp32", 2 * square, square)
+    yield _work("aten.add.Tensor", "fp32", rank**2 * ITEMSIZE[a.dtype] + square, square)
     yield _work("aten.linalg_pinv.atol_rtol_tensor", "fp32", square, square)
     narrow = b.numel * half
     if b.dtype != "bf16":

@@ -95,7 +95,9 @@ class AnalyticRows:
             workspace = cublas_workspaces(device)
             peak = found.peak_allocated + workspace
             shown = _column(found.parts["workspace_bytes"] + workspace)
-            values = {**alike, "workspace_bytes": shown, "peak_allocated_bytes": _column(peak)}
+            values: dict[str, Sequence[str | Bytes]] = {
+                **alike, "workspace_bytes": shown, "peak_allocated_bytes": _column(peak),
+            }  # fmt: skip
             if device is not None:
                 room = device.total_bytes - (device.context_bytes or 0)
                 values |= {

@@ -120,8 +120,9 @@ def test_the_optimizer_moves_what_it_moves(optimizer: str) -> None:
 #: and 32, matrices and vectors; AdaLoRA's importances.
 ONE_BY_ONE = [
     ("llama", "lora", {"optimizer": "adamw-8bit", "rank": 128}), ("llama", "lora", {"optimizer": "adamw-8bit"}),
-    ("llama", "lora", {"optimizer": "paged-adamw-8bit", "rank": 3000}), ("gpt2", "full", {"optimizer": "adafactor"}),
-    ("llama", "lora", {"optimizer": "adafactor"}), ("llama", "lora-fa", {"optimizer": "lorafa"}),
+    ("llama", "lora", {"optimizer": "paged-adamw-8bit", "rank": 3000}),
+    ("llama-bias", "full", {"optimizer": "adafactor"}), ("llama", "lora", {"optimizer": "adafactor"}),
+    ("llama", "lora-fa", {"optimizer": "lorafa"}),
     ("llama", "lora-fa", {"optimizer": "lorafa", "adapter_dtype": "bf16"}), ("llama", "adalora", {}),
 ]  # fmt: skip
 
