@@ -64,7 +64,7 @@ def time_tables(thresholds: Sequence[Threshold]) -> list[Table]:
     starts = [n for n, t in enumerate(timed) if n and t.device != timed[n - 1].device]
     return [
         Table(
-            title=f"how fast the largest {axis} trains",
+            title=f"how fast the largest {axis} trains: {run_title(timed[0].run, timed[0].axis)}",
             columns=(
                 Column(name="GPU"), Column(name="method"), Column(name=axis, justify="right"),
                 Column(name="step time, s", justify="right", key="step_s"), Column(name="tokens/s", justify="right"),

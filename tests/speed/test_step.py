@@ -50,7 +50,7 @@ def test_micro_batches_count_for_the_tokens_of_a_step() -> None:
 
 
 def test_the_peak_is_that_of_most_operations() -> None:
-    """Of bf16 where products are in it, whatever the run's dtype; without a peak there is no utilisation, but a time."""
+    """Of bf16 where products are in it, whatever the run's dtype; without a peak there is a time alone."""
     fp32 = run(dtype="fp32")
     assert StepTime.of(WORKS, profile(), fp32).throughput(FLOPS, fp32).mfu == pytest.approx(0.4, rel=1e-2)
     rates = profile().matmul["bf16"]
