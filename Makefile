@@ -23,17 +23,20 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support accuracy clean distclean
+.PHONY: help demo test test-slow test-thresholds test-grid heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-thresholds  largest batches of all cards, five methods, three models, by both engines'
+	@echo 'make test-grid    peaks by both engines: every method on every architecture, in models of full size'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
 	@echo 'make test-gpu     the tests that need a CUDA device'
+	@echo 'make test-wheel   wheel and sdist, installed without and with each extra; PYTHONS="python3.10 ..." for more'
+	@echo 'make fuzz         other inputs than those of make test for readers and command line, each time anew'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
 	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, run, LoRA-FA: each against its bar'
@@ -55,6 +58,10 @@ test-slow: $(TEST)
 test-thresholds: $(TEST)
 	$(PYTEST) -n auto -m slow -rP tests/simulate/test_every_card.py $(ARGS)
 
+# In one process: the last test prints the worst of what the others have found. Some ten minutes of one core.
+test-grid: $(TEST)
+	$(PYTEST) -rP tests/simulate/test_grid.py $(ARGS)
+
 # Published measurements name the releases that ran, so each gets an environment of its own; what warns of its own age
 # there is no error, and their logging calls are left alone.
 OLDER := -W ignore::DeprecationWarning -W ignore::FutureWarning -p no:logging
@@ -70,6 +77,7 @@ test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
 	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(VENV)-4.48.1/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(PYTEST) $(MATRIX) $(ARGS)
+	$(PYTEST) -m slow tests/simulate/test_other_environments.py $(ARGS)
 
 # DeepSpeed lies beside the environment, without its kernels: of its ZeRO torch's own operators are enough.
 ZERO := $(VENV)-deepspeed/.made
@@ -84,6 +92,16 @@ $(ZERO): $(TEST) tests/versions/deepspeed.txt
 
 test-gpu: $(TEST)
 	$(PYTEST) -m gpu $(ARGS)
+
+# The tests are the same as in make test; what they are fed is drawn anew.
+fuzz: $(TEST)
+	$(PYTEST) tests/fuzz --hypothesis-profile explore $(ARGS)
+
+# The interpreters that the wheel is tried with; the first of them with every extra too.
+PYTHONS ?= $(PYTHON)
+
+test-wheel: $(MADE)
+	$(BIN)/python tests/packaging/wheel.py $(ARGS) $(PYTHONS)
 
 check: $(DEV)
 	$(BIN)/ruff check .

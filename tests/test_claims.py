@@ -252,7 +252,7 @@ def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
     2,048 in 24 where the allocator leaves smaller gaps, but for autocast; with PyTorch's defaults it reserves too much.
     """
     pytest.importorskip("peft")
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
     from lorafa_prof.simulate.engine import simulate
 
     def fits(method: str, seq: int, card: DeviceSpec, conf: str = "") -> bool:

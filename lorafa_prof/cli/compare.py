@@ -11,14 +11,15 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.options import profile_option
-from lorafa_prof.cli.predicting import Predictor, saved_predictions
-from lorafa_prof.cli.results_files import read_results
+from lorafa_prof.cli.program import say
 from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.predicting import Predictor, saved_predictions
+from lorafa_prof.saved_results import read_results
 
 if TYPE_CHECKING:
-    from lorafa_prof.cli.predicting import Answer
     from lorafa_prof.compare import Tolerance
+    from lorafa_prof.predicting import Answer
     from lorafa_prof.results import Comparison, Measurement, Prediction
 
 #: File names that a figure can have.
@@ -190,4 +191,4 @@ def _holds(comparisons: Sequence[Comparison], tolerance: Tolerance) -> bool:
 def _say(line: str) -> None:
     from lorafa_prof.reports.table import clean
 
-    click.echo(f"lorafa-prof: {clean(line)}", err=True)
+    say(clean(line))

@@ -225,17 +225,36 @@ _OPTIONS = (
     _Option(names=("--shard", "shard"), kind=Shard, default="none", help="How GPUs share the state."),
 )  # fmt: skip
 
+#: Of one batch: a sweep over batches and lengths has none of it.
+_PADDED = _Option(
+    names=("--padded", "padded"), default=False,
+    help="Some of the batch is padding, and its mask says so: sdpa then runs another kernel.",
+)  # fmt: skip
+
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    options = (option.single() for option in (*_SIZES, *_OPTIONS, _PADDED))
     return _with(function, _MODEL, config_option, *options, trust_option)
+
+
+def optional_run_options(function: Function) -> Function:
+    """Add the run options to a command that may take its run from a file, and then has the model None."""
+    model = click.option("--model", help="Alias, hub id, or path to a config.json or model folder.")
+    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    return _with(function, model, config_option, *options, trust_option)
+
+
+def run_parameters() -> frozenset[str]:
+    """Return the names of the parameters that describe a run."""
+    return frozenset({"model", "methods", "config", "trust_remote_code", *(o.names[-1] for o in (*_SIZES, *_OPTIONS))})
 
 
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
     sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)
-    return _with(function, _MODEL, config_option, *sizes, *(option.single() for option in _OPTIONS), trust_option)
+    rest = (option.single() for option in (*_OPTIONS, _PADDED))
+    return _with(function, _MODEL, config_option, *sizes, *rest, trust_option)
 
 
 def grid_options(function: Function) -> Function:

@@ -36,6 +36,9 @@ class Memory:
     peak_moment: str
     peak_requested_bytes: int | None = None
     """What `torch.cuda.memory_stats()["requested_bytes.all.peak"]` would show: before any rounding."""
+    peak_blocks_bytes: int | None = None
+    """What `torch.cuda.max_memory_allocated` would show, what is not split off of blocks above 1 MiB among it. Closed
+    forms count tensors in `peak_allocated_bytes`, a simulation counts these blocks."""
     fragmentation_bytes: int | None = None
     """Peak reserved less peak allocated: what the allocator took beyond the most that was ever in use at once."""
     saved_activations_bytes: int | None = None
@@ -79,6 +82,7 @@ def sequences_line(padded: bool) -> str:
 FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
 #: What one with int8 weights rests on.
 NO_OUTLIERS = "no column of a layer's input has outliers"
+FP16_INPUTS = "bitsandbytes takes the inputs of int8 layers in fp16, whatever the dtype"
 #: What nobody has compared of the fused loss, and of FSDP2 on CUDA.
 LIGER_ITSELF = "liger-kernel itself: the buffers follow its source, and no run of it has been compared"
 FSDP_TABLES = "FSDP2 on CUDA: the small tables of addresses inside chunk_cat and split_with_sizes_copy"

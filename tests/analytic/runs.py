@@ -18,7 +18,8 @@ HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
 #: Every family, with a configuration that has no sliding window at work.
 FAMILIES = (
     "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2",
-    "gpt_bigcode", "roberta", "t5", "mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash",
+    "gpt_bigcode", "bert", "roberta", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups",
+    "deepseek_v2-flash",
 )  # fmt: skip
 #: With one: the windowed layers have a mask.
 WINDOWED = ("mistral-window", "gemma3_text-window")
@@ -26,13 +27,14 @@ WINDOWED = ("mistral-window", "gemma3_text-window")
 #: has value heads that no fused kernel takes.
 EAGER_ONLY = ("gemma2", "deepseek_v2")
 #: Experts are one tensor; PEFT adapts it without dropout.
-EXPERTS = ("mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "gpt_bigcode": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "bert": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "roberta": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "t5": {"dropout_rate": 0.0},
 }

@@ -26,6 +26,7 @@ FAMILIES = (
     "granite",
     "gpt2",
     "gpt_bigcode",
+    "bert",
     "roberta",
     *EXPERTS,
 )

@@ -119,7 +119,7 @@ def cpu_keeps_the_same(run: RunSpec) -> bool:
         return False
     if run.model.architecture == "t5" and run.attn == "sdpa":
         return False
-    return not (run.amp and run.model.architecture in ("gpt2", "gpt_bigcode", "roberta", "t5"))
+    return not (run.amp and run.model.architecture in ("gpt2", "gpt_bigcode", "bert", "roberta", "t5"))
 
 
 PRODUCT = product_of_options(FAMILIES)
@@ -268,7 +268,7 @@ class TestCheckpointing:
     @pytest.mark.parametrize("run", **covering(PRODUCT))
     def test_what_is_alive_after_the_forward(self, run: RunSpec) -> None:
         """The layers' inputs, the masks, positions and rotary tables handed to them, and the head's own."""
-        layer_norm = run.model.architecture in ("gpt2", "gpt_bigcode", "roberta")  # the last one is in no layer
+        layer_norm = run.model.architecture in ("gpt2", "gpt_bigcode", "bert", "roberta")  # the last one is in no layer
         device = "cpu" if cpu_keeps_the_same(run) and not layer_norm else "meta"
         assert self.alive(run) == observe.live_after_forward(run, device).nbytes
 
