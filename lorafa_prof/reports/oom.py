@@ -153,16 +153,15 @@ def _by_time(changes: Sequence[Change]) -> bool:
 def _cost_columns(changes: Sequence[Change]) -> tuple[Column, ...]:
     time = Column(name="time", justify="right", key="time_ratio")
     flops = Column(name="FLOPs", justify="right", key="flops_ratio")
-    return (time, flops) if _by_time(changes) else (flops,)
+    return (time if _by_time(changes) else flops,)
 
 
 def _costs(change: Change, changes: Sequence[Change]) -> Row:
-    flops = _ratio(change.flops_ratio)
-    return (_ratio(change.time_ratio), flops) if _by_time(changes) else (flops,)
+    return (_ratio(change.time_ratio if _by_time(changes) else change.flops_ratio),)
 
 
 def _cost_notes(changes: Sequence[Change]) -> tuple[str, ...]:
-    return (_TIME, _ARITHMETIC) if _by_time(changes) else (f"{_ARITHMETIC} {_UNTIMED}",)
+    return (_TIME if _by_time(changes) else f"{_ARITHMETIC} {_UNTIMED}",)
 
 
 def _advice_notes(t: Threshold) -> tuple[str, ...]:
