@@ -1,14 +1,14 @@
 """What would make the first configuration that does not fit one that does: changes, each judged by the same engine.
 
-Nothing is estimated here. A change that the engine refuses is left out, and so is one that saves nothing. What a change
-costs is arithmetic: executed FLOPs a token against those of the configuration as it is.
+A change that the engine refuses is left out, and so is one that saves nothing. What a change costs is time: seconds a
+token against those of the configuration as it is, where the card's speed is known; else executed FLOPs a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 
 from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.results import Axis, Change, Threshold, value_along
@@ -24,8 +24,14 @@ _FROZEN = {"lora": "lora-fa", "lora-plus": "lora-fa", "pissa": "lora-fa", "dora"
 CARDS = (2, 8)
 _MORE_CARDS = "--gpus"
 
+#: Times a token that differ by less than this share are equal, to judge by what the timeline is known to miss; and
+#: numbers of operations, which only round.
+_AS_FAST, _AS_LITTLE = 0.02, 0.001
+
 Flops = Callable[[RunSpec], int | None]
 """Executed FLOPs of a step; None where they are not known."""
+TimeRatio = Callable[[RunSpec, RunSpec, DeviceSpec], float | None]
+"""Seconds a token of the first run over those of the second on a card; None where they are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +45,23 @@ class Candidate:
     note: str | None = None
 
 
-def advise(engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops) -> tuple[Change, ...]:
-    """Return the changes that make `first_oom` fit, least arithmetic first, and after them those that only help.
+def advise(
+    engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops, time_ratio: TimeRatio
+) -> tuple[Change, ...]:
+    """Return the changes that make `first_oom` fit, least time first, and after them those that only help.
 
     Where no single change is enough, the first is a combination that is, if there is one.
     """
     if threshold.first_oom is None:
         return ()
-    return tuple(_Advice(engine, threshold, threshold.at(threshold.first_oom), device, flops).changes())
+    return tuple(_Advice(engine, threshold, threshold.at(threshold.first_oom), device, flops, time_ratio).changes())
 
 
-def with_advice(engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops) -> Threshold:
+def with_advice(
+    engine: Engine, threshold: Threshold, device: DeviceSpec, flops: Flops, time_ratio: TimeRatio
+) -> Threshold:
     """Return the threshold with its advice."""
-    return replace(threshold, advice=advise(engine, threshold, device, flops))
+    return replace(threshold, advice=advise(engine, threshold, device, flops, time_ratio))
 
 
 # -- candidates ------------------------------------------------------------------------------------------------------
@@ -150,6 +160,7 @@ class _Advice:
     """The first that does not fit."""
     device: DeviceSpec
     flops: Flops
+    time_ratio: TimeRatio
 
     def changes(self) -> list[Change]:
         """Return all that helps, best first."""
@@ -158,7 +169,7 @@ class _Advice:
         found = [change for _, change in judged]
         if judged and not any(change.fits and not _more_cards(change) for change in found):
             found += self._together(judged)
-        return sorted(found, key=_rank)
+        return sorted(found, key=partial(_rank, by_time=any(change.time_ratio is not None for change in found)))
 
     def _judged(self, candidate: Candidate) -> Change | None:
         """Return what a change brings; None where it is refused, or saves nothing."""
@@ -174,7 +185,8 @@ class _Advice:
             return Change(
                 what=candidate.what, options=candidate.options, alters=candidate.alters, saved_bytes=saved,
                 fits=room >= 0, max=self._new_max(changed) if room >= 0 else None,
-                flops_ratio=self._flops_ratio(changed), note=candidate.note,
+                flops_ratio=self._flops_ratio(changed), time_ratio=self.time_ratio(changed, self.run, self.device),
+                note=candidate.note,
             )  # fmt: skip
         except LorafaProfError:
             return None
@@ -257,14 +269,18 @@ class _Advice:
         return change is not None and change.fits
 
 
-def _rank(change: Change) -> tuple[bool, int, float, bool, int]:
-    """What fits comes first, by the arithmetic that it adds (to a thousandth); of equals, what alters nothing.
+def _rank(change: Change, *, by_time: bool) -> tuple[bool, int, float, bool, int]:
+    """What fits comes first, by the time that it adds (`_AS_FAST` is none); of equals, what alters nothing.
+
+    Where a time is known of no change, by the arithmetic that it adds (to a thousandth).
 
     What needs more cards comes after what one is enough for.
     """
     if not change.fits:
         return True, _more_cards(change), 0.0, False, -(change.saved_bytes or 0)
-    cost = float("inf") if change.flops_ratio is None else max(1.0, round(change.flops_ratio, 3))
+    ratio = change.time_ratio if by_time else change.flops_ratio
+    near = _AS_FAST if by_time else _AS_LITTLE
+    cost = float("inf") if ratio is None else max(0.0, (ratio - 1) // near)
     return False, _more_cards(change), cost, change.alters is not None, -(change.saved_bytes or 0)
 
 

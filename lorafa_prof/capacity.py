@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lorafa_prof.analytic.engine import predict
 from lorafa_prof.analytic.frontier import Plans
 from lorafa_prof.analytic.optimizer_works import is_listed
 from lorafa_prof.analytic.step_plan import StepPlan
-from lorafa_prof.analytic.step_times import alone, card_works, sharing_of
+from lorafa_prof.analytic.step_times import sharing_of
 from lorafa_prof.analytic.thresholds import ClosedForms
-from lorafa_prof.analytic.works import StepWorks
+from lorafa_prof.analytic.timer import Timer
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.results.capacity import Capacity, Tried
 from lorafa_prof.specs import DeviceSpec, RunSpec
 from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
-from lorafa_prof.speed.step import SEVERAL, UNMODELLED, uncompared
+from lorafa_prof.speed.step import SEVERAL, UNMODELLED, but_times, products_dtype, uncompared
 from lorafa_prof.speed.timeline import timeline
 from lorafa_prof.thresholds import find_threshold
 
@@ -57,7 +56,7 @@ class Planner:
     def __init__(self) -> None:
         self._forms = ClosedForms()
         self._plans = Plans()
-        self._works: dict[tuple[RunSpec, bool], StepWorks] = {}
+        self._timer = Timer(plans=self._plans)
 
     def plans(self, run: RunSpec, cards: Cards, numbers: Sequence[int], shard: str, epoch: Epoch) -> list[Capacity]:
         """Return the capacity of each number of cards.
@@ -114,21 +113,17 @@ class Planner:
         Raises:
             UnsupportedError: no rate of the device, or no link.
         """
-        own = alone(run)
-        key = (own.replace(bs=min(run.bs, 2)), run.bs == 1)
-        if key not in self._works:
-            self._works[key] = StepWorks(key[0])
-        plan = self._plans.of(run)
-        found = timeline(card_works(self._works[key], plan, run), cards.profile)
-        sharing = sharing_of(plan, run, cards.link)
+        found = timeline(self._timer.works(run), cards.profile)
+        sharing = sharing_of(self._plans.of(run), run, cards.link)
         seconds = found.step_s
         if sharing is not None:
             seconds += sharing.waiting(found.by_phase, cards.device.name)
         return Tried(bs=run.bs, step_s=seconds, tokens_per_s=run.gpus * run.tokens / seconds)
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
-        peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)
-        needed = predict(run, plans=self._plans, largest_batch=False, blocks=None).throughput.model_flops
+        works = self._timer.works(run)
+        peak = cards.profile.peak_flops.get(products_dtype(works) or run.products_dtype)
+        needed = self._forms.arithmetic(run).model_flops
         return None if not peak or needed is None else needed / best.step_s / peak
 
 
@@ -161,7 +156,7 @@ def _unmodelled(found: Capacity) -> tuple[str, ...]:
     """Return what the closed forms leave out, but for the step time, which is here; an optimizer's time where it is not
     in it.
     """
-    lines = [line for line in found.unmodelled if not line.startswith("step time")]
+    lines = [*but_times(found.unmodelled)]
     if not is_listed(found.run):
         lines.append(f"in the step time: what {found.run.resolved_optimizer} does in its step")
     if found.run.gpus > 1:

@@ -134,6 +134,19 @@ def link_of(text: str | None, gpus: int) -> Link | None:
     return None if text is None else read_link(text)
 
 
+def card_profile_in(path: str, devices: list[DeviceSpec]) -> DeviceProfile:
+    """Return the profile in a file as `profile_in` does, if it is of a card.
+
+    Raises:
+        as `profile_in`.
+        BadInputError: the profile of a CPU.
+    """
+    found = profile_in(path, devices)
+    if found.kind == "cpu":
+        raise BadInputError(f"{path}: a profile of a CPU ({found.full_name}), and this is about cards")
+    return found
+
+
 def simulating(
     devices: Sequence[DeviceSpec],
     conf: str | None,
@@ -274,13 +287,16 @@ def simulations(
     return EpochSimulations(lengths, EpochForms(lengths).estimate, settings, guess, on_trial)
 
 
-def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> Prediction:
+def simulate_as_measured(
+    run: RunSpec, device: DeviceSpec | None, conf: str | None, profile: DeviceProfile | None = None
+) -> Prediction:
     """Predict a run with the engine `simulate` for the card that it was measured on, and judge whether it fits there.
 
     Args:
         run: the configuration.
         device: the card, with the memory that the run could use; None: not known.
         conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF had them.
+        profile: of the card, by which its step is timed; None: its default one.
 
     Raises:
         as `simulating`.
@@ -290,7 +306,8 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
-    return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+    simulation = simulate(run, device, settings=settings, timed=device is not None)
+    return simulation.prediction([device] if device else [], largest_batch=False, profile=profile)
 
 
 def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> StepRecord:
@@ -312,10 +329,13 @@ def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> 
     return step_record(simulate(run, device, settings=AllocatorSettings.parse(conf) if conf else None))
 
 
-def simulating_on_cards() -> PredictOnCard:
+def simulating_on_cards(profile: DeviceProfile | None = None) -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
     Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
+
+    Args:
+        profile: of the card of its name, by which its steps are timed; the others have their default profiles.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -332,7 +352,7 @@ def simulating_on_cards() -> PredictOnCard:
             known.clear()
             known[key] = simulate(run, device, timed=timed, recordings=recordings)
         on_card = replace(known[key], device=device)
-        return on_card.prediction([device] if device else [], largest_batch=largest_batch)
+        return on_card.prediction([device] if device else [], largest_batch=largest_batch, profile=profile)
 
     return predict
 

@@ -14,6 +14,7 @@ from lorafa_prof.specs import DeviceSpec, RunnableModel, require_int
 if TYPE_CHECKING:
     from lorafa_prof.results import Measurement, Prediction
     from lorafa_prof.specs import RunSpec
+    from lorafa_prof.speed.profile import DeviceProfile
 
 Answer = tuple["list[Prediction]", list[str]]
 """Predictions, and why others are missing or differ."""
@@ -37,11 +38,13 @@ class Predictor:
     Args:
         engines: which ones.
         card: the card that the runs were measured on; None: what the measurements say.
+        profile: by which steps are timed on the device that it is of; on other cards by their default profiles.
         required: an engine whose packages are missing is an error, and not left out.
     """
 
     engines: Sequence[str]
     card: DeviceSpec | None = None
+    profile: DeviceProfile | None = None
     required: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
     """Engines whose packages are missing, and what to install."""
@@ -63,14 +66,15 @@ class Predictor:
         from lorafa_prof.engines import simulate_as_measured
 
         card, remarks = self._card_of(environment)
+        profile = self._profile_of(card, environment, remarks)
         if run.method.name == "lora-ga":
             remarks.append(_OF_TRAINING)
         conf = environment.get("alloc_conf")
         settings = conf if isinstance(conf, str) else None
         return self._all(
             {
-                "analytic": lambda: predict(run, [card] if card else []),
-                "simulate": lambda: simulate_as_measured(_buildable(run), card, settings),
+                "analytic": lambda: predict(run, [card] if card else [], timed=card is not None, profile=profile),
+                "simulate": lambda: simulate_as_measured(_buildable(run), card, settings, profile),
             },
             remarks,
         )
@@ -82,13 +86,42 @@ class Predictor:
         remarks = [_CLOSED_FORMS] if "analytic" in self.engines else []
         if self.card is not None:
             remarks.append("--gpu does not matter here: this was measured on the CPU")
+        profile = self._cpu_profile(environment, remarks)
         return self._all(
             {
                 "analytic": lambda: predict(run),
-                "simulate": lambda: simulate_on_cpu(_buildable(run), _threads(environment)),
+                "simulate": lambda: simulate_on_cpu(_buildable(run), _threads(environment), profile),
             },
             remarks,
         )
+
+    def _profile_of(
+        self, card: DeviceSpec | None, environment: Mapping[str, Any], remarks: list[str]
+    ) -> DeviceProfile | None:
+        """Return the profile under the card's name, if it is of that card; which one it is of is a remark if not."""
+        profile = self.profile
+        if profile is None:
+            return None
+        is_named = profile.full_name == environment.get("device")
+        if profile.kind == "cuda" and card is not None and (profile.name == card.name or is_named):
+            return replace(profile, name=card.name)
+        remarks.append(_another_device(profile, environment))
+        return None
+
+    def _cpu_profile(self, environment: Mapping[str, Any], remarks: list[str]) -> DeviceProfile | None:
+        profile = self.profile
+        if profile is None:
+            return None
+        if profile.kind != "cpu" or profile.full_name != environment.get("device"):
+            remarks.append(_another_device(profile, environment))
+            return None
+        if profile.environment.get("threads") != environment.get("threads"):
+            remarks.append(
+                f"the profile was measured in {profile.environment.get('threads')} threads, this run in "
+                f"{environment.get('threads')}: its times are not these"
+            )
+            return None
+        return profile
 
     def _all(self, ways: Mapping[str, Callable[[], Prediction]], remarks: list[str]) -> Answer:
         answers = [self._one(engine, ways[engine], remarks) for engine in self.engines]
@@ -114,6 +147,11 @@ class Predictor:
             card, remarks = named_card(environment)
         room = None if card is None else capacity(environment, card.context_bytes)
         return (card if card is None or room is None else replace(card, total_bytes=room)), remarks
+
+
+def _another_device(profile: DeviceProfile, environment: Mapping[str, Any]) -> str:
+    where = str(environment.get("device") or "a device without a name")[:60]
+    return f"the profile is of {profile.full_name}, and this was measured on {where}: it times nothing here"
 
 
 _CLOSED_FORMS = (

@@ -431,6 +431,11 @@ class RunSpec:
         return dataclasses.replace(self, **changes)
 
     @property
+    def products_dtype(self) -> Dtype:
+        """In which most matrix products are: under autocast, and of 4-bit weights, bf16 whatever the base's dtype."""
+        return "bf16" if self.amp or self.resolved_quant in ("nf4", "nf4-dq") else self.dtype
+
+    @property
     def spec(self) -> ModelSpec:
         """The model as closed forms need it.
 

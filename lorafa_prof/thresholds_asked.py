@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 from lorafa_prof.advice import with_advice
 from lorafa_prof.compare import capacity
+from lorafa_prof.engines import card_profile_in
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import for_each_method
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+from lorafa_prof.speed import step
 from lorafa_prof.thresholds import Engine, find_threshold
 from lorafa_prof.units import format_bytes
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.thresholds import ClosedForms
+    from lorafa_prof.analytic.timer import Timer
     from lorafa_prof.results import Axis, Threshold
+    from lorafa_prof.speed.profile import DeviceProfile
+
+
+#: The engine that observes, and predicts nothing.
+OBSERVING = "measure"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,8 @@ class Question:
     axis: Axis
     methods: list[str]
     advice: bool
+    timer: Timer | None
+    """For times; None: none are given."""
     run_of: Callable[[str], RunSpec]
     tell: Callable[[str], object]
     """Told which default methods are left out."""
@@ -37,7 +47,11 @@ class Question:
 
         def on(device: DeviceSpec, run: RunSpec) -> Threshold:
             found = find_threshold(judge, run, self.axis, device)
-            return with_advice(judge, found, device, self.forms.executed_flops) if self.advice else found
+            if judge.name != OBSERVING:  # whose times are those of its steps
+                found = self._timed(found, device)
+            if not self.advice:
+                return found
+            return with_advice(judge, found, device, self.forms.executed_flops, self._time_ratio)
 
         def of_method(name: str) -> list[Threshold]:
             run = self.run_of(name)
@@ -45,6 +59,24 @@ class Question:
 
         found = for_each_method(self.methods, of_method, self.tell)
         return [each for same_device in zip(*found, strict=True) for each in same_device]
+
+    def _time_ratio(self, changed: RunSpec, run: RunSpec, device: DeviceSpec) -> float | None:
+        return None if self.timer is None else self.timer.ratio(changed, run, device)
+
+    def _timed(self, found: Threshold, device: DeviceSpec) -> Threshold:
+        """Return the threshold with the time of the step at it, or why there is none."""
+        if self.timer is None or found.at_max is None:
+            return found
+        run = found.at(found.max)
+        time = self.timer.step_time(run, device)
+        if time.timeline is None:
+            return replace(found, why_no_time=time.why_not)
+        rates = time.throughput(self.forms.arithmetic(run), run)
+        at_max = replace(found.at_max, step_s=rates.step_s, tokens_per_s=rates.tokens_per_s, mfu=rates.mfu)
+        return replace(
+            found, at_max=at_max, profile=time.profile.label, assumptions=(*found.assumptions, time.profile.describe()),
+            unmodelled=(*step.but_times(found.unmodelled), *self.timer.unmodelled(run, time)),
+        )  # fmt: skip
 
 
 def length_to_begin_with(axis: Axis, seq: int, model: ModelSpec | RunnableModel) -> int:
@@ -74,6 +106,30 @@ def cards(names: Sequence[str], cap: int | None, also: Sequence[DeviceSpec] = ()
         ]  # fmt: skip
     found = [*(load_device(name) for name in (device_names() if "all" in names else names)), *also]
     return found if cap is None else [_capped(device, cap) for device in found]
+
+
+def profiled_cards(
+    profile: str | None, names: Sequence[str], cap: int | None, also: Sequence[DeviceSpec] = ()
+) -> tuple[list[DeviceSpec], DeviceProfile | None]:
+    """Return `cards`, and the profile in a file, whose card is the one that is asked about where none is named.
+
+    Raises:
+        BadInputError: as `cards`; no profile, or one of another card or of a CPU.
+    """
+    if profile is None:
+        return cards(names, cap, also), None
+    named = [*also]
+    if not names:
+        card_profile_in(profile, named)
+    found = cards(names, cap, named)
+    return found, card_profile_in(profile, found)
+
+
+def timer_by(profile: DeviceProfile | None) -> Timer:
+    """Return what times steps, by a profile of the card of its name."""
+    from lorafa_prof.analytic.timer import Timer
+
+    return Timer(profile)
 
 
 def _capped(device: DeviceSpec, cap: int) -> DeviceSpec:

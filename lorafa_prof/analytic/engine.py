@@ -88,7 +88,7 @@ def predict(
     workspace = cublas_workspaces(device)
     ledger = _ledger(plan, run, peak, workspace)
     fits = tuple(_fit(plans, run, peak.allocated, each, largest_batch) for each in devices)
-    flops = _throughput(plan, run)
+    flops = arithmetic(plan, run)
     times = step_times(run, plan, devices, profile, link) if timed else ()
     return Prediction(
         engine="analytic",
@@ -228,7 +228,8 @@ def communicated(plan: StepPlan) -> dict[str, int] | None:
 # -- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _throughput(plan: StepPlan, run: RunSpec) -> Throughput:
+def arithmetic(plan: StepPlan, run: RunSpec) -> Throughput:
+    """Return the floating-point operations of a run's step; times are not known here."""
     flops, times = plan.flops(run.bs, run.seq), run.accumulation
     needed = {key: number for key, number in flops.items() if key in NEEDED_FLOPS}
     return Throughput(

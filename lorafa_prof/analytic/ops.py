@@ -364,7 +364,7 @@ def embedding(ids: Tensor, weight: Tensor, name: str = "embedding output") -> Te
     if tape.needs_grad(weight):
         shape, dtype = weight.shape, weight.dtype
         tape.record("embedding", [weight], out, [ids], lambda g: [tape.new("gradient of table", shape, dtype)])
-    tape.moved("embedding", [out], [out])
+    tape.moved("embedding", [out, ids], [out])
     return out
 
 

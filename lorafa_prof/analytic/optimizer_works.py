@@ -1,16 +1,19 @@
-"""The work of an optimizer's step in closed form: what its operators on lists of tensors read and write.
+"""The work of an optimizer's step in closed form: what its operators read and write, in their order.
 
-Of AdamW, with foreach kernels or fused, and of SGD; for other optimizers there is none. Where several GPUs share a step
-they are those of what one of them updates (`sharing.Alone.updated`).
+Of AdamW, with foreach kernels or fused, and of SGD the operators on lists of tensors, after those that clip gradients
+and before AdaLoRA's importances; of bitsandbytes' AdamW, of Adafactor and of PEFT's LoRA-FA those of one parameter
+after the other. For other optimizers there is none. Where several GPUs share parameters out, the lists are those of
+what one of them updates (`sharing.Alone.updated`), and of the others there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from lorafa_prof.analytic.builder import BUFFERS, Held
+from lorafa_prof.analytic.optimizer_tensors import Tensor, adafactor, eight_bit, importances, lora_fa
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 from lorafa_prof.speed.launches import launches
 from lorafa_prof.speed.work import OpWork
@@ -42,10 +45,16 @@ _STEPS: dict[str, tuple[_Pass, ...]] = {
     "adamw-fused": (_Pass("aten._fused_adamw_", 4, 3, 4),),
     "sgd": (_Pass("aten._foreach_add_.List", 2, 1, 2),),
 }  # fmt: skip
+#: Those that go through the parameters one by one.
+_ONE_BY_ONE = {
+    "adamw-8bit": eight_bit, "paged-adamw-8bit": eight_bit, "adafactor": adafactor, "lorafa": lora_fa,
+}  # fmt: skip
 
 
 def is_listed(run: RunSpec) -> bool:
     """Say whether the work of the run's optimizer is known here."""
+    if run.shard in ("none", "ddp"):
+        return run.resolved_optimizer in {*_STEPS, *_ONE_BY_ONE}
     extras = run.method.name == "adalora" or run.clip
     return run.resolved_optimizer in _STEPS and not extras
 
@@ -60,20 +69,59 @@ def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:
     if not is_listed(run):
         return []
     trained = [h for h in held if h.parameter.requires_grad and h.parameter.kind != BUFFERS]
-    found = []
-    for group in _groups(run, trained):
-        elements = [h.parameter.numel for h in group for _ in range(h.count)]
-        dtype = group[0].parameter.dtype
-        nbytes = sum(elements) * ITEMSIZE[dtype]
-        found += [
-            OpWork(
-                op=one.op, kind="memory", phase="optimizer", module="", dtype=dtype, flops=0,
-                read_bytes=one.read * nbytes, written_bytes=one.written * nbytes,
-                kernels=launches(elements, one.lists, scalars=one.scalars),
-            )
-            for one in _STEPS[run.resolved_optimizer]
-        ]  # fmt: skip
-    return found
+    groups = _groups(run, trained)
+    clipped = [work for group in groups for work in _clipping(group)] if run.clip else []
+    if run.resolved_optimizer in _STEPS:
+        stepped = [work for group in groups for work in _listed(run, group)]
+    else:
+        stepped = list(_ONE_BY_ONE[run.resolved_optimizer](_tensors(held)))
+    kept = importances(_tensors(trained)) if run.method.name == "adalora" else ()
+    return [*clipped, *stepped, *kept]
+
+
+def _listed(run: RunSpec, group: Sequence[Held]) -> list[OpWork]:
+    elements = _elements(group)
+    dtype = group[0].parameter.dtype
+    nbytes = sum(elements) * ITEMSIZE[dtype]
+    return [
+        OpWork(
+            op=one.op, kind="memory", phase="optimizer", module="", dtype=dtype, flops=0,
+            read_bytes=one.read * nbytes, written_bytes=one.written * nbytes,
+            kernels=launches(elements, one.lists, scalars=one.scalars),
+        )
+        for one in _STEPS[run.resolved_optimizer]
+    ]  # fmt: skip
+
+
+def _clipping(group: Sequence[Held]) -> list[OpWork]:
+    """Return torch.nn.utils.clip_grad_norm_'s passes over the gradients of one dtype; single numbers are left out."""
+    elements = _elements(group)
+    dtype = group[0].parameter.dtype
+    nbytes, norms = sum(elements) * ITEMSIZE[dtype], len(elements) * ITEMSIZE[dtype]
+
+    def work(op: str, read: int, written: int, kernels: int) -> OpWork:
+        return OpWork(
+            op=op, kind="memory", phase="optimizer", module="", dtype=dtype, flops=0, read_bytes=read,
+            written_bytes=written, kernels=kernels,
+        )  # fmt: skip
+
+    return [
+        work("aten._foreach_norm.Scalar", nbytes, norms, launches(elements, 2, scalars=False)),
+        work("aten._foreach_mul_.Tensor", nbytes + ITEMSIZE[dtype], nbytes, launches(elements, 1, scalars=False)),
+    ]
+
+
+def _elements(group: Sequence[Held]) -> list[int]:
+    return [h.parameter.numel for h in group for _ in range(h.count)]
+
+
+def _tensors(held: Sequence[Held]) -> Iterator[Tensor]:
+    """Yield what optimizers look at, the trained and the adapters' frozen, those that are alike one by one."""
+    for h in held:
+        one = h.parameter
+        if one.kind != BUFFERS and (one.requires_grad or "lora_" in one.name):
+            shape = tuple(int(dim) for dim in one.shape)
+            yield from [Tensor(one.name, shape, one.dtype, trained=one.requires_grad)] * h.count
 
 
 def _groups(run: RunSpec, trained: Sequence[Held]) -> list[list[Held]]:

@@ -57,6 +57,8 @@ def alone(run: RunSpec) -> RunSpec:
 
 def card_works(works: StepWorks, plan: StepPlan, run: RunSpec) -> list[OpWork]:
     """Return a card's operations: forward and backward as `alone` has them, and the update of its own part."""
+    if run.shard in ("none", "ddp"):  # all of it
+        return with_dtypes(works.at(run.bs, run.seq), run)
     return with_dtypes(works.passes(run.bs, run.seq) + optimizer_works(run, plan.sharing.updated()), run)
 
 

@@ -28,6 +28,21 @@ INTO_ZEROS = frozenset({"slice", "embedding", "nll_loss"})
 INPUT = "input"
 
 
+def _into_zeros(
+    name: str, given: tuple[Size, ...], saved: Sequence[Item], zeros: Item
+) -> tuple[tuple[Size, ...], tuple[Size, ...]]:
+    """Return what is read, and what is written into zeros, once these are made.
+
+    Rows of an embedding's gradient are added to what is there, by their ids; of the loss's there is one element a row.
+    """
+    if name == "embedding":
+        return (*given, *given, *(size_of(item.shape, item.dtype) for item in saved)), given
+    if name == "nll_loss":
+        [targets] = [item for item in saved if item.dtype == "int64"]
+        return (size_of(targets.shape, targets.dtype),), (size_of(targets.shape, zeros.dtype),)
+    return given, given
+
+
 class Item:
     """What the record keeps of one storage: where it was born, what it is, how large."""
 
@@ -556,7 +571,7 @@ class Tape:
             self._move(f"{node.name} backward", item.dtype, read, (written,))
             read = (written,)
         if node.name in INTO_ZEROS and given:
-            self._move(f"{node.name} backward: copy", made[0].dtype, given, given)
+            self._move(f"{node.name} backward: copy", made[0].dtype, *_into_zeros(node.name, given, items, made[0]))
 
     # -- arithmetic -----------------------------------------------------------------------------------------------
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.engine import outside_plan, predict, refuse_unmodelled
+from lorafa_prof.analytic.engine import arithmetic, outside_plan, predict, refuse_unmodelled
 from lorafa_prof.analytic.frontier import Plans, largest_within, smallest_beyond
 from lorafa_prof.errors import LorafaProfError
-from lorafa_prof.results import Axis
+from lorafa_prof.results import Axis, Throughput
 from lorafa_prof.specs import LARGEST_BATCH, DeviceSpec, RunSpec
 from lorafa_prof.thresholds import Verdict
 
@@ -47,8 +47,12 @@ class ClosedForms:
 
     def executed_flops(self, run: RunSpec) -> int | None:
         """Return the FLOPs that a step of `run` executes; None for what this engine does not model."""
+        return self.arithmetic(run).executed_flops
+
+    def arithmetic(self, run: RunSpec) -> Throughput:
+        """Return the FLOPs of a step of `run` by their names; each None for what this engine does not model."""
         try:
             refuse_unmodelled(run)
-            return sum(self._plans.of(run).flops(run.bs, run.seq).values()) * run.accumulation
+            return arithmetic(self._plans.of(run), run)
         except LorafaProfError:
-            return None
+            return Throughput()

@@ -55,13 +55,13 @@ class StepWorks:
     def passes(self, bs: int, seq: int) -> list[OpWork]:
         """Return the work of forward, loss and backward, in order, of each micro-batch."""
         values = symbol_values(bs, seq)
-        known: dict[int, list[OpWork]] = {}
+        known: dict[tuple[int, str], list[OpWork]] = {}
         found: list[OpWork] = []
         for row in self._rows:
-            key = id(row.entry)
+            key = (id(row.entry), row.module)
             if key not in known:
-                known[key] = list(_works(row.entry, values))
-            found += known[key] if row.module == row.entry.module else _elsewhere(known[key], row.module)
+                known[key] = [replace(work, module=row.module) for work in _works(row.entry, values)]
+            found += known[key]
         return found * self.run.accumulation
 
 
@@ -107,10 +107,6 @@ def _repeated(tape: Tape, entries: Sequence[Entry]) -> Iterator[_Row]:
             for entry in entries[number:end]:
                 yield _Row(entry, _LAYER.sub("*", entry.module))
         number = end
-
-
-def _elsewhere(works: Iterable[OpWork], module: str) -> list[OpWork]:
-    return [replace(work, module=module) for work in works]
 
 
 def _works(entry: Entry, values: Mapping[str, Any]) -> Iterator[OpWork]:

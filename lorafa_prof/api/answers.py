@@ -176,9 +176,9 @@ class Thresholds(Answers[Threshold]):
         return thresholds_to_json(self)
 
     def _tables(self) -> list[Table]:
-        from lorafa_prof.reports.oom import advice_tables, threshold_table
+        from lorafa_prof.reports.oom import all_tables
 
-        return [threshold_table(self), *advice_tables(self)]
+        return all_tables(self)
 
     def _records(self) -> Table:
         from lorafa_prof.reports.oom import records_table

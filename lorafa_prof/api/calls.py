@@ -11,7 +11,7 @@ from lorafa_prof.engines import link_of, predictor, profile_in, simulations
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import for_each_method, name_list
 from lorafa_prof.specs import DeviceSpec, RunSpec, require_choice
-from lorafa_prof.thresholds_asked import Question, cards, length_to_begin_with
+from lorafa_prof.thresholds_asked import Question, length_to_begin_with, profiled_cards, timer_by
 from lorafa_prof.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def oom(
     config: Path | Sequence[Path] = (),
     trust_remote_code: bool = False,
     alloc_conf: str | None = None,
+    profile: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Thresholds:
     """Find the largest batch, sequence or rank that fits, and what makes the next one fit: `lorafa-prof oom`.
@@ -101,6 +102,7 @@ def oom(
         config: as `predict` takes it.
         trust_remote_code: as `predict` takes it.
         alloc_conf: as `predict` takes it.
+        profile: as `predict` takes it.
         **options: see `RunOptions`; that of the axis is of no account.
 
     Returns:
@@ -121,12 +123,13 @@ def oom(
     found, remarks = asked(model, method, config, options, engine=engine, trust=trust_remote_code), list[str]()
     forms = ClosedForms()
     found.options["seq"] = length_to_begin_with(axis, found.options.get("seq", _LENGTH), found.model)
+    names, given = _named(gpus)
+    devices, measured = profiled_cards(profile, names, None if cap is None else parse_bytes(str(cap)), given)
     question = Question(
-        forms=forms, axis=axis, methods=found.methods, advice=advice, run_of=found.run, tell=remarks.append
-    )
+        forms=forms, axis=axis, methods=found.methods, advice=advice, timer=timer_by(measured), run_of=found.run,
+        tell=remarks.append,
+    )  # fmt: skip
     judge = forms if engine == "analytic" else simulations(alloc_conf, forms.guess, lambda run, device: None)
-    names, devices = _named(gpus)
-    devices = cards(names, None if cap is None else parse_bytes(str(cap)), devices)
     return Thresholds(found.files.on(question.ask(judge, devices)), remarks)
 
 

@@ -184,13 +184,14 @@ def _threshold(prediction: Prediction, card: DeviceSpec, conf: str | None) -> Th
     """Return the largest batch that fits, with advice for the one that was asked for."""
     from lorafa_prof.advice import with_advice
     from lorafa_prof.analytic.thresholds import ClosedForms
+    from lorafa_prof.analytic.timer import Timer
     from lorafa_prof.thresholds import find_threshold
 
     forms, run = ClosedForms(), prediction.run
     judge = forms if prediction.engine == "analytic" else simulations(conf, forms.guess, lambda run, device: None)
     found = find_threshold(judge, run, "bs", card)
     asked = replace(found, first_oom=run.bs, at_first_oom=judge.verdict(run, card).edge(run.bs))
-    return with_advice(judge, asked, card, forms.executed_flops)
+    return with_advice(judge, asked, card, forms.executed_flops, Timer().ratio)
 
 
 def _refusal(prediction: Prediction, threshold: Threshold | None) -> DoesNotFitError:

@@ -12,10 +12,9 @@ import click
 from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.methods import for_each_method
-from lorafa_prof.cli.options import cards_option, link_option, methods_option, run_options
+from lorafa_prof.cli.options import cards_option, link_option, methods_option, profile_option, run_options
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.runs import name_list, run_spec
-from lorafa_prof.specs import require_choice
 
 if TYPE_CHECKING:
     from lorafa_prof.capacity import Cards
@@ -39,7 +38,7 @@ MOST_CARDS, MOST_TOKENS, MOST_PRICE = 1024, 10**16, 1e6
 @click.option("--tokens", metavar="N", help="Tokens of an epoch (500M, 1.5B): its time is told.")
 @click.option("--price", metavar="P", help="Price of a card and hour, in any currency: the epoch's cost is told.")
 @link_option
-@click.option("--profile", metavar="FILE", help="A card's measured speed, written by calibrate.")
+@profile_option("step times on its card")
 @output_options
 def command(
     methods: tuple[str, ...],
@@ -123,18 +122,15 @@ def _counts(text: str) -> list[int]:
 def _cards(asked: Sequence[str], link: str | None, profile: str | None) -> list[Cards]:
     from lorafa_prof.capacity import Cards
     from lorafa_prof.catalog import load_device
+    from lorafa_prof.engines import card_profile_in
     from lorafa_prof.speed.defaults import default_profile
     from lorafa_prof.speed.links import LINKS, read_link
-    from lorafa_prof.speed.profile_file import read_profile
 
-    names = name_list(asked)
-    if not names:
+    devices = [load_device(name) for name in name_list(asked)]
+    measured = None if profile is None else card_profile_in(profile, devices)
+    if not devices:
         raise BadInputError("on which card? Name one with --gpu (rtx4090, a100-80gb, ...: lorafa-prof list gpus)")
-    measured = None if profile is None else read_profile(profile)
     named = None if link is None else read_link(link)
-    devices = [load_device(name) for name in names]
-    if measured is not None:
-        require_choice("gpu of the profile", measured.name, [device.name for device in devices])
     return [
         Cards(
             device=device, profile=measured if measured and measured.name == device.name else default_profile(device),

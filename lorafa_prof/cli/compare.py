@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
+from lorafa_prof.cli.options import profile_option
 from lorafa_prof.cli.program import say
 from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
@@ -45,6 +46,7 @@ def _check_figure(ctx: click.Context, param: click.Parameter, value: str | None)
     help="Which predictions; may be repeated.  [default: both]",
 )
 @click.option("--gpu", metavar="G", help="The card that it was measured on, where its name in the file is not enough.")
+@profile_option("step times on the device that was measured")
 @click.option(
     "--tolerance",
     metavar="T",
@@ -61,6 +63,7 @@ def command(
     files: tuple[str, ...],
     engines: tuple[str, ...],
     gpu: str | None,
+    profile: str | None,
     tolerance: str | None,
     figure: str | None,
     format: str | None,
@@ -81,7 +84,7 @@ def command(
 
     allowed = None if tolerance is None else Tolerance.parse(tolerance)
     measured, saved, done = _sorted(files)
-    predict = _predicting(saved, engines, gpu)
+    predict = _predicting(saved, engines, gpu, profile)
     comparisons = done + [_compared(measurement, predict, source) for source, measurement in measured]
     if not comparisons:
         raise BadInputError(
@@ -123,16 +126,20 @@ def _sorted(files: Sequence[str]) -> tuple[list[tuple[str, Measurement]], list[P
 
 
 def _predicting(
-    saved: Sequence[Prediction], engines: Sequence[str], gpu: str | None
+    saved: Sequence[Prediction], engines: Sequence[str], gpu: str | None, profile: str | None
 ) -> Callable[[Measurement], Answer]:
     wanted = tuple(dict.fromkeys(engines)) or ENGINES
     if saved:
-        if gpu is not None:
-            raise BadInputError("--gpu is for predictions that are computed here, not for saved ones")
+        if gpu is not None or profile is not None:
+            option = "--gpu" if gpu is not None else "--profile"
+            raise BadInputError(f"{option} is for predictions that are computed here, not for saved ones")
         return saved_predictions(saved, wanted)
     from lorafa_prof.catalog import load_device
+    from lorafa_prof.speed.profile_file import read_profile
 
-    return Predictor(wanted, None if gpu is None else load_device(gpu), required=bool(engines))
+    card = None if gpu is None else load_device(gpu)
+    measured = None if profile is None else read_profile(profile)
+    return Predictor(wanted, card, measured, required=bool(engines))
 
 
 def _compared(measurement: Measurement, predict: Callable[[Measurement], Answer], source: str) -> Comparison:

@@ -74,7 +74,7 @@ class Sweep:
             self.file.record(ended.measurement, self._setup(run))
 
     def _options(self, run: RunSpec) -> dict[str, Any]:
-        return {**self.options, "peak_flops": self.peak_flops.get("bf16" if run.amp else run.dtype)}
+        return {**self.options, "peak_flops": self.peak_flops.get(run.products_dtype)}
 
     def _setup(self, run: RunSpec) -> Setup:
         environment = {**self.place.environment, "options": self._options(run)}

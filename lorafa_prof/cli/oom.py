@@ -18,6 +18,7 @@ from lorafa_prof.cli.options import (
     cards_option,
     limit_options,
     methods_option,
+    profile_option,
     run_options,
 )
 from lorafa_prof.cli.program import say
@@ -26,7 +27,7 @@ from lorafa_prof.engines import model_for, simulations
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.results import Axis
 from lorafa_prof.runs import name_list, run_spec
-from lorafa_prof.thresholds_asked import Question, cards, length_to_begin_with
+from lorafa_prof.thresholds_asked import Question, cards, length_to_begin_with, profiled_cards, timer_by
 from lorafa_prof.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lorafa_prof.lengths import Lengths
     from lorafa_prof.results import Threshold
     from lorafa_prof.specs import DeviceSpec
+    from lorafa_prof.speed.profile import DeviceProfile
 
 ENGINES = ("analytic", "simulate", "measure")
 
@@ -47,6 +49,7 @@ ENGINES = ("analytic", "simulate", "measure")
 )  # fmt: skip
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="Who judges.")
 @cards_option("Card", "; all: every card of the catalog.")
+@profile_option("step times on its card")
 @click.option(
     "--advice/--no-advice", default=None,
     help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
@@ -62,6 +65,7 @@ def command(
     axis: Axis,
     engine: str,
     gpus_asked: tuple[str, ...],
+    profile: str | None,
     advice: bool | None,
     cap: str | None,
     expandable_segments: bool,
@@ -91,23 +95,33 @@ def command(
     if lengths is not None and (engine == "measure" or advice):
         raise BadInputError("--lengths goes with --engine analytic and simulate, and not with --advice")
     files = configuration()
+    if profile is not None and (engine == "measure" or lengths is not None):
+        raise BadInputError("--profile is for predicted step times, which --engine measure and --lengths do without")
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
+    devices, measured = _cards(engine, names, cap_bytes, profile)
     wants_advice = engine != "measure" and lengths is None if advice is None else advice
     model = model_for(engine, options.pop("model"), trust=options.pop("trust_remote_code"))
     options["seq"] = length_to_begin_with(axis, options["seq"], model)
     question = Question(
         forms=_closed_forms(lengths), axis=axis, methods=name_list(methods), advice=wants_advice,
+        timer=None if lengths is not None else timer_by(measured),
         run_of=lambda method: run_spec(model, method, **options), tell=say,
     )  # fmt: skip
     if engine == "analytic":
-        found = question.ask(question.forms, cards(names, cap_bytes))
+        found = question.ask(question.forms, devices)
     elif engine == "simulate":
-        devices = cards(names, cap_bytes)
-        devices = _of_nvidia(devices) if "all" in names else devices
-        found = _simulated(question, devices, allocator_conf(alloc_conf, expandable_segments), lengths)
+        of_cuda = _of_nvidia(devices) if "all" in names else devices
+        found = _simulated(question, of_cuda, allocator_conf(alloc_conf, expandable_segments), lengths)
     else:
         found = _measured(question, names, cap_bytes, device or "cuda", timeout_s, restart, output)
     _emit(files.on(found), format, output)
+
+
+def _cards(
+    engine: str, names: list[str], cap: int | None, profile: str | None
+) -> tuple[list[DeviceSpec], DeviceProfile | None]:
+    """Return the cards that are named, and whose profile there is; which are measured on is known where they are."""
+    return ([], None) if engine == "measure" else profiled_cards(profile, names, cap)
 
 
 def _refuse_processes() -> None:
@@ -194,7 +208,7 @@ def _emit(thresholds: list[Threshold], format: str | None, output: str | None) -
     from lorafa_prof.results import thresholds_to_json
 
     emit(
-        tables=lambda: [tables.threshold_table(thresholds), *tables.advice_tables(thresholds)],
+        tables=lambda: tables.all_tables(thresholds),
         records=lambda: tables.records_table(thresholds),
         document=lambda: thresholds_to_json(thresholds),
         format=format,

@@ -315,6 +315,14 @@ def cards_option(about: str, more: str = "") -> Callable[[Function], Function]:
     )  # fmt: skip
 
 
+def profile_option(what: str) -> Callable[[Function], Function]:
+    """Return `--profile`, passed to the command as `profile`; `what` is what is timed by it."""
+    return click.option(
+        "--profile", metavar="FILE",
+        help=f"Profile that calibrate wrote, for {what}.  [default: published shares of the card's peaks]",
+    )  # fmt: skip
+
+
 def step_options(fewest: int) -> Callable[[Function], Function]:
     """Return the options that say which steps are looked at, as `steps` (at least `fewest`), `warmup` and `trace`."""
     options = (

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorafa_prof.results.collection import Collection
 
 #: What `lorafa_prof.reports.figures` draws; named here so that the help costs no import of it.
-KINDS = ("parts", "scatter", "frontier", "timeline", "rank", "layers", "cards", "mfu")
+KINDS = ("parts", "scatter", "frontier", "timeline", "rank", "layers", "cards", "mfu", "throughput")
 
 
 def _check_folder(ctx: click.Context, param: click.Parameter, value: str) -> str:

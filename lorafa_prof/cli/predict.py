@@ -17,6 +17,7 @@ from lorafa_prof.cli.options import (
     cards_option,
     link_option,
     methods_option,
+    profile_option,
     run_options,
 )
 from lorafa_prof.engines import ENGINES
@@ -40,11 +41,7 @@ def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | Non
 @methods_option()
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
 @cards_option("Card to hold it against", ".")
-@click.option(
-    "--profile",
-    metavar="FILE",
-    help="Profile that calibrate wrote, for step times on its device.  [default: published shares of the card's peaks]",
-)
+@profile_option("step times on its device")
 @link_option
 @click.option("--explain", is_flag=True, help="Show every tensor that is alive at the peak.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a run does not fit on a card that was named.")

@@ -16,24 +16,27 @@ import click
 from lorafa_prof import __version__
 from lorafa_prof.cli.configuration import configuration, require_model
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
-from lorafa_prof.cli.options import grid_options, trust_option
+from lorafa_prof.cli.options import grid_options, profile_option, trust_option
 from lorafa_prof.cli.progress import Bar
 from lorafa_prof.cli.sweep_export import definition_in, differing, export, require_parquet
 from lorafa_prof.cli.sweep_file import WAYS_OUT, SweepFile, refused_in
-from lorafa_prof.cli.sweep_grid import SweepGrid, columns
+from lorafa_prof.cli.sweep_grid import Figures, SweepGrid
 from lorafa_prof.cli.sweep_rows import Task
 from lorafa_prof.cli.sweep_workers import Workers, here, rows_of
-from lorafa_prof.engines import ENGINES, model_for
+from lorafa_prof.engines import ENGINES, card_profile_in, model_for
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.runs import DEFAULT_METHODS, asked_methods, name_list
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel
+from lorafa_prof.speed.profile import DeviceProfile
 
 Spec = TypeVar("Spec", ModelSpec | RunnableModel, DeviceSpec)
 FORMATS = ("csv", "parquet", "json")
 SUFFIX_FORMATS = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet", ".json": "json"}
 #: Configurations in a task: those that the closed forms take at once; one simulation takes seconds.
 CHUNK = {"analytic": 8192, "simulate": 1}
+#: The same where steps are timed, one by one.
+TIMED_CHUNK = {"analytic": 32, "simulate": 1}
 #: Processes that are started unless told otherwise, at most: each takes about 1 GB of memory.
 MOST_JOBS = 8
 
@@ -51,6 +54,8 @@ MOST_JOBS = 8
 @click.option("--gpu", "gpus_asked", multiple=True, metavar="G,...", help="Card to hold each run against: a row each.")
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="How to predict.")
 @click.option("--max-bs", is_flag=True, help="Add the largest batch that fits on the card, as max_bs.")
+@click.option("--timed", is_flag=True, help="Add the step's time on the card, tokens per second, MFU and HFU.")
+@profile_option("the step times of its card; goes with --timed")
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N",
     help=f"Processes.  [default: one for simulate a core, up to {MOST_JOBS}; none beside this one for analytic]",
@@ -66,6 +71,8 @@ def command(
     gpus_asked: tuple[str, ...],
     engine: str,
     max_bs: bool,
+    timed: bool,
+    profile: str | None,
     jobs: int | None,
     restart: bool,
     format: str | None,
@@ -90,20 +97,37 @@ def command(
     if engine == "analytic":
         # Before numpy is loaded: its products here are too small for a second thread to do more than wait for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    devices = list(_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")))
+    asked = Figures(max_bs=max_bs, timed=timed, profile=_profile(profile, devices, timed=timed))
     grid = SweepGrid(
         models=_distinct(model_for(engine, name, trust=trust_remote_code) for name in name_list(models, "--model")),
         methods=tuple(asked_methods(methods)), engine=engine, axes=axes,
-        devices=_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")) or (None,),
+        devices=tuple(devices) or (None,),
     )  # fmt: skip
     grid.refuse_too_many()
     if max_bs and grid.devices == (None,):
         raise BadInputError("--max-bs is the largest batch on a card: name one with --gpu")
-    sweep = _Sweep(grid=grid, versions=_versions(engine), max_bs=max_bs, jobs=jobs, restart=restart)
+    if timed and grid.devices == (None,):
+        raise BadInputError("--timed is for step times on a card: name one with --gpu")
+    sweep = _Sweep(grid=grid, versions=_versions(engine), asked=asked, jobs=jobs, restart=restart)
     kind = format or SUFFIX_FORMATS.get(Path(output or "").suffix.lower(), "csv")
     if kind == "csv":
         sweep.to_csv(output)
     else:
         sweep.to_document(kind, output)
+
+
+def _profile(path: str | None, devices: list[DeviceSpec], *, timed: bool) -> DeviceProfile | None:
+    """Return the profile in a file, whose card is the one that is asked about where none is named.
+
+    Raises:
+        BadInputError: no profile, or one of another card or of a CPU; no times are asked for.
+    """
+    if path is None:
+        return None
+    if not timed:
+        raise BadInputError("--profile is for step times: add --timed")
+    return card_profile_in(path, devices)
 
 
 def _distinct(specs: Iterable[Spec]) -> tuple[Spec, ...]:
@@ -185,13 +209,13 @@ class _Sweep:
 
     grid: SweepGrid
     versions: Mapping[str, str]
-    max_bs: bool
+    asked: Figures
     jobs: int | None
     restart: bool
 
     @cached_property
     def _columns(self) -> tuple[str, ...]:
-        return columns(max_bs=self.max_bs)
+        return self.asked.columns
 
     def to_csv(self, output: str | None) -> None:
         """Write the rows to a file, or to a stream.
@@ -250,7 +274,7 @@ class _Sweep:
         return not self.restart
 
     def _definition(self) -> dict[str, Any]:
-        return {**self.grid.definition(), "columns": list(self._columns), "versions": dict(self.versions)}
+        return {**self.grid.definition(), **self.asked.definition(), "versions": dict(self.versions)}
 
     def _fill(
         self, file: _Rows, name: str, result: str | None = None, finish: Callable[[], None] = lambda: None
@@ -280,12 +304,12 @@ class _Sweep:
     @contextlib.contextmanager
     def _lines(self, done: int, stopped: Callable[[], bool]) -> Iterator[Iterator[bytes]]:
         """Give the lines of what `tasks` says is left after `done` rows."""
-        left = tasks(self.grid, done, CHUNK[self.grid.engine])
+        left = tasks(self.grid, done, (TIMED_CHUNK if self.asked.timed else CHUNK)[self.grid.engine])
         if self.grid.engine == "analytic" and (self.jobs or 1) == 1:
-            yield here(left, rows_of("analytic", max_bs=self.max_bs), stopped)
+            yield here(left, rows_of("analytic", self.asked), stopped)
             return
         jobs = min(self.jobs or min(_cores(), MOST_JOBS), self.grid.rows)
-        with Workers(jobs, self.grid.engine, max_bs=self.max_bs) as workers:
+        with Workers(jobs, self.grid.engine, self.asked) as workers:
             yield workers.lines(left, stopped)
 
 

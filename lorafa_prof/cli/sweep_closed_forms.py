@@ -8,13 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafa_prof.analytic.figures import Figures, Numbers, RunFigures
+from lorafa_prof.analytic.thresholds import ClosedForms
+from lorafa_prof.analytic.timer import Timer
 from lorafa_prof.analytic.workspaces import cublas_workspaces
-from lorafa_prof.cli.sweep_grid import KEYS, Block, columns
+from lorafa_prof.cli.sweep_grid import KEYS, Block, Figures as Asked
 from lorafa_prof.cli.sweep_lines import Bytes, choices, in_order, integers, side_by_side
 from lorafa_prof.cli.sweep_rows import END, Task, in_one_line
 from lorafa_prof.errors import LorafaProfError
+from lorafa_prof.reports.prediction import TIME_COLUMNS
 from lorafa_prof.reports.table import Scalar, csv_line
-from lorafa_prof.specs import DeviceSpec
+from lorafa_prof.specs import DeviceSpec, RunSpec
 
 _Values = Mapping[str, Sequence[str | Bytes]]
 """Fields by column, each in parts: a text is the same for all configurations."""
@@ -25,10 +28,12 @@ _Group = tuple[npt.NDArray[np.intp], list[_Values]]
 class AnalyticRows:
     """Rows by closed forms; what has been worked out for a block serves for its next task."""
 
-    def __init__(self, *, max_bs: bool) -> None:
-        self._columns = columns(max_bs=max_bs)[len(KEYS) :]
-        self._max_bs = max_bs
+    def __init__(self, asked: Asked) -> None:
+        self._columns = asked.columns[len(KEYS) :]
+        self._max_bs = asked.max_bs
+        self._timer = Timer(asked.profile) if asked.timed else None
         self._known: tuple[object, RunFigures] | None = None
+        self._forms = ClosedForms()
 
     def __call__(self, task: Task) -> bytes:
         """Return the lines of a task's rows."""
@@ -67,18 +72,16 @@ class AnalyticRows:
         for group in figures.groups(bs[left], seq[left]):
             where = left[group]
             try:
-                yield where, list(self._values(figures, block.devices, bs[where], seq[where]))
+                yield where, list(self._values(figures, block, bs[where], seq[where]))
             except LorafaProfError as error:
                 yield where, [_refused(error)] * refused
 
     def _figures_of(self, block: Block, bs: int, seq: int) -> RunFigures:
         if self._known is None or self._known[0] != block.key_parts:
-            self._known = block.key_parts, RunFigures(block.run(bs, seq))
+            self._known, self._forms = (block.key_parts, RunFigures(block.run(bs, seq))), ClosedForms()
         return self._known[1]
 
-    def _values(
-        self, figures: RunFigures, devices: Sequence[DeviceSpec | None], bs: Numbers, seq: Numbers
-    ) -> Iterator[_Values]:
+    def _values(self, figures: RunFigures, block: Block, bs: Numbers, seq: Numbers) -> Iterator[_Values]:
         """Yield the figures of configurations of one group, for each device."""
         found, parameters = figures.at(bs, seq), figures.parameters(int(bs[0]), int(seq[0]))
         alike = {
@@ -88,20 +91,42 @@ class AnalyticRows:
             "parameters_trainable": _same(parameters.trainable),
             "communication_bytes": _same(figures.communicated(int(bs[0]), int(seq[0]))),
         }  # fmt: skip
-        for device in devices:
+        for device in block.devices:
             workspace = cublas_workspaces(device)
             peak = found.peak_allocated + workspace
             shown = _column(found.parts["workspace_bytes"] + workspace)
-            values = {**alike, "workspace_bytes": shown, "peak_allocated_bytes": _column(peak)}
+            values: dict[str, Sequence[str | Bytes]] = {
+                **alike, "workspace_bytes": shown, "peak_allocated_bytes": _column(peak),
+            }  # fmt: skip
             if device is not None:
                 room = device.total_bytes - (device.context_bytes or 0)
                 values |= {
                     "capacity_bytes": _same(device.total_bytes), "context_bytes": _same(device.context_bytes),
                     "headroom_bytes": _column(room - peak), "fits": _verdicts(peak <= room),
                 }  # fmt: skip
+                if self._timer is not None:
+                    runs = [block.run(*map(int, sizes)) for sizes in zip(bs, seq, strict=True)]
+                    values |= self._times(self._timer, runs, device)
                 if self._max_bs:
                     values["max_bs"] = _column(figures.largest_batches(seq, room - workspace))
             yield values
+
+    def _times(self, timer: Timer, runs: Sequence[RunSpec], device: DeviceSpec) -> _Values:
+        """Return the time columns of runs on a card: of each an answer of its own."""
+        rows = [self._time(timer, run, device) for run in runs]
+        each = np.arange(len(runs))
+        return {
+            name: [choices([csv_line([row[name], None])[: -len(END) - 1] for row in rows], each)]
+            for name in TIME_COLUMNS
+        }
+
+    def _time(self, timer: Timer, run: RunSpec, device: DeviceSpec) -> dict[str, Scalar]:
+        time = timer.step_time(run, device)
+        rates = time.throughput(self._forms.arithmetic(run), run)
+        return {
+            **{name: getattr(rates, name, None) for name in TIME_COLUMNS}, "profile": time.profile.label,
+            "why_no_time": time.why_not,
+        }  # fmt: skip
 
 
 def _same(value: Scalar) -> list[str | Bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +13,11 @@ from typing import Any
 
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.layers import ALL
-from lorafa_prof.reports.prediction import RECORD_COLUMNS, run_record
+from lorafa_prof.reports.prediction import RECORD_COLUMNS, TIME_COLUMNS, run_record
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.runs import layers_of, run_spec
 from lorafa_prof.specs import KEPT_BY_DEFAULT, DeviceSpec, ModelSpec, RunnableModel, RunSpec
+from lorafa_prof.speed.profile import DeviceProfile
 
 #: Rows of the largest sweep: some 30 GB of CSV.
 MOST_ROWS = 10**8
@@ -27,10 +30,10 @@ KEYS = (
 #: Columns of words, of yes or no, and of fractions; all others hold integers.
 TEXTS = frozenset(
     {"model", "method", "engine", "dtype", "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "targets",
-     "layers", "prepare_kbit", "loss", "shard", "keep", "device", "peak_moment", "error"}
+     "layers", "prepare_kbit", "loss", "shard", "keep", "device", "peak_moment", "profile", "why_no_time", "error"}
 )  # fmt: skip
 SWITCHES = frozenset({"amp", "clip", "fits"})
-FRACTIONS = frozenset({"dropout"})
+FRACTIONS = frozenset({"dropout", "step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu"})
 #: Options that full fine-tuning does not have: of each the first value is taken.
 _OF_ADAPTERS = ("rank", "targets", "dropout", "adapter_dtype")
 #: The axes around the blocks, outermost first, in whatever order a command names its options; those within a block
@@ -41,10 +44,30 @@ _AROUND = (
 )  # fmt: skip
 
 
-def columns(*, max_bs: bool) -> tuple[str, ...]:
-    """Return the columns of a sweep's rows: the keys, the figures, and why a configuration was refused."""
-    figures = [name for name in RECORD_COLUMNS if name not in KEYS and (max_bs or name != "max_bs")]
-    return (*KEYS, *figures, "error")
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a row has beside the memory of its configuration."""
+
+    max_bs: bool = False
+    """The largest batch that fits on the card."""
+    timed: bool = False
+    """How long the step takes there."""
+    profile: DeviceProfile | None = None
+    """Of the card of its name, by which steps are timed; the others have their default profiles."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a sweep's rows: the keys, the figures, and why a configuration was refused."""
+        figures = [name for name in RECORD_COLUMNS if name not in KEYS and (self.max_bs or name != "max_bs")]
+        return (*KEYS, *figures, *(TIME_COLUMNS if self.timed else ()), "error")
+
+    def definition(self) -> dict[str, Any]:
+        """Return what makes these figures the same as others, as plain data."""
+        found: dict[str, Any] = {"columns": list(self.columns)}
+        if self.profile is not None:
+            text = json.dumps(self.profile.to_json(), sort_keys=True)
+            found["profile"] = f"{self.profile.name} {hashlib.sha256(text.encode()).hexdigest()}"
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

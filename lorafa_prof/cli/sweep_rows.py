@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorafa_prof.cli.sweep_grid import KEYS, Block, columns
+from lorafa_prof.cli.sweep_grid import KEYS, Block, Figures
 from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.reports.prediction import record
 from lorafa_prof.reports.table import csv_line
@@ -32,9 +32,9 @@ Rows = Callable[[Task], bytes]
 """What makes the lines of a task's rows, in UTF-8."""
 
 
-def failed_rows(task: Task, text: str, *, max_bs: bool) -> bytes:
+def failed_rows(task: Task, text: str, asked: Figures) -> bytes:
     """Return the rows of a task that came to nothing, each with `text` as its error."""
-    figures = csv_line([text if name == "error" else None for name in columns(max_bs=max_bs)[len(KEYS) :]])
+    figures = csv_line([text if name == "error" else None for name in asked.columns[len(KEYS) :]])
     keys = itertools.islice(task.block.keys(task.start), (task.stop - task.start) * len(task.block.devices))
     return "".join(f"{key}{figures}" for key in keys).encode()
 
@@ -42,9 +42,9 @@ def failed_rows(task: Task, text: str, *, max_bs: bool) -> bytes:
 class SimulatedRows:
     """Rows by a function that predicts one run on one device."""
 
-    def __init__(self, predict: Callable[[RunSpec, DeviceSpec | None], Prediction], *, max_bs: bool) -> None:
+    def __init__(self, predict: Callable[[RunSpec, DeviceSpec | None], Prediction], asked: Figures) -> None:
         self._predict = predict
-        self._figures = columns(max_bs=max_bs)[len(KEYS) :]
+        self._figures = asked.columns[len(KEYS) :]
 
     def __call__(self, task: Task) -> bytes:
         """Return the lines of a task's rows."""

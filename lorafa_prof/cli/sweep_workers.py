@@ -11,6 +11,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from lorafa_prof.cli.sweep_grid import Figures
 from lorafa_prof.cli.sweep_rows import Rows, SimulatedRows, Task, failed_rows
 from lorafa_prof.engines import simulating_on_cards
 
@@ -25,7 +26,7 @@ LOOK_S = 0.1
 PATIENCE_S = 5.0
 
 
-def rows_of(engine: str, *, max_bs: bool) -> Rows:
+def rows_of(engine: str, asked: Figures) -> Rows:
     """Return what makes the rows of an engine.
 
     Raises:
@@ -34,8 +35,9 @@ def rows_of(engine: str, *, max_bs: bool) -> Rows:
     if engine == "analytic":
         from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
 
-        return AnalyticRows(max_bs=max_bs)
-    return SimulatedRows(partial(simulating_on_cards(), largest_batch=max_bs), max_bs=max_bs)
+        return AnalyticRows(asked)
+    predict = partial(simulating_on_cards(asked.profile), largest_batch=asked.max_bs, timed=asked.timed)
+    return SimulatedRows(predict, asked)
 
 
 def here(tasks: Iterable[Task], rows: Rows, stopped: Callable[[], bool]) -> Iterator[bytes]:
@@ -55,11 +57,11 @@ class Workers:
     Args:
         jobs: how many.
         engine: what makes the rows.
-        max_bs: whether rows have the largest batch.
+        asked: what rows have.
     """
 
-    def __init__(self, jobs: int, engine: str, *, max_bs: bool) -> None:
-        self._jobs, self._engine, self._max_bs = jobs, engine, max_bs
+    def __init__(self, jobs: int, engine: str, asked: Figures) -> None:
+        self._jobs, self._engine, self._asked = jobs, engine, asked
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, int, Task]] = {}
 
@@ -99,7 +101,7 @@ class Workers:
                 return
 
     def _give(self, number: int, task: Task) -> None:
-        worker = self._idle.pop() if self._idle else _Worker(self._engine, max_bs=self._max_bs)
+        worker = self._idle.pop() if self._idle else _Worker(self._engine, self._asked)
         self._busy[worker.line] = worker, number, task
         # It has died in the meantime where this fails, which is seen when its answer is waited for.
         with contextlib.suppress(OSError):
@@ -112,7 +114,7 @@ class Workers:
         except (EOFError, OSError):
             worker.end()
             text = f"the process that worked on this {_end_of(worker.process)}"
-            return number, failed_rows(task, text, max_bs=self._max_bs)
+            return number, failed_rows(task, text, self._asked)
         self._idle.append(worker)
         return number, answer
 
@@ -120,10 +122,10 @@ class Workers:
 class _Worker:
     """One process and the line to it."""
 
-    def __init__(self, engine: str, *, max_bs: bool) -> None:
+    def __init__(self, engine: str, asked: Figures) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
         self.line, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, engine, max_bs), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, engine, asked), daemon=True)
         with _interrupts_held_back():
             self.process.start()
         theirs.close()
@@ -137,14 +139,14 @@ class _Worker:
             self.process.join()
 
 
-def _work(line: Connection, engine: str, max_bs: bool) -> None:
+def _work(line: Connection, engine: str, asked: Figures) -> None:
     """Answer tasks with lines until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rows = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             task: Task = line.recv()
-            rows = rows or rows_of(engine, max_bs=max_bs)
+            rows = rows or rows_of(engine, asked)
             line.send(rows(task))
 
 

@@ -17,6 +17,11 @@ Row = tuple[Cell | Scalar, ...]
 AXIS_NAMES: dict[Axis, str] = {"bs": "batch", "seq": "sequence", "rank": "rank"}
 
 
+def all_tables(thresholds: Sequence[Threshold]) -> list[Table]:
+    """Return all that is told of thresholds: how much fits, how fast that is, what would make the next one fit."""
+    return [threshold_table(thresholds), *time_tables(thresholds), *advice_tables(thresholds)]
+
+
 def threshold_table(thresholds: Sequence[Threshold]) -> Table:
     """Return the table that people read: the largest that fits, the margin there, and what the next one lacks."""
     axis = AXIS_NAMES[thresholds[0].axis]
@@ -50,6 +55,46 @@ def _row(t: Threshold) -> Row:
     )
 
 
+def time_tables(thresholds: Sequence[Threshold]) -> list[Table]:
+    """Return a table of how fast the largest that fits trains; none where nothing fits that was to be timed."""
+    timed = [t for t in thresholds if t.why_no_time is not None or (t.at_max is not None and t.at_max.step_s)]
+    if not timed:
+        return []
+    axis = AXIS_NAMES[timed[0].axis]
+    starts = [n for n, t in enumerate(timed) if n and t.device != timed[n - 1].device]
+    return [
+        Table(
+            title=f"how fast the largest {axis} trains: {run_title(timed[0].run, timed[0].axis)}",
+            columns=(
+                Column(name="GPU"), Column(name="method"), Column(name=axis, justify="right"),
+                Column(name="step time, s", justify="right", key="step_s"), Column(name="tokens/s", justify="right"),
+                Column(name="MFU", justify="right"), Column(name="profile"),
+            ),
+            rows=tuple(_time_row(t) for t in timed),
+            sections=tuple(starts),
+            notes=("By the step's timeline in closed form.", *_each(timed, _no_time)),
+            keys=2,
+        )
+    ]  # fmt: skip
+
+
+def _time_row(t: Threshold) -> Row:
+    step, tokens, mfu = (t.at_max.step_s, t.at_max.tokens_per_s, t.at_max.mfu) if t.at_max else (None, None, None)
+    return (
+        t.device,
+        method_name(t.method),
+        Cell(text=f"{t.max:,}", value=t.max),
+        Cell(text="-" if step is None else f"{step:.3g}", value=step),
+        Cell(text="-" if tokens is None else f"{tokens:,.0f}", value=tokens),
+        Cell(text="-" if mfu is None else f"{mfu:.1%}", value=mfu),
+        t.profile,
+    )
+
+
+def _no_time(t: Threshold) -> str | None:
+    return None if t.why_no_time is None else f"{t.device}: {t.why_no_time}"
+
+
 def advice_tables(thresholds: Sequence[Threshold]) -> list[Table]:
     """Return for each threshold what would make the next one fit; for many thresholds the first answer of each."""
     advised = [t for t in thresholds if t.advice]
@@ -65,10 +110,10 @@ def _advice_table(t: Threshold) -> Table:
         columns=(
             Column(name="change"), Column(name="options"), Column(name="saved", justify="right"),
             Column(name="fits"), Column(name=f"largest {axis}", justify="right"),
-            Column(name="FLOPs", justify="right", key="flops_ratio"), Column(name="changes the result"),
+            *_cost_columns(t.advice), Column(name="changes the result"),
         ),
         rows=tuple(
-            (c.what, c.options, _size(c.saved_bytes), _fits(c), _new_max(t, c), _ratio(c), c.alters or "no")
+            (c.what, c.options, _size(c.saved_bytes), _fits(c), _new_max(t, c), *_costs(c, t.advice), c.alters or "no")
             for c in t.advice
         ),
         sections=tuple(n for n, c in enumerate(t.advice) if n and c.fits != t.advice[n - 1].fits),
@@ -77,34 +122,51 @@ def _advice_table(t: Threshold) -> Table:
 
 
 def _first_advice(thresholds: Sequence[Threshold]) -> Table:
-    axis = AXIS_NAMES[thresholds[0].axis]
+    axis, changes = AXIS_NAMES[thresholds[0].axis], [c for t in thresholds for c in t.advice]
     starts = [n for n, t in enumerate(thresholds) if n and t.device != thresholds[n - 1].device]
     return Table(
-        title=f"what would make the next {axis} fit at the least arithmetic",
+        title=f"what would make the next {axis} fit at the least {'time' if _by_time(changes) else 'arithmetic'}",
         columns=(
             Column(name="GPU"), Column(name="method"), Column(name=f"next {axis}", justify="right"),
-            Column(name="change"), Column(name="fits"), Column(name="FLOPs", justify="right", key="flops_ratio"),
-            Column(name="changes the result"),
+            Column(name="change"), Column(name="fits"), *_cost_columns(changes), Column(name="changes the result"),
         ),
         rows=tuple(
-            (t.device, method_name(t.method), t.first_oom, c.what, _fits(c), _ratio(c), c.alters or "no")
+            (t.device, method_name(t.method), t.first_oom, c.what, _fits(c), *_costs(c, changes), c.alters or "no")
             for t in thresholds
             for c in t.advice[:1]
         ),
         sections=tuple(starts),
-        notes=(_ARITHMETIC, "All changes, with what they save: in JSON, or for a single card and method."),
+        notes=(*_cost_notes(changes), "All changes, with what they save: in JSON, or for a single card and method."),
         keys=2,
     )  # fmt: skip
 
 
-_ARITHMETIC = (
-    "FLOPs: executed a token, as a share of those without the change. Arithmetic, not time: step time is not predicted."
-)
+_ARITHMETIC = "FLOPs: executed a token, as a share of those without the change."
+_UNTIMED = "Arithmetic, not time: no step time is known here."
+_TIME = "Time: of a token, as a share of that without the change, by the step's timeline in closed form."
+
+
+def _by_time(changes: Sequence[Change]) -> bool:
+    return any(c.time_ratio is not None for c in changes)
+
+
+def _cost_columns(changes: Sequence[Change]) -> tuple[Column, ...]:
+    time = Column(name="time", justify="right", key="time_ratio")
+    flops = Column(name="FLOPs", justify="right", key="flops_ratio")
+    return (time if _by_time(changes) else flops,)
+
+
+def _costs(change: Change, changes: Sequence[Change]) -> Row:
+    return (_ratio(change.time_ratio if _by_time(changes) else change.flops_ratio),)
+
+
+def _cost_notes(changes: Sequence[Change]) -> tuple[str, ...]:
+    return (_TIME if _by_time(changes) else f"{_ARITHMETIC} {_UNTIMED}",)
 
 
 def _advice_notes(t: Threshold) -> tuple[str, ...]:
     told = (f"{c.what[:1].upper()}{c.what[1:]}: {c.note}." for c in t.advice if c.note is not None)
-    return (f"Each change alone is judged by the engine {t.engine}.", _ARITHMETIC, *told)
+    return (f"Each change alone is judged by the engine {t.engine}.", *_cost_notes(t.advice), *told)
 
 
 def _fits(change: Change) -> Cell:
@@ -115,8 +177,7 @@ def _new_max(t: Threshold, change: Change) -> Cell:
     return Cell(text="-" if change.max is None else largest_words(change.max, t.limit), value=change.max)
 
 
-def _ratio(change: Change) -> Cell:
-    ratio = change.flops_ratio
+def _ratio(ratio: float | None) -> Cell:
     return Cell(text="-" if ratio is None else f"{ratio:.1%}", value=ratio)
 
 
@@ -127,7 +188,8 @@ def records_table(thresholds: Sequence[Threshold]) -> Table:
         "adapter_dtype", "attn", "checkpointing", "optimizer", "quant", "capacity_bytes", "context_bytes", "limit",
         "limited_by", "fails_from", "peak_allocated_bytes_at_max", "peak_reserved_bytes_at_max",
         "peak_device_bytes_at_max", "peak_moment_at_max", "headroom_bytes_at_max", "shortfall_bytes", "limiting_part",
-        "advice", "advice_fits", "advice_flops_ratio",
+        "advice", "advice_fits", "advice_flops_ratio", "step_s_at_max", "tokens_per_s_at_max", "mfu_at_max", "profile",
+        "advice_time_ratio",
     )  # fmt: skip
     rows = tuple(_record(t, names) for t in thresholds)
     return Table(title="thresholds", columns=tuple(Column(name=n, key=n) for n in names), rows=rows)
@@ -144,6 +206,7 @@ def _record(t: Threshold, names: Sequence[str]) -> Row:
     advice: dict[str, Scalar] = {
         "advice": first.what if first else None, "advice_fits": first.fits if first else None,
         "advice_flops_ratio": first.flops_ratio if first else None,
+        "advice_time_ratio": first.time_ratio if first else None,
     }  # fmt: skip
     data = t.to_json() | own | advice
     return tuple(data[name] for name in names)

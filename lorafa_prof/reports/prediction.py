@@ -206,7 +206,7 @@ RECORD_COLUMNS = (
     "device", "capacity_bytes", "fits", "context_bytes", "headroom_bytes", "max_bs",
 )  # fmt: skip
 #: Columns that follow them where step times are predicted.
-TIME_COLUMNS = ("step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "profile")
+TIME_COLUMNS = ("step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "profile", "why_no_time")
 
 
 def records_table(predictions: Sequence[Prediction]) -> Table:

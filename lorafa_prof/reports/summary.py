@@ -113,9 +113,15 @@ def _threshold_detail(t: Threshold) -> str:
         said.append(f"{format_bytes(t.at_max.headroom_bytes)} left there")
     if t.at_first_oom is not None and t.at_first_oom.headroom_bytes is not None:
         said.append(f"{t.first_oom:,} lacks {format_bytes(-t.at_first_oom.headroom_bytes)}")
+    if t.at_max is not None and t.at_max.tokens_per_s is not None:
+        said.append(_speed(t.at_max.tokens_per_s, t.at_max.mfu))
     if t.first_oom is None:
         said.append(f"no more was looked at: {t.limited_by}")
     return "; ".join(said)
+
+
+def _speed(tokens_per_s: float, mfu: float | None) -> str:
+    return f"{tokens_per_s:,.0f} tokens/s" + ("" if mfu is None else f" at {mfu:.1%} MFU")
 
 
 def _of_measurements(found: Collection) -> Iterator[_Verdict]:
@@ -178,10 +184,14 @@ def _of_predictions(found: Collection) -> Iterator[_Verdict]:
         for fit in p.fit:
             yield _Verdict(
                 verdict=_fits(fit), **whose, where=_card(fit.device, fit.capacity_bytes),
-                detail=f"{_headroom(fit, p.engine)}; {peak}",
+                detail="; ".join(filter(None, [_headroom(fit, p.engine), peak, _fast(fit)])),
             )  # fmt: skip
         if not p.fit:
             yield _Verdict(verdict=Cell(text="no card asked about"), **whose, detail=peak)
+
+
+def _fast(fit: Fit) -> str:
+    return "" if fit.tokens_per_s is None else _speed(fit.tokens_per_s, fit.mfu)
 
 
 def _fits(fit: Fit) -> Cell:
@@ -296,12 +306,28 @@ def _but_the_method(run: RunSpec, axis: str = "") -> object:
 
 
 def _threshold_tables(group: Sequence[Threshold]) -> list[Table]:
-    return [thresholds.threshold_table(group), *thresholds.advice_tables(group)]
+    return thresholds.all_tables(group)
+
+
+_TIME_COLUMNS = (
+    Column(name="step time, s", justify="right"), Column(name="tokens/s", justify="right"),
+    Column(name="MFU", justify="right"),
+)  # fmt: skip
+
+
+def _time_cells(fit: Fit | None) -> Row:
+    step, tokens, mfu = (None, None, None) if fit is None else (fit.step_s, fit.tokens_per_s, fit.mfu)
+    return (
+        Cell(text="-" if step is None else f"{step:.3g}", value=step),
+        Cell(text="-" if tokens is None else f"{tokens:,.0f}", value=tokens),
+        Cell(text="-" if mfu is None else f"{mfu:.1%}", value=mfu),
+    )
 
 
 def _rows_table(rows: Sequence[Record]) -> Table:
     shown = rows[:MOST_ROWS]
     names = labels_of([record.settings for record in shown])
+    timed = any(fit.step_s is not None for record in shown for fit in record.fit)
     body: list[Row] = []
     for name, record in zip(names, shown, strict=True):
         peak = None if record.memory is None else record.memory.peak_allocated_bytes
@@ -309,7 +335,7 @@ def _rows_table(rows: Sequence[Record]) -> Table:
         body.append(
             (name, record.engine, Cell(text=format_bytes(peak), value=peak, tone="strong"),
              None if fit is None else _card(fit.device, fit.capacity_bytes), None if fit is None else _fits(fit),
-             None if fit is None else _headroom(fit, record.engine))
+             None if fit is None else _headroom(fit, record.engine), *(_time_cells(fit) if timed else ()))
         )  # fmt: skip
     common = title_of([record.settings for record in shown])
     notes = (f"The first {MOST_ROWS:,} of {len(rows):,} rows.",) if len(rows) > MOST_ROWS else ()
@@ -317,7 +343,7 @@ def _rows_table(rows: Sequence[Record]) -> Table:
         title=f"Sweep: {common}" if common else "Sweep",
         columns=(
             Column(name="run"), Column(name="engine"), Column(name="peak allocated", justify="right"),
-            Column(name="card"), Column(name="verdict"), Column(name="room"),
+            Column(name="card"), Column(name="verdict"), Column(name="room"), *(_TIME_COLUMNS if timed else ()),
         ),
         rows=tuple(body),
         notes=notes,

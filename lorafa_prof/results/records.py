@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -38,6 +39,10 @@ class Record:
     outcome: str = "ok"
     process: int = 0
     """Rank of the process, of several."""
+    device: str | None = None
+    """On which it was measured; None of a prediction, whose cards are in `fit`."""
+    tokens_per_s: float | None = None
+    """As measured."""
 
     @property
     def method(self) -> str:
@@ -80,10 +85,12 @@ def record_of_measurement(measurement: Measurement) -> Record | None:
     """Return a measurement as a record; None for a script of the user's own, whose settings nobody knows."""
     if measurement.run is None:
         return None
+    name = measurement.environment.get("device")
     settings = settings_of(measurement.run) | {"gpus": max(measurement.run.gpus, measurement.world_size)}
     return Record(
         engine=OBSERVED, settings=settings, memory=measurement.memory, outcome=measurement.outcome,
-        process=measurement.rank,
+        process=measurement.rank, device=None if name is None else str(name),
+        tokens_per_s=measurement.throughput.tokens_per_s,
     )  # fmt: skip
 
 
@@ -93,6 +100,7 @@ _MEMORY = tuple(
     field.name for field in fields(Memory) if field.name.endswith("_bytes") and field.name != "context_bytes"
 )
 _FIT = ("device", "capacity_bytes", "context_bytes", "fits", "headroom_bytes", "max_bs")
+_TIMES = ("step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu")
 
 
 def records_in_csv(text: str) -> list[Record]:
@@ -163,7 +171,7 @@ def _record(known: Mapping[str, str | None], where: str) -> Record:
 _RESULTS = {
     "engine", "peak_moment", "model_flops", "executed_flops", "parameters_total", "parameters_trainable",
     "communication_bytes", "verdict", "error", "note", "version", "versions",
-    "step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "profile",
+    *_TIMES, "profile", "why_no_time",
 }  # fmt: skip
 
 
@@ -213,4 +221,23 @@ def _fit(known: Mapping[str, str | None]) -> Fit:
     }
     if fits is None or numbers["capacity_bytes"] is None or numbers["headroom_bytes"] is None:
         raise ValueError("a device without capacity, verdict and headroom")
-    return Fit(device=str(known["device"]), fits=fits, **numbers)  # type: ignore[arg-type]
+    times = {name: _rate(known.get(name), name) for name in _TIMES}
+    said = {name: known.get(name) for name in ("profile", "why_no_time")}
+    return Fit(device=str(known["device"]), fits=fits, **numbers, **times, **said)  # type: ignore[arg-type]
+
+
+def _rate(value: str | None, name: str) -> float | None:
+    """Return a time or a rate.
+
+    Raises:
+        ValueError: not a number above 0.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} is {value[:40]!r}, and no number above 0")
+    return number

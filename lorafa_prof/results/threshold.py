@@ -25,6 +25,10 @@ class Edge:
     """At the peak; None of a run that was really taken and ended before its peak was known."""
     oom: str | None = None
     """PyTorch's message, where the engine knows which allocation fails."""
+    step_s: float | None = None
+    """Seconds of its step, by the timeline of closed forms."""
+    tokens_per_s: float | None = None
+    mfu: float | None = None
 
     @property
     def largest_part(self) -> str | None:
@@ -55,6 +59,9 @@ class Change:
     """Executed FLOPs a token, as a share of those without the change. Arithmetic, not time: what moves no FLOPs
     (dequantisation, casts, a smaller batch that fills the device less) is not in it."""
     note: str | None = None
+    time_ratio: float | None = None
+    """Seconds a token, as a share of those without the change, by the timeline of closed forms; None where the device's
+    speed is not known, or that of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +95,11 @@ class Threshold:
     fails_from: int | None = None
     """The smallest that does not fit, where that is below `max`: memory does not always rise along an axis."""
     advice: tuple[Change, ...] = ()
-    """Best first: what makes `first_oom` fit at the least arithmetic, then what only helps."""
+    """Best first: what makes `first_oom` fit at the least time (or arithmetic), then what only helps."""
+    profile: str | None = None
+    """Which profile of the device its times rest on, "default" or "measured"; None: there are none."""
+    why_no_time: str | None = None
+    """Why there is no time at `max` though one was asked for."""
     assumptions: tuple[str, ...] = ()
     unmodelled: tuple[str, ...] = ()
 
@@ -117,6 +128,9 @@ class Threshold:
             "peak_device_bytes_at_max": memory.peak_device_bytes if memory else None,
             "peak_moment_at_max": memory.peak_moment if memory else None,
             "headroom_bytes_at_max": edge.headroom_bytes if edge else None,
+            "step_s_at_max": edge.step_s if edge else None,
+            "tokens_per_s_at_max": edge.tokens_per_s if edge else None,
+            "mfu_at_max": edge.mfu if edge else None,
             "shortfall_bytes": -beyond.headroom_bytes if beyond and beyond.headroom_bytes is not None else None,
             "limiting_part": beyond.largest_part if beyond else None,
         }
@@ -140,7 +154,8 @@ class Threshold:
 
 _DERIVED = (
     "method", "peak_allocated_bytes_at_max", "peak_reserved_bytes_at_max", "peak_device_bytes_at_max",
-    "peak_moment_at_max", "headroom_bytes_at_max", "shortfall_bytes", "limiting_part",
+    "peak_moment_at_max", "headroom_bytes_at_max", "step_s_at_max", "tokens_per_s_at_max", "mfu_at_max",
+    "shortfall_bytes", "limiting_part",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.refusals import OTHER_KERNELS, described
 from lorafa_prof.simulate.thresholds import Thresholds
 from lorafa_prof.simulate.trace import Trace
-from lorafa_prof.simulate.works import step_throughput, step_works
+from lorafa_prof.simulate.works import checkpointing_lines, step_throughput, step_works
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.defaults import default_profile
@@ -298,7 +298,7 @@ class Simulation:
             lines.append("of a step's micro-batches two: from the second on they are alike")
         if run.loss == "fused":
             lines.append(FUSED_LOSS)
-        lines += never_run(run, self.recording.operators)
+        lines += [*never_run(run, self.recording.operators), *checkpointing_lines(self.recording)]
         lines += [*described(run), *managed_lines(self.recording.managed), *shared_assumptions(run)]
         if any(device_traits(device) != self.platform.traits for device in devices):
             lines.append("whether it fits on another card is judged with that card's kernels")

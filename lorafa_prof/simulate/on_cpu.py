@@ -21,7 +21,7 @@ from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, 
 from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
-from lorafa_prof.simulate.works import step_throughput, step_works
+from lorafa_prof.simulate.works import checkpointing_lines, step_throughput, step_works
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
@@ -100,6 +100,7 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
             *shared_assumptions(run),
             *linear_layers_alone(run),
             *never_run(run, recording.operators),
+            *checkpointing_lines(recording),
             f"PyTorch's own kernels, without oneDNN, in {threads} threads",
             *step.assumptions(times),
         ),

@@ -55,6 +55,21 @@ def _phase(call: Call) -> str:
     return LOSS if call.module == LOSS and call.phase == "forward" else call.phase
 
 
+def checkpointing_lines(recording: Recording) -> tuple[str, ...]:
+    """Return that full checkpointing has no effect, where the model runs no layer once more; nothing where it does.
+
+    transformers 4.57.1 says of GPT-BigCode that it supports checkpointing, and its loop over the layers leaves it out.
+    """
+    run = recording.run
+    if run.checkpointing != "full" or any(call.phase == RECOMPUTE for s in _repeated(recording) for call in s.calls):
+        return ()
+    line = (
+        f"--checkpointing full has no effect: the installed transformers runs no layer of {run.model.name} once more, "
+        "and keeps what it would have made again"
+    )
+    return (line,)
+
+
 def _repeated(recording: Recording) -> Iterator[Segment]:
     """Yield the segments of a step in its steady state, each micro-batch of it."""
     segments = recording.again or _last_step(recording)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -31,6 +32,7 @@ _ATTENTION_KEYS = tuple(field.name for field in fields(AttentionRates))
 _RATES, _BYTES_PER_S, _SECONDS, _SIZES = (1e6, 1e20), (1e6, 1e16), (0.0, 10.0), (1e-6, 1e18)
 _RATIOS = (1e-3, 1e3)
 _LONGEST_KEY = 60
+_FILE_NAME = re.compile(r"[/\\]|\.json$", re.IGNORECASE)
 
 
 def read_profile(path: str) -> DeviceProfile:
@@ -59,7 +61,7 @@ def profile_from_json(where: str, data: Mapping[str, Any]) -> DeviceProfile:
     if kind not in ("cuda", "cpu"):
         raise BadInputError(f"{entry['kind']} must be cuda or cpu")
     return DeviceProfile(
-        name=entry["name"].line(),
+        name=_name(entry["name"]),
         full_name=entry["full_name"].line(),
         kind="cuda" if kind == "cuda" else "cpu",
         measured=entry["measured"].flag(),
@@ -76,6 +78,14 @@ def profile_from_json(where: str, data: Mapping[str, Any]) -> DeviceProfile:
         sources={key: node.text() for key, node in _free(entry["sources"]).items()},
         environment={key: _scalar(node) for key, node in _free(entry["environment"]).items()},
     )
+
+
+def _name(node: Node) -> str:
+    """Return a card's name; a file of that name is never read in its place."""
+    name = node.line()
+    if _FILE_NAME.search(name):
+        raise BadInputError(f"{node} must be the name of a device, not of a file")
+    return name
 
 
 def _or_none(node: Node, limits: tuple[float, float]) -> float | None:

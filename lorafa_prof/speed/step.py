@@ -42,6 +42,8 @@ class StepTime:
     """Operators of the step whose time is not that of the memory they move: it is not in the timeline."""
     sharing: Sharing | None = None
     """How several cards share the step, where the timeline has that."""
+    dtype: str | None = None
+    """In which most of the step's operations are; None: that of the run."""
 
     @classmethod
     def of(cls, works: Sequence[OpWork], profile: DeviceProfile, sharing: Sharing | None = None) -> StepTime:
@@ -51,7 +53,10 @@ class StepTime:
             found = timeline(works, profile)
             if sharing is not None:
                 found = found.with_communication(sharing.waiting(found.by_phase, profile.name))
-            return cls(profile=profile, timeline=found, decompositions=decompositions, sharing=sharing)
+            return cls(
+                profile=profile, timeline=found, decompositions=decompositions, sharing=sharing,
+                dtype=products_dtype(works),
+            )  # fmt: skip
         except UnsupportedError as error:
             return cls(profile=profile, timeline=None, why_not=f"no step time: {error}")
 
@@ -60,7 +65,7 @@ class StepTime:
         if self.timeline is None or not self.timeline.step_s:
             return flops
         seconds = self.timeline.step_s
-        peak = self.profile.peak_flops.get("bf16" if run.amp else run.dtype)
+        peak = self.profile.peak_flops.get(self.dtype or run.products_dtype)
 
         def used(operations: int | None) -> float | None:
             return None if operations is None or not peak else operations / seconds / peak
@@ -82,6 +87,18 @@ class StepTime:
         )  # fmt: skip
 
 
+def products_dtype(works: Sequence[OpWork]) -> str | None:
+    """Return the dtype in which most floating-point operations are, whose peak is the one to reach; None: of none.
+
+    It need not be the run's: bitsandbytes multiplies 4-bit weights in bf16 whatever the rest of the model is in.
+    """
+    flops: dict[str, int] = {}
+    for work in works:
+        if work.flops:
+            flops[work.dtype] = flops.get(work.dtype, 0) + work.flops
+    return max(flops, key=flops.__getitem__, default=None)
+
+
 def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
     """Return what step times leave out, and why some are missing."""
     lines = list(dict.fromkeys(time.why_not for time in times if time.why_not))
@@ -96,6 +113,11 @@ def unmodelled(times: Sequence[StepTime], run: RunSpec) -> tuple[str, ...]:
         if found:
             lines.append(f"in the step time: the decompositions of {', '.join(found)}, of which only memory is counted")
     return tuple(lines)
+
+
+def but_times(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return what an engine leaves out of a run, without its saying that a step time is among that."""
+    return tuple(line for line in lines if not line.startswith("step time"))
 
 
 def uncompared(profiles: Sequence[DeviceProfile]) -> tuple[str, ...]:

@@ -85,6 +85,32 @@ class TestOnACard:
         assert all(side.verdict is not None and side.verdict.agrees for side in found.sides)
         assert found.remarks == ()
 
+    def test_step_times(self, capsys: pytest.CaptureFixture[str], write: Any, run: RunSpec, tmp_path: Path) -> None:
+        """By the default profile of the measured card, or by one that was measured; never by another card's."""
+        from lorafa_prof.catalog import load_device
+        from lorafa_prof.speed.defaults import default_profile
+
+        file, said = write(measurement(run=run)), []
+        made = {"a100-80gb": 1e-3, "h100": 2e-3}
+        for name, latency in made.items():
+            profile = replace(default_profile(load_device(name)), measured=True, latency_s=latency)
+            (tmp_path / f"{name}.json").write_text(json.dumps(profile.to_json()))
+        for args in ((), ("--profile", str(tmp_path / "a100-80gb.json")), ("--profile", str(tmp_path / "h100.json"))):
+            [found], _ = compared(capsys, file, "--engine", "analytic", *args)
+            row = found.row("step_s", "time")
+            assert row is not None
+            assert row.observed == 0.5
+            said.append((row.predicted[0] or 0, found.remarks))
+        (default, none), (slow, _), (other, remarks) = said
+        assert none == ()
+        assert slow > default + 0.9e-3
+        assert other == default
+        assert "the profile is of" in remarks[0]
+        assert "it times nothing here" in remarks[0]
+        assert "--profile is for predictions that are computed here" in refused(
+            capsys, file, write(prediction(run=run), name="p.json"), "--profile", str(tmp_path / "h100.json")
+        )
+
     def test_one_engine(self, capsys: pytest.CaptureFixture[str], write: Any, run: RunSpec) -> None:
         """--engine may be repeated, and decides the order."""
         file = write(measurement(run=run))

@@ -8,14 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorafa_prof.catalog import device_names
+from lorafa_prof.catalog import device_names, load_device
 from lorafa_prof.cli import main
 from lorafa_prof.results import Threshold, results_in
+from lorafa_prof.speed.defaults import default_profile
+from lorafa_prof.speed.profile import MatmulRates
 from tests.measure.runs import pretend
 from tests.support.configs import tiny_configs
 
@@ -55,7 +58,7 @@ def test_a_row_for_each_card_and_method(capsys: pytest.CaptureFixture[str]) -> N
     assert [row[3] for row in rows] == ["Full-FT", "LoRA", "LoRA-FA", "QLoRA", "VeRA"] * 2
     assert [int(row[4]) for row in rows] == [0, 0, 2, 1, 1, 6, 7, 14, 8, 6]
     assert "largest batch that fits: llama2-7b: 1,024 tokens, bf16" in text
-    assert "what would make the next batch fit at the least arithmetic" in text
+    assert "what would make the next batch fit at the least time" in text
     text = answered(capsys, *LLAMA, "--gpu", "a10,a100-80gb", "--method", "lora", "--no-advice")
     assert "CUDA context not known, and so not counted: a10." in " ".join(text.split())
 
@@ -70,7 +73,7 @@ def test_a_single_threshold_has_all_its_advice(capsys: pytest.CaptureFixture[str
     [row] = [line for line in text.splitlines() if "--checkpointing full" in line]
     assert row.split()[-1] == "no"
     assert " yes " in row
-    assert "Arithmetic, not time" in text
+    assert "- Time: of a token, as a share of that without the change" in text
     assert "what would make" not in answered(capsys, *LLAMA, "--gpu", "rtx4090", "--method", "lora", "--no-advice")
 
 
@@ -120,6 +123,54 @@ def test_the_verdicts_are_those_of_predict(capsys: pytest.CaptureFixture[str]) -
             del told["memory"]["peak_blocks_bytes"], edge["memory"]["peak_blocks_bytes"]  # predict's alone
             assert edge["memory"] == told["memory"]
             assert edge["headroom_bytes"] == told["fit"][0]["headroom_bytes"]
+
+
+def test_the_times_are_those_of_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    """Step time, tokens per second and MFU at the threshold, as the other command has them for that batch."""
+    args = ["--model", "llama2-7b", "--seq", "1024", "--gpu", "a100-80gb", "--method", "lora"]
+    [found] = thresholds(capsys, "oom", *args, "--no-advice")
+    assert main(["predict", *args, "--bs", str(found["max"]), "--format", "json"]) == 0
+    [fit] = json.loads(capsys.readouterr().out)["predictions"][0]["fit"]
+    assert (found["profile"], found["why_no_time"]) == ("default", None)
+    for name in ("step_s", "tokens_per_s", "mfu"):
+        assert found[f"{name}_at_max"] == found["at_max"][name] == fit[name]
+    assert "step time by the default profile of a100-80gb" in " ".join(found["assumptions"])
+    text = answered(capsys, "oom", *args, "--no-advice")
+    assert "how fast the largest batch trains" in text
+
+
+def test_no_time_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """bf16 on a T4 has no rate, and a card of which only the memory is known has none: null, and a sentence."""
+    args = ("oom", "--model", "qwen2.5-0.5b", "--method", "lora", "--seq", "128", "--no-advice")
+    [found] = thresholds(capsys, *args, "--gpu", "t4")
+    assert (found["step_s_at_max"], found["mfu_at_max"], found["profile"]) == (None, None, None)
+    assert "no rate of matrix products in bf16" in found["why_no_time"]
+    [found] = thresholds(capsys, *args, "--cap", "16GiB")
+    assert found["step_s_at_max"] is None
+    assert "no memory bandwidth of 16.00 GiB card is known" in found["why_no_time"]
+    assert "no memory bandwidth of 16.00 GiB card is known" in " ".join(
+        answered(capsys, *args, "--cap", "16GiB").split()
+    )
+
+
+def test_a_measured_profile_times_its_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its card is the one that is asked about where none is named; another one's profile is refused."""
+    card = default_profile(load_device("a100-80gb"))
+    slow = replace(card, measured=True, matmul={"bf16": MatmulRates(flops_per_s=23e12)})
+    slow = replace(slow, matmul={**slow.matmul, "fp32": card.matmul["fp32"]})
+    file = tmp_path / "slow.json"
+    file.write_text(json.dumps(slow.to_json()), "utf-8")
+    args = ("oom", "--model", "qwen2.5-0.5b", "--method", "lora", "--seq", "512", "--no-advice")
+    [before] = thresholds(capsys, *args, "--gpu", "a100-80gb")
+    [after] = thresholds(capsys, *args, "--profile", str(file))
+    assert (after["device"], after["max"], after["profile"]) == ("a100-80gb", before["max"], "measured")
+    assert after["step_s_at_max"] > 2 * before["step_s_at_max"]
+    assert "a profile of a100-80gb, which --gpu does not name (h100)" in refused(
+        capsys, *args, "--profile", str(file), "--gpu", "h100"
+    )
+    assert "--profile is for predicted step times" in refused(
+        capsys, *args, "--profile", str(file), "--engine", "measure"
+    )
 
 
 def test_default_methods_that_have_no_rank_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,31 @@ class TestWhatIsDrawn:
             parts.append(str(file))
         assert plotted(capsys, tmp_path / "figures", *parts) == ["rank.png"]
 
+    def test_a_timed_sweep(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """Tokens per second against the batch, of the rows of a sweep that was asked for times, and of no other."""
+        options = [
+            "--model",
+            "qwen2.5-0.5b",
+            "--method",
+            "lora",
+            "--bs",
+            "1,2,8",
+            "--seq",
+            "128",
+            "--gpu",
+            "a100-80gb,t4",
+        ]
+        for name, more in (("timed", ["--timed"]), ("plain", [])):
+            assert main(["sweep", *options, *more, "-o", str(tmp_path / f"{name}.csv")]) == 0
+        capsys.readouterr()
+        args = (str(tmp_path / "timed.csv"), "--kind", "throughput", "--format", "svg")
+        assert plotted(capsys, tmp_path / "figures", *args) == ["throughput.svg"]
+        text = (tmp_path / "figures/throughput.svg").read_text("utf-8")
+        assert "a100-80gb" in text
+        assert "t4" not in text
+        file = str(tmp_path / "plain.csv")
+        assert "two batches" in refused(capsys, file, "--kind", "throughput", "-o", str(tmp_path / "none"))
+
     def test_one_kind(self, capsys: pytest.CaptureFixture[str], write: Any, tmp_path: Path) -> None:
         """The others are not drawn."""
         args = (write(measurement()), "--kind", "mfu", "--format", "svg")
@@ -130,7 +155,7 @@ class TestWhatIsDrawn:
 
 NEEDS = {
     "scatter": "beside the predictions", "frontier": "two sequence lengths", "timeline": "--trace", "rank": "rank",
-    "cards": "more than one card", "mfu": "FLOP/s",
+    "cards": "more than one card", "mfu": "FLOP/s", "throughput": "two batches",
 }  # fmt: skip
 
 

@@ -58,17 +58,22 @@ def test_thresholds_and_what_would_move_them(capsys: pytest.CaptureFixture[str],
     run = "bf16, sdpa attention, rank 64 on all-linear"
     assert list(tables)[1:] == [
         f"largest batch that fits: llama2-7b: 1,024 tokens, {run}",
-        "what would make the next batch fit at the least arithmetic",
+        f"how fast the largest batch trains: llama2-7b: 1,024 tokens, {run}",
+        "what would make the next batch fit at the least time",
         f"largest batch that fits: llama2-7b: 2,048 tokens, {run}",
+        f"how fast the largest batch trains: llama2-7b: 2,048 tokens, {run}",
         f"rtx4090, LoRA-FA: what would make batch {found['longer'][0]['first_oom']} fit",
         f"largest sequence that fits: llama2-7b: batch 1, {run}",
+        f"how fast the largest sequence trains: llama2-7b: batch 1, {run}",
         f"rtx4090, LoRA-FA: what would make sequence {found['seq'][0]['first_oom']:,} fit",
     ]
     numbers = {caption: re.findall(r'<data value="(-?\d+)">', text) for caption, text in tables.items()}
-    _, batches, first, longer, changes, sequences, _ = tables
+    _, batches, times, first, longer, _, changes, sequences, _, _ = tables
     for caption, same in ((batches, found["bs"]), (longer, found["longer"]), (sequences, found["seq"])):
         figures = ("capacity_bytes", "max", "headroom_bytes_at_max", "shortfall_bytes")
         assert numbers[caption] == [str(t[name]) for t in same for name in figures if t[name] is not None]
+    speeds = re.findall(r'<data value="([\d.]+)">', tables[times])
+    assert [str(t["tokens_per_s_at_max"]) in speeds for t in found["bs"] if t["max"]].count(False) == 0
     assert [t["advice"][0]["what"] in tables[first] for t in found["bs"]] == [True] * 4
     assert [change["options"] in tables[changes] for change in found["longer"][0]["advice"]].count(False) == 0
 

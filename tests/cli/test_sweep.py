@@ -22,9 +22,10 @@ import lorafa_prof
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.cli import main, sweep
 from lorafa_prof.cli.options import _OPTIONS, _SIZES
-from lorafa_prof.cli.sweep_grid import KEYS, SweepGrid, columns
+from lorafa_prof.cli.sweep_grid import KEYS, Figures, SweepGrid
 from lorafa_prof.cli.sweep_rows import Task
 from lorafa_prof.cli.sweep_workers import rows_of
+from lorafa_prof.speed.defaults import default_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -54,16 +55,16 @@ def rows(path: str = "s.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-#: What a sweep's rows have not: it does not time steps.
-TIMES = {"profile", "step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu"}
+#: What a sweep's rows have with --timed alone.
+TIMES = frozenset({"profile", "step_s", "tokens_per_s", "mfu", "mfu_6n", "hfu", "why_no_time"})
 
 
-def predicted(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, str]]:
+def predicted(capsys: pytest.CaptureFixture[str], *args: str, without: frozenset[str] = TIMES) -> list[dict[str, str]]:
     """The rows of predict's CSV, step times left out."""
     capsys.readouterr()
     assert main(["predict", "--format", "csv", *args]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in found]
+    return [{name: value for name, value in row.items() if name not in without} for row in found]
 
 
 def test_every_row_is_what_predict_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +124,40 @@ def test_the_largest_batch_is_the_last_that_fits() -> None:
     assert [(row["max_bs"], row["error"] != "") for row in rows("long.csv")] == [("", True)]
 
 
+def test_times_are_those_of_predict(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --timed each row has its step time on its card, to the last digit; without data the row says why not."""
+    sizes = ["--bs", "1:3", "--seq", "99,128", "--method", "full,lora", "--rank", "4"]
+    args = ["--model", "./w", *sizes, "--gpu", "a100-80gb,t4", "--timed", "-o", "s.csv"]
+    assert main(["sweep", *args]) == 0
+    found = rows()
+    assert len(found) == 2 * 2 * 3 * 2
+    for row in found:
+        options = [f"--{name}={row[name]}" for name in ("model", "bs", "seq", "method", "rank")]
+        [told] = predicted(capsys, *options, "--gpu", row["device"], without=frozenset({"max_bs"}))
+        assert told.items() <= row.items()
+    timed = [row for row in found if row["device"] == "a100-80gb"]
+    assert all(float(row["step_s"]) > 0 and 0 < float(row["mfu"]) <= float(row["hfu"]) < 1 for row in timed)
+    assert all("no rate of matrix products" in row["why_no_time"] for row in found if row["device"] == "t4")
+
+
+def test_times_by_a_measured_profile(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """The profile's card is the one that is asked about; a sweep by another profile is another sweep."""
+    card = default_profile(load_device("a100-80gb"))
+    for name, latency in (("one.json", 1e-3), ("other.json", 2e-3)):
+        (folder / name).write_text(json.dumps(replace(card, measured=True, latency_s=latency).to_json()), "utf-8")
+    args = ["--bs", "2", "--seq", "128", "--timed", "-o", "s.json"]
+    assert run(*args, "--profile", "one.json") == 0
+    [row] = json.loads(Path("s.json").read_text("utf-8"))["rows"]
+    assert (row["device"], row["profile"]) == ("a100-80gb", "measured")
+    assert row["step_s"] > 1e-3
+    assert run(*args, "--profile", "other.json") == 2
+    assert "was made with other options (profile)" in capsys.readouterr().err
+    assert run("--profile", "one.json", "--bs", "2") == 2
+    assert "add --timed" in capsys.readouterr().err
+    assert run("--timed", "--bs", "2") == 2
+    assert "--timed is for step times on a card" in capsys.readouterr().err
+
+
 def test_the_largest_batch_by_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same rule, by the verdicts of simulated steps; without --max-bs it is not looked for."""
     pytest.importorskip("peft")
@@ -134,14 +169,15 @@ def test_the_largest_batch_by_simulation(monkeypatch: pytest.MonkeyPatch) -> Non
     }  # fmt: skip
     grid = SweepGrid(models=(load_model("./m"),), methods=("lora",), engine="simulate", axes=axes, devices=(card,))
     (block,) = grid.blocks()
-    text = rows_of("simulate", max_bs=True)(Task(block=block, start=0, stop=3)).decode()
-    found = [dict(zip(columns(max_bs=True), row, strict=True)) for row in csv.reader(io.StringIO(text, newline=""))]
+    text = rows_of("simulate", Figures(max_bs=True))(Task(block=block, start=0, stop=3)).decode()
+    names = Figures(max_bs=True).columns
+    found = [dict(zip(names, row, strict=True)) for row in csv.reader(io.StringIO(text, newline=""))]
     assert [row["bs"] for row in found] == list("456")
     assert check_largest_batches(found)[0] in (4, 5)
     monkeypatch.delattr(Thresholds, "largest_batch")
-    text = rows_of("simulate", max_bs=False)(Task(block=block, start=0, stop=1)).decode()
+    text = rows_of("simulate", Figures())(Task(block=block, start=0, stop=1)).decode()
     (alone,) = csv.reader(io.StringIO(text, newline=""))
-    assert dict(zip(columns(max_bs=False), alone, strict=True)).items() <= found[0].items()
+    assert dict(zip(Figures().columns, alone, strict=True)).items() <= found[0].items()
 
 
 def test_every_run_option_has_values(capsys: pytest.CaptureFixture[str]) -> None:

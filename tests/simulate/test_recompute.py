@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recorder import Recorder
 from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.trace import Block
+from lorafa_prof.simulate.works import checkpointing_lines
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.modules import ModulePaths
@@ -143,3 +145,17 @@ def blocks_of(model: torch.nn.Module) -> list[Block]:
         recorder.enter_phase("backward")
         loss.backward()
         return recorder.blocks()
+
+
+def test_checkpointing_without_effect_is_said() -> None:
+    """A model whose code leaves it out, as GPT-BigCode's in transformers 4.57.1 does, is told of, and no other."""
+    run = run_of("llama", "lora", checkpointing="full")
+
+    def build(run: RunSpec, device: str) -> Workload:
+        return replace(Workload.build(run.replace(checkpointing="none"), device), run=run)
+
+    without = recorded(run, build)
+    [line] = checkpointing_lines(without)
+    assert line.startswith("--checkpointing full has no effect: the installed transformers runs no layer of llama once")
+    assert checkpointing_lines(recorded(run)) == ()
+    assert checkpointing_lines(recorded(run.replace(checkpointing="none"))) == ()

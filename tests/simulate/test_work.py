@@ -11,6 +11,7 @@ import torch
 
 from lorafa_prof.analytic import predict
 from lorafa_prof.catalog import load_model
+from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.measure.flops import count_work
 from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.work import counts, is_view, table_flops, works_of
@@ -21,7 +22,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.shapes import Shapes
 from lorafa_prof.simulate.works import Flops, step_throughput, step_works
-from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.specs import METHODS as ALL_METHODS, MethodSpec, RunSpec
 from lorafa_prof.speed.launches import CHUNK, packed
 from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
 from lorafa_prof.workload import Workload
@@ -43,23 +44,29 @@ def recorded(run: RunSpec, *, notes_all: bool = False) -> Recording:
 
 
 def cases() -> list[Any]:
-    """Every family with every method and attention; a few by default."""
+    """Every family with every method, and the first methods with every attention; a few by default."""
     return [
         pytest.param(
             family, method, attn, id=f"{family}-{method}-{attn}",
             marks=() if (family, method) in QUICK and attn == "sdpa" else pytest.mark.slow,
         )
         for family in FAMILIES
-        for method in METHODS
-        for attn in attentions(family)
+        for method in ALL_METHODS
+        for attn in attentions(family)[: None if method in METHODS else 1]
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "method", "attn"), cases())
 def test_flops_are_those_of_the_counter(family: str, method: str, attn: str) -> None:
     """Forward and backward of a real model, to the last operation, attention's scores made again included."""
+    if method.startswith("qlora"):
+        pytest.importorskip("bitsandbytes")
     run = run_of(family, method, attn=attn)
-    counted, works = observe.flops(run), step_works(recorded(run), A100)
+    try:
+        recording = recorded(run)
+    except (ContradictionError, UnsupportedError) as error:  # no adapter of that kind for experts, say
+        pytest.skip(str(error))
+    counted, works = observe.flops(run), step_works(recording, A100)
     said = Counter[str]()
     for work in works:
         said["forward" if work.phase == "loss" else work.phase] += work.flops

@@ -14,7 +14,7 @@ from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.speed.defaults import default_profile
 from lorafa_prof.speed.links import Link, Sharing
 from lorafa_prof.speed.profile import Curve
-from lorafa_prof.speed.step import StepTime, assumptions, uncompared, unmodelled
+from lorafa_prof.speed.step import StepTime, assumptions, products_dtype, uncompared, unmodelled
 from tests.speed.made import memory, product, profile
 
 #: A product in whole waves, and 10 ms of traffic; the host's 10 us before them, and two floors of 2 us.
@@ -52,13 +52,17 @@ def test_micro_batches_count_for_the_tokens_of_a_step() -> None:
     assert rates.tokens_per_s == pytest.approx(8000 / (rates.step_s or 0))
 
 
-def test_autocast_makes_it_the_peak_of_bf16() -> None:
-    """As in a measurement; a dtype without a peak has no utilisation, but a time."""
-    plain_fp32 = StepTime.of(WORKS, profile()).throughput(FLOPS, run(dtype="fp32"))
-    with_amp = StepTime.of(WORKS, profile()).throughput(FLOPS, run(dtype="fp32", amp=True))
-    assert plain_fp32.mfu is None
-    assert plain_fp32.step_s == with_amp.step_s
-    assert with_amp.mfu == pytest.approx(0.4, rel=1e-2)
+def test_the_peak_is_that_of_most_operations() -> None:
+    """Of bf16 where products are in it, whatever the run's dtype; without a peak there is a time alone."""
+    fp32 = run(dtype="fp32")
+    assert StepTime.of(WORKS, profile()).throughput(FLOPS, fp32).mfu == pytest.approx(0.4, rel=1e-2)
+    rates = profile().matmul["bf16"]
+    works = [replace(work, dtype="fp32") for work in WORKS]
+    rates_of_both = StepTime.of(works, profile(matmul={"bf16": rates, "fp32": rates})).throughput(FLOPS, fp32)
+    assert rates_of_both.mfu is None
+    assert rates_of_both.step_s is not None
+    assert products_dtype([*WORKS, *works, *works]) == "fp32"
+    assert products_dtype([]) is None
 
 
 def test_the_entry_of_a_device_has_it_all() -> None:

@@ -12,6 +12,7 @@ On the CPU the installed kernels run; on meta nothing is computed, and CUDA's ch
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -303,16 +304,23 @@ class Flops:
 def flops(run: RunSpec, device: str = "meta") -> Flops:
     """FLOPs of forward and backward as FlopCounterMode counts them: attention in full, without a causal discount.
 
-    Grouped products, which it does not know, are taken for what they are.
+    Grouped products and those of 4-bit weights, which it does not know, are taken for what they are.
     """
     grouped = {torch.ops.aten._grouped_mm.default: _grouped_flops, torch.ops.aten._grouped_mm: _grouped_flops}
     model, data = build_model(run, device), batch(run, device)
+    if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):
+        grouped[torch.ops.bitsandbytes.gemm_4bit] = _gemm_4bit_flops
     with kernels_of(device):
         with FlopCounterMode(display=False, custom_mapping=grouped) as forward:
             loss = compute_loss(model, run, data, device)
         with FlopCounterMode(display=False, custom_mapping=grouped) as backward:
             loss.backward()
     return Flops(_by_operator(forward), _by_operator(backward))
+
+
+def _gemm_4bit_flops(a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, int], *_: Any, **__: Any) -> int:
+    """A product of rows a [.., k] by a weight [n, k] that is stored packed."""
+    return 2 * math.prod(a) * shape[0]
 
 
 def _grouped_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -> int:

@@ -11,6 +11,7 @@ from lorafa_prof.reports.figures.parts import draw_comparisons, draw_parts
 from lorafa_prof.reports.figures.peaks import draw_cards, draw_layers, draw_rank
 from lorafa_prof.reports.figures.scatter import draw_scatter
 from lorafa_prof.reports.figures.style import CONTEXT_LOOK, DARK, FORMS, LOOKS, Drawing, Form, rendered
+from lorafa_prof.reports.figures.throughput import draw_throughput
 from lorafa_prof.reports.figures.timeline import draw_timelines
 from lorafa_prof.results import Comparison
 from lorafa_prof.results.collection import Collection
@@ -47,6 +48,10 @@ KINDS: Mapping[str, Kind] = {
     "cards": Kind(draw=draw_cards, needs="measurements or predictions of more than one card"),
     "mfu": Kind(
         draw=draw_mfu, needs="measurements with a known MFU (the card's peak FLOP/s is known, or --gpu named one)"
+    ),
+    "throughput": Kind(
+        draw=draw_throughput,
+        needs="predictions on a card, rows of sweep --timed or measurements of one method at two batches at least",
     ),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.simulate.calls import CallSpec
-from lorafa_prof.simulate.kernels.work import attention, memory, products
+from lorafa_prof.simulate.kernels.work import attention, memory, optimizers, products
 from lorafa_prof.simulate.kernels.work.foreach import is_foreach, kernels, lists_of
 from lorafa_prof.simulate.kernels.work.registry import Part, dtype_name, formula_of, size, whole
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, KernelCall
@@ -25,7 +25,7 @@ from lorafa_prof.workload import arithmetic
 from lorafa_prof.workload.naming import tensors_in
 
 #: The modules whose import fills the registry.
-TABLES = (attention, memory, products)
+TABLES = (attention, memory, optimizers, products)
 
 __all__ = ["TABLES", "counts", "is_device_work", "is_view", "table_flops", "works_of"]
 
