@@ -249,7 +249,7 @@ class LoraFA(torch.optim.Optimizer):
             if left <= 0:
                 torch._foreach_mul_(batch.values, left)
             if device not in self._settled:
-                self._settled[device] = torch.tensor(_SETTLED, device=device)
+                self._settled[device] = torch.full((), _SETTLED, device=device)
             torch._fused_adamw_(
                 batch.values, gradients, batch.first, batch.second, [], [self._settled[device]] * len(gradients),
                 lr=rate, beta1=beta1, beta2=beta2, weight_decay=within, eps=group["eps"],
