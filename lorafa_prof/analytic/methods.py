@@ -12,7 +12,9 @@ from lorafa_prof.analytic import ops, ops_adalora
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
 from lorafa_prof.analytic.lora_fa import add_adapter
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.analytic.sizes import SENTINEL, WITNESS
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import rank_beyond
 from lorafa_prof.registry import Registry
 
 _METHODS: Registry[MakeAdapter] = Registry("method")
@@ -105,8 +107,10 @@ def lora_fa(builder: Builder, layer: Linear) -> AdapterForward:
     Raises:
         BadInputError: a rank beyond the layer's width.
     """
-    run = builder.run
-    pair, p = _pair(builder, layer, train_a=False, train_b=True), run.method.dropout
+    rank, p = builder.run.method.rank, builder.run.method.dropout
+    if rank > layer.in_features and rank not in (SENTINEL, WITNESS):
+        raise rank_beyond(layer.path, rank, layer.in_features, "LoRA-FA")
+    pair = _pair(builder, layer, train_a=False, train_b=True)
     return lambda x, result: add_adapter(result, x, pair, p)
 
 

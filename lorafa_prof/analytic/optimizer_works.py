@@ -1,19 +1,20 @@
 """The work of an optimizer's step in closed form: what its operators on lists of tensors read and write.
 
-Of AdamW, with foreach kernels or fused, and of SGD; for other optimizers, and for parameters that are shared out to
+Of AdamW, with foreach kernels or fused, of SGD and of our LoRA-FA; for other optimizers, and for parameters that are shared out to
 several GPUs, there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from lorafa_prof.analytic import lora_fa
 from lorafa_prof.analytic.builder import BUFFERS, Held
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 from lorafa_prof.speed.launches import launches
-from lorafa_prof.speed.work import OpWork
+from lorafa_prof.speed.work import MatrixProduct, OpWork
 
 
 class _Pass(NamedTuple):
@@ -47,7 +48,7 @@ _STEPS: dict[str, tuple[_Pass, ...]] = {
 def is_listed(run: RunSpec) -> bool:
     """Say whether the work of the run's optimizer is known here."""
     extras = run.method.name == "adalora" or run.clip
-    return run.resolved_optimizer in _STEPS and run.shard in ("none", "ddp") and not extras
+    return run.resolved_optimizer in (*_STEPS, "lorafa") and run.shard in ("none", "ddp") and not extras
 
 
 def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:
@@ -60,6 +61,8 @@ def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:
     if not is_listed(run):
         return []
     trained = [h for h in held if h.parameter.requires_grad and h.parameter.kind != BUFFERS]
+    if run.resolved_optimizer == "lorafa":
+        return [work for group in lora_fa.groups(trained) for work in _lora_fa(group)]
     found = []
     for group in _groups(run, trained):
         elements = [h.parameter.numel for h in group for _ in range(h.count)]
@@ -74,6 +77,49 @@ def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:
             for one in _STEPS[run.resolved_optimizer]
         ]  # fmt: skip
     return found
+
+
+def _lora_fa(group: lora_fa.Group) -> Iterator[OpWork]:
+    """Yield what LoRA-FA's step does with one group, call by call."""
+    numbers = [h.parameter.numel for h in group.held for _ in range(h.count)]
+    own, wide = ITEMSIZE[group.dtype], ITEMSIZE[lora_fa.WIDE]
+    square = group.rank**2
+    begin = 0
+    for number in group.chunks():
+        elements = numbers[begin : begin + number]
+        begin, total = begin + number, sum(elements)
+        several = bool(group.rank) and number > 1
+        if several:
+            yield _moved("aten.stack", group.dtype, total * own, total * own)
+        if group.dtype != lora_fa.WIDE:
+            casts = [total] if group.rank else elements
+            yield from (_moved("aten._to_copy", lora_fa.WIDE, n * own, n * wide) for n in casts)
+        if several:
+            yield _moved("aten.stack", lora_fa.WIDE, number * square * wide, number * square * wide)
+        if group.rank:
+            yield _product(number, int(group.shape[0]), group.rank)
+        (fused,) = _STEPS["adamw-fused"]
+        kernels = launches(elements, fused.lists, scalars=False)
+        yield _moved(fused.op, lora_fa.WIDE, fused.read * total * wide, fused.written * total * wide, kernels)
+        if group.dtype != lora_fa.WIDE:
+            yield _moved("aten._foreach_copy_", group.dtype, total * wide, total * own, len(elements))
+
+
+def _moved(op: str, dtype: str, read: int, written: int, kernels: int = 1) -> OpWork:
+    return OpWork(
+        op=op, kind="memory", phase="optimizer", module="", dtype=dtype, flops=0, read_bytes=read,
+        written_bytes=written, kernels=kernels,
+    )  # fmt: skip
+
+
+def _product(number: int, rows: int, rank: int) -> OpWork:
+    """The gradients (rows, rank) of so many modules by their corrections."""
+    wide = ITEMSIZE[lora_fa.WIDE]
+    return OpWork(
+        op="aten.bmm" if number > 1 else "aten.mm", kind="matmul", phase="optimizer", module="", dtype=lora_fa.WIDE,
+        flops=2 * number * rows * rank**2, read_bytes=number * (rows * rank + rank**2) * wide,
+        written_bytes=number * rows * rank * wide, product=MatrixProduct(batch=number, m=rows, n=rank, k=rank),
+    )  # fmt: skip
 
 
 def _groups(run: RunSpec, trained: Sequence[Held]) -> list[list[Held]]:

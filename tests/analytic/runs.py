@@ -66,7 +66,7 @@ def run_of(
         config |= deeper(config, layers)
     if config["model_type"] not in CONFIG_MAPPING:
         pytest.skip(f"the installed transformers has no {config['model_type']}")
-    if method in ("lora-fa", "lora-fa-peft", "qlora-fa") and not HAS_LORAFA:
+    if method == "lora-fa-peft" and not HAS_LORAFA:
         options = {"optimizer": "adamw", **options}
     inner = {key: options.pop(key) for key in ("rank", "targets", "dropout") if key in options}
     inner["layers"] = adapted

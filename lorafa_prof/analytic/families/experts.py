@@ -18,7 +18,7 @@ from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.layers import experts_everywhere
-from lorafa_prof.specs import ModelSpec, MoeSpec
+from lorafa_prof.specs import PREPARED, ModelSpec, MoeSpec
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "weight"
 
@@ -54,6 +54,11 @@ class FusedParameter:
         run = builder.run
         if len(self.weight.shape) == 3 and self.weight.shape[0] == 1:
             raise UnsupportedError("the analytic engine does not model adapters of a single expert")
+        if run.method.name in PREPARED:
+            raise UnsupportedError(
+                f"{self.path}.{self.name}: LoRA-FA is built for linear layers, not for fused experts; PEFT's LoRA-FA is "
+                "--method lora-fa-peft, or name --targets without them"
+            )
         train_a, train_b = _TRAINED[run.method.name]
         *experts, k, m = (int(width) for width in self.weight.shape)
         inner = run.method.rank * (2 if self.name == GATE_UP else 1) * (experts[0] if experts else 1)
