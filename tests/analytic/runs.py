@@ -29,6 +29,12 @@ EAGER_ONLY = ("gemma2", "deepseek_v2")
 EXPERTS = ("mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 
+
+def methods_of(family: str) -> tuple[str, ...]:
+    """The methods that a family is run with: our LoRA-FA does not adapt fused experts, PEFT's does."""
+    return tuple("lora-fa-peft" if family in EXPERTS and m == "lora-fa" else m for m in METHODS)
+
+
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},

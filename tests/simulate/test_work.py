@@ -25,12 +25,12 @@ from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.speed.launches import CHUNK, packed
 from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
 from lorafa_prof.workload import Workload
-from tests.analytic.runs import FAMILIES, METHODS, attentions, run_of
+from tests.analytic.runs import FAMILIES, attentions, methods_of, run_of
 from tests.support import observe
 
 aten = torch.ops.aten
 A100 = DeviceTraits((8, 0), 108)
-QUICK = {("llama", "lora"), ("gpt2", "full"), ("mixtral", "lora-fa"), ("t5", "lora")}
+QUICK = {("llama", "lora"), ("gpt2", "full"), ("mixtral", "lora-fa-peft"), ("t5", "lora")}
 
 
 #: What all three engines say of a run.
@@ -50,7 +50,7 @@ def cases() -> list[Any]:
             marks=() if (family, method) in QUICK and attn == "sdpa" else pytest.mark.slow,
         )
         for family in FAMILIES
-        for method in METHODS
+        for method in methods_of(family)
         for attn in attentions(family)
     ]  # fmt: skip
 
