@@ -61,7 +61,7 @@ def test_the_ten_methods_are_the_papers() -> None:
 
 @pytest.mark.parametrize("assumption", [FP32, AUTOCAST, BF16])
 def test_lora_fa_is_near_the_papers_use(found: list[Answer], assumption: str) -> None:
-    """52.2 GiB on the card: what is allocated is below it, by no more than reserves and context may take; PEFT's too."""
+    """52.2 GiB on the card: what is allocated is below it, by no more than reserves and context take. PEFT's too."""
     answers = of(found, statements.USED, assumption)
     assert list(answers) == ["lora-fa", "lora-fa-peft"]
     for answer in answers.values():
@@ -165,8 +165,8 @@ def test_ranks_and_layers(found: list[Answer]) -> None:
 
 
 def test_figures_of_the_text(found: list[Answer]) -> None:
-    """A terabyte at 16 bytes a parameter, 130 GB of weights, not quite half. Of the inverse ours keeps it in fp32, 16 KiB
-    a module, and a number for all of them, PEFT's nothing.
+    """A terabyte at 16 bytes a parameter, 130 GB of weights, not quite half. Ours keeps the inverse in fp32, 16 KiB a
+    module, and a number for all of them; PEFT's keeps nothing of it.
     """
     terabyte = {a.assumption: a for a in found if a.statement == statements.TERABYTE.key}
     assert terabyte["fp32 weights"].value == pytest.approx(16 * 70_553_706_496, rel=1e-4)

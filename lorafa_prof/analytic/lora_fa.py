@@ -1,6 +1,7 @@
 """LoRA-FA as `lorafa_prof.lorafa` runs it: the adapter as one node of autograd, and its optimizer's step.
 
-Both follow the code there, operation by operation: what it keeps, what it makes and drops on the way, what it multiplies.
+Both follow the code there, operation by operation: what it keeps, what it makes and drops on the way, and what it
+multiplies.
 """
 
 from __future__ import annotations

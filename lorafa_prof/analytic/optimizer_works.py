@@ -1,7 +1,7 @@
 """The work of an optimizer's step in closed form: what its operators on lists of tensors read and write.
 
-Of AdamW, with foreach kernels or fused, of SGD and of our LoRA-FA; for other optimizers, and for parameters that are shared out to
-several GPUs, there is none.
+Of AdamW, with foreach kernels or fused, of SGD and of our LoRA-FA; for other optimizers, and for parameters that are
+shared out to several GPUs, there is none.
 """
 
 from __future__ import annotations

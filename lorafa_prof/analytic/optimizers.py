@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lorafa_prof.analytic import lora_fa as lora_fa_step
-from lorafa_prof.analytic import lora_pro as lora_pro_step
+from lorafa_prof.analytic import lora_fa as lora_fa_step, lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
 from lorafa_prof.analytic.tape import Parameter, Tape

@@ -70,7 +70,8 @@ def memory(panel: Panel) -> Examined:
         Examined(
             title="Fig. 2(a): ten methods on one 80 GB A800", statements=said, answers=tuple(found),
             setting="Llama2-7B, 8 x 1,024 tokens, rank 64 on all linear layers, bf16 weights, FlashAttention, no "
-            "checkpointing, AdamW (LoRA-FA: its own optimizer). LoRA-FA is this package's (lora-fa), with PEFT's beside it. "
+            "checkpointing, AdamW (LoRA-FA: its own optimizer). LoRA-FA is this package's (lora-fa), with PEFT's "
+            "beside it. "
             f"{paper.FIGURE_2_ASSUMED}. PiSSA, LoRA+, AdaLoRA, LoRA-GA and LoRA-Pro are asked under the first "
             "assumption alone",
             points=tuple(points), figure="fig2a",
@@ -230,8 +231,8 @@ def _of_optimizers(replies: Mapping[str, Mapping[str, Reply]]) -> Iterator[str]:
         if told:
             yield (
                 f"no step time of {', '.join(told)} has {line.removeprefix('in the step time: ')}: what "
-                "LoRA-Pro's correction costs is not in these figures, nor what PEFT's LoRA-FA optimizer does, which takes "
-                "a pseudo-inverse of each module in each step"
+                "LoRA-Pro's correction costs is not in these figures, nor what PEFT's LoRA-FA optimizer does, which "
+                "takes a pseudo-inverse of each module in each step"
             )
 
 

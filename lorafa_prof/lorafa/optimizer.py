@@ -9,8 +9,9 @@ The algorithm is the one that the paper's authors and PEFT publish (arXiv 2308.0
 
 What differs is how it is computed. (A A^T)^-1 / s^2 is made once (`gram`) and again when A has changed. Modules of
 equal shape go through one batched product, so many at a time that their B have `ROWS` rows together; on the CPU, where
-a batch saves nothing, one by one while the product is in the cache. The rest is the kernel of PyTorch's fused AdamW, which takes G as the gradient. The arithmetic
-is fp32 (float64 for float64 adapters): 16-bit adapters have a master copy in fp32.
+a batch saves nothing, one by one while the product is in the cache. The rest is the kernel of PyTorch's fused AdamW,
+which takes G as the gradient. The arithmetic is fp32 (float64 for float64 adapters): 16-bit adapters have a master copy
+in fp32.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class FusedParameter:
             raise UnsupportedError("the analytic engine does not model adapters of a single expert")
         if run.method.name in PREPARED:
             raise UnsupportedError(
-                f"{self.path}.{self.name}: LoRA-FA is built for linear layers, not for fused experts; PEFT's LoRA-FA is "
+                f"{self.path}.{self.name}: LoRA-FA is built for linear layers, not for fused experts; PEFT's is "
                 "--method lora-fa-peft, or name --targets without them"
             )
         train_a, train_b = _TRAINED[run.method.name]
