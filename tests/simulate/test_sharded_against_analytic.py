@@ -69,6 +69,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp-autocast": {"shard": "fsdp", "method": "lora-fa", "amp": True, "dtype": "fp32", "gpus": 7},
     "fsdp-lora-top": {"shard": "fsdp", "method": "lora", "adapted": (4, 5)},
     "fsdp-lora-inner": {"shard": "fsdp", "method": "lora", "adapted": (1, 3), "checkpointing": "full"},
+    "fsdp-lora-fa": {"shard": "fsdp", "method": "lora-fa", "optimizer": "lorafa"},
+    "ddp-lora-fa": {"shard": "ddp", "method": "lora-fa", "optimizer": "lorafa", "adapter_dtype": "bf16"},
     "ddp-full": {"shard": "ddp", "method": "full"},
     "ddp-lora": {"shard": "ddp", "method": "lora"},
     "ddp-qlora": {"shard": "ddp", "method": "qlora"},
@@ -82,7 +84,7 @@ def cases() -> list[Any]:
         for j, way in enumerate(WAYS):
             if (family, way) == ("t5", "ddp-qlora"):
                 continue  # closed forms have no quantised T5
-            marks = () if (2 * i + j) % 11 == 0 else pytest.mark.slow
+            marks = () if (2 * i + j) % 11 == 0 or (family, way) == ("llama", "fsdp-lora-fa") else pytest.mark.slow
             made.append(pytest.param(family, way, id=f"{family}-{way}", marks=marks))
     return made
 
