@@ -260,8 +260,8 @@ def simulation() -> Predict:
 @pytest.mark.slow
 @pytest.mark.parametrize("assumption", ASSUMPTIONS, ids=lambda assumption: assumption.name)
 def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
-    """The same verdicts as by closed forms: LoRA-FA with 4,096 tokens in 40 GB, LoRA not with 2,048 in 24, PEFT's LoRA-FA
-    with 2,048 in 24 where the allocator leaves smaller gaps, but for autocast; with PyTorch's defaults it reserves too
+    """The same verdicts as by closed forms: LoRA-FA with 4,096 tokens in 40 GB, LoRA not with 2,048 in 24, PEFT's
+    LoRA-FA with it where the allocator leaves smaller gaps, but for autocast; with PyTorch's defaults it reserves too
     much, and ours always.
     """
     pytest.importorskip("peft")
