@@ -23,7 +23,7 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu check format bench support clean distclean
+.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
@@ -34,10 +34,13 @@ help:
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
 	@echo 'make test-gpu     the tests that need a CUDA device'
+	@echo 'make test-wheel   wheel and sdist, installed without and with each extra; PYTHONS="python3.10 ..." for more'
+	@echo 'make fuzz         other inputs than those of make test for readers and command line, each time anew'
 	@echo 'make check        lint, format and types: ruff, mypy --strict'
 	@echo 'make format       let ruff mend what it can'
 	@echo 'make bench        cold start, sweeps, thresholds, replay, simulation, run, LoRA-FA: each against its bar'
 	@echo 'make support      docs/support.md anew: what each engine takes, and which tests compare it'
+	@echo 'make accuracy     docs/accuracy.md anew: every measured point that is known, and what the engines say of it'
 	@echo 'make clean        remove caches and builds; make distclean removes the environment too'
 
 demo: $(CORE)
@@ -84,6 +87,16 @@ $(ZERO): $(TEST) tests/versions/deepspeed.txt
 test-gpu: $(TEST)
 	$(PYTEST) -m gpu $(ARGS)
 
+# The tests are the same as in make test; what they are fed is drawn anew.
+fuzz: $(TEST)
+	$(PYTEST) tests/fuzz --hypothesis-profile explore $(ARGS)
+
+# The interpreters that the wheel is tried with; the first of them with every extra too.
+PYTHONS ?= $(PYTHON)
+
+test-wheel: $(MADE)
+	$(BIN)/python tests/packaging/wheel.py $(ARGS) $(PYTHONS)
+
 check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -110,6 +123,14 @@ bench: $(TEST)
 # Every cell of the page is a run that the engines are given: some minutes of one core.
 support: $(TEST)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.support.support_page
+
+# Each environment answers for the points that ran with its releases; the page is made of all of them.
+accuracy: $(VENV)-4.48.1/.test $(VENV)-4.57.1/.test $(TEST)
+	rm -f tests/ground_truth/points.jsonl
+	for venv in $(VENV)-4.48.1 $(VENV)-4.57.1 $(VENV); do \
+	  HF_HUB_OFFLINE=1 $$venv/bin/python -W ignore -m tests.ground_truth.points tests/ground_truth/points.jsonl || exit 1; \
+	done
+	$(BIN)/python -m tests.ground_truth.accuracy_page
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \

@@ -162,3 +162,18 @@ def experts_everywhere(model: str) -> UnsupportedError:
         f"{model}: PEFT adapts the experts and the router of every layer, whatever layers_to_transform says, for they "
         "are parameters there and no modules; name --targets without them (--targets qv, for example)"
     )
+
+
+def too_few_vectors(path: str, shape: Sequence[int], rank: int) -> UnsupportedError | None:
+    """Return the error for a weight that has fewer singular vectors than LoRA-GA takes, two a rank; None: it has them.
+
+    Args:
+        path: of the layer.
+        shape: of its weight.
+        rank: of its adapter.
+    """
+    least = min(shape)
+    if 2 * rank <= least:
+        return None
+    way = f"--rank {least // 2} at most" if least > 1 else "name --targets without it"
+    return UnsupportedError(f"LoRA-GA takes 2 r singular vectors of each weight, and {path} has {least}: {way}")

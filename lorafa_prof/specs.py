@@ -115,9 +115,16 @@ class MoeSpec:
     intermediate_size: int
     """Inner width of one routed expert."""
     shared_experts: int = 0
-    """Experts that every token passes through (DeepSeek)."""
+    """Experts that every token passes through (DeepSeek, Qwen 2)."""
+    shared_intermediate_size: int | None = None
+    """Inner width of the shared experts together; None: that of as many routed ones."""
     first_dense_layers: int = 0
     """Leading layers with a plain MLP instead of experts (DeepSeek)."""
+
+    @property
+    def shared_width(self) -> int:
+        """Inner width of the shared experts together; 0: there are none."""
+        return self.shared_experts and (self.shared_intermediate_size or self.shared_experts * self.intermediate_size)
 
 
 @dataclass(frozen=True, kw_only=True)

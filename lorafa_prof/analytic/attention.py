@@ -104,6 +104,8 @@ def attend_with_weights(
     """Return the attention output, and the weights that eager attention returns beside it and callers hold on to."""
     if options.kernel == "eager":
         return _eager(q, k, v, options, mask)
+    if options.kernel == "math":
+        return _math(q, k, v, options), None
     return _fused(q, k, v, options, mask), None
 
 
@@ -191,6 +193,40 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, mask: Ten
     return _joined(_product(weights, v, options, scores=False), options), weights
 
 
+def _math(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions) -> Tensor:
+    """PyTorch's unfused path, which takes what no fused kernel does: grouped heads in fp32, without a mask.
+
+    Queries and keys are each scaled by the root of the scale; heads are repeated inside, one head too; the causal mask
+    is made by each layer for itself (_scaled_dot_product_attention_math in ATen's attention.cpp). What has a name
+    there lives until it returns.
+    """
+    tape = q.tape
+    scaled = ops.scale(q, "scaled queries")
+    mask = _causal_mask(tape, q.dtype) if options.causal else None
+    keys, values = _repeated(k, options), _repeated(v, options)
+    turned = ops.scale(keys, "scaled keys")
+    left = _by_heads(scaled, options, ready=options.by_heads)
+    weights = ops.batched_matmul(left, turned, options.head_dim, 0, "attention scores")
+    del left, turned
+    if mask is not None:
+        weights = ops.add(weights, mask, "masked scores")
+    weights = ops.dropout(ops.softmax(weights), options.dropout, "attention dropout")
+    out = ops.batched_matmul(weights, values, 0, options.value_width, "attention output by heads")
+    del scaled, mask, keys, values, weights
+    return _joined(out, options)
+
+
+def _causal_mask(tape: Tape, dtype: str) -> Tensor:
+    """Return 0 where a token may look and -inf where it may not: (s, s), from a triangle of booleans."""
+    ones = tape.new("causal mask, all set", ("s", "s"), "bool")
+    triangle = tape.new("causal mask", ("s", "s"), "bool")
+    del ones
+    mask = tape.new("attention bias", ("s", "s"), dtype)
+    del triangle
+    tape.moved("where", [], [mask])
+    return mask
+
+
 def _product(a: Tensor, b: Tensor, options: AttentionOptions, *, scores: bool) -> Tensor:
     """q @ k.T (`scores`) or weights @ v, as torch.matmul runs it over heads.
 
@@ -232,9 +268,13 @@ def _repeat_kv(x: Tensor, options: AttentionOptions) -> Tensor:
     """
     if options.heads == options.kv_heads:
         return x
+    return _repeated(x, options, copied=options.kv_heads > 1)
+
+
+def _repeated(x: Tensor, options: AttentionOptions, *, copied: bool = True) -> Tensor:
+    """Repeat key/value heads, by a copy or a view; backward sums over each group."""
     tape = x.tape
     shape = ("b", options.heads, "s", options.head_dim)
-    copied = options.kv_heads > 1
     out = tape.new("repeated key/value heads", shape, x.dtype) if copied else Tensor(tape, x.storage, shape, x.dtype)
     if tape.needs_grad(x):
         source = x.shape

@@ -67,10 +67,14 @@ class Builder:
         self.spec: ModelSpec = run.spec
         self.held: list[Held] = []
         self.linears: list[Linear] = []
+        self.adapted: list[Linear] = []
+        """Linear layers that have an adapter."""
         self.assumptions: list[str] = []
         self.units: Units | None = None
         """Told where the step is, where the model's layers are gathered from several GPUs."""
         self.full = run.method.name == "full"
+        self.wrapped = not self.full
+        """Whether the model is one with adapters, in whose place something else may be done to the layers."""
         self.penalty: Callable[[Builder, Tensor], Tensor] | None = None
         self.stand_ins: list[Parameter] = []
         """Parameters of layers that are not built, with one use in their layer; named as those of the layer built."""
@@ -151,6 +155,7 @@ class Builder:
         *,
         role: str = "",
         head: bool = False,
+        quantised: bool = True,
         tied_to: Parameter | None = None,
     ) -> Linear:
         """Add a linear layer.
@@ -162,10 +167,13 @@ class Builder:
             bias: whether it has a bias of width k.
             role: "q", "v" or "qkv" for the projections that the qv target means.
             head: an output head, which all-linear leaves out and quantisation does not touch.
+            quantised: whether quantisation touches it.
             tied_to: the embedding whose table is this layer's weight too.
         """
         with self.inside(name):
-            made = Linear(self, in_features, out_features, bias, role=role, head=head, tied_to=tied_to)
+            made = Linear(
+                self, in_features, out_features, bias, role=role, head=head, quantised=quantised, tied_to=tied_to
+            )
         self.linears.append(made)
         return made
 
@@ -186,9 +194,14 @@ class Builder:
         Raises:
             UnknownNameError: a target that no module of this model answers to.
         """
-        if self.make_adapter is None:
-            return
-        for layer in targeted(self.linears, self.run):
+        if self.make_adapter is not None:
+            self.adapt(targeted(self.linears, self.run))
+
+    def adapt(self, layers: list[Linear]) -> None:
+        """Give these linear layers their adapters."""
+        assert self.make_adapter is not None, "full fine-tuning adapts nothing"
+        self.adapted = layers
+        for layer in layers:
             with self.at(layer.path, layer.count):
                 layer.adapter = self.make_adapter(self, layer)
 
@@ -237,6 +250,7 @@ class Linear:
         *,
         role: str,
         head: bool,
+        quantised: bool,
         tied_to: Parameter | None,
     ) -> None:
         self.path, self.in_features, self.out_features = builder.path, in_features, out_features
@@ -245,7 +259,7 @@ class Linear:
         self.layer = next((int(part) for part in self.path.split(".") if part.isdecimal()), None)
         self.role, self.head, self.count = role, head, builder.multiplicity
         self.hands_on = head and builder.run.loss == "fused"
-        self.quant: Quantization = "none" if head else builder.run.resolved_quant
+        self.quant: Quantization = "none" if head or not quantised else builder.run.resolved_quant
         self.by_inputs = builder.spec.architecture == "gpt2" and not head  # transformers' Conv1D
         self.weight = tied_to if tied_to is not None else self._weight(builder)
         # bitsandbytes casts the bias of a quantised layer once and for all, in its first forward

@@ -17,6 +17,7 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import (
+    FP16_INPUTS,
     FSDP_TABLES,
     FUSED_LOSS,
     LIGER_ITSELF,
@@ -246,7 +247,7 @@ def run_assumptions(run: RunSpec, of_model: Sequence[str]) -> tuple[str, ...]:
 _QUANTISED = {
     "nf4": ("linear weights in nf4 without double quantisation",),
     "nf4-dq": ("linear weights in nf4 with double quantisation",),
-    "int8": ("linear weights in int8, with one scale a row", NO_OUTLIERS),
+    "int8": ("linear weights in int8, with one scale a row", NO_OUTLIERS, FP16_INPUTS),
 }
 _PREPARED = {
     "none": "norms, embeddings and head stay as loaded: prepare_model_for_kbit_training is not called",

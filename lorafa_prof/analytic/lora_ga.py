@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lorafa_prof.analytic.builder import Builder, Linear, targeted
+from lorafa_prof.analytic.builder import Builder, Linear
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import StepPlan
 from lorafa_prof.analytic.tape import GRADIENTS, TEMPORARIES, Tape, Tensor
 from lorafa_prof.analytic.timeline import Kind, Timeline, build_timeline, generic
 from lorafa_prof.analytic.trace import StepTrace, trace_step
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import too_few_vectors
 from lorafa_prof.ledger import INITIALISATION, PRE_PASS, PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 
@@ -35,11 +36,10 @@ def refuse_without_gradients(run: RunSpec) -> None:
     """Refuse what the pass is not built for.
 
     Raises:
-        UnsupportedError: quantised weights, a classifier, the fused loss, several GPUs.
+        UnsupportedError: quantised weights, the fused loss, several GPUs.
     """
     refused = (
         (run.resolved_quant != "none", f"takes the gradients of the weights: {run.resolved_quant} weights have none"),
-        (run.model.task == "seq-cls", "is not built for sequence classification"),
         (run.loss == "fused", "is not built with the fused loss; it is with --loss hf"),
         (run.shard != "none" or run.gpus > 1, "is not built for several GPUs: its gradients are estimated on one"),
     )
@@ -85,14 +85,11 @@ class PlanAfterPass(StepPlan):
     def __init__(self, run: RunSpec, trace: StepTrace, before: StepTrace) -> None:
         super().__init__(run, trace)
         self._pass = build_timeline(before.tape, before.end_of_forward, before.end)
-        layers = targeted(trace.builder.linears, run)
+        layers = trace.builder.adapted
         self._adapted = [Adapted(x.out_features, x.in_features, x.count, x.path) for x in layers]
         for layer in self._adapted:
-            if 2 * run.method.rank > min(layer.numbers):
-                raise UnsupportedError(
-                    f"LoRA-GA takes 2 r singular vectors of each weight, and {layer.path} has {min(layer.numbers)}: "
-                    f"--rank {min(layer.numbers) // 2} at most"
-                )
+            if refusal := too_few_vectors(layer.path, layer.numbers, run.method.rank):
+                raise refusal
 
     @cached_property
     def static(self) -> list[tuple[Kind, int]]:

@@ -51,6 +51,7 @@ def build_model(run: RunSpec, make_adapter: MakeAdapter | None = None) -> tuple[
         UnsupportedError: an architecture or method that this engine does not know.
     """
     builder = Builder(run, Tape(), make_adapter or adapter_maker(run.method.name))
+    builder.wrapped = make_adapter is None and not builder.full
     return builder, build(builder)
 
 
@@ -112,8 +113,9 @@ def _mark_logits(tape: Tape, spec: ModelSpec) -> None:
 
     What the head has of its own for its product, a copy of its weight that autocast makes, is an activation.
     """
+    last = "" if spec.architecture == "bert" else ".out_proj"
     width, heads = (
-        (spec.num_labels, ("classifier.out_proj", "classifier.modules_to_save.out_proj"))
+        (spec.num_labels, tuple(f"{head}{last}" for head in ("classifier", "classifier.modules_to_save")))
         if spec.task == "seq-cls"
         else (spec.vocab_size, ("", "lm_head"))
     )

@@ -69,6 +69,8 @@ class RunOptions(TypedDict, total=False):
     """Micro-batches before a step. 1."""
     clip: bool
     """Gradients are clipped by their common norm. False."""
+    padded: bool
+    """Some of the batch is padding, and its mask says so. False."""
     world_size: int
     """GPUs that train together, `--gpus` of the command line. 1."""
     shard: Shard

@@ -46,6 +46,22 @@ _DEFAULTS: dict[str, dict[str, object]] = {
         "attention_dropout": 0.0, "sliding_window": 4096, "use_sliding_window": False,
         "max_window_layers": 28, "layer_types": None,
     },
+    "qwen2_moe": {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "hidden_act": "silu",
+        "max_position_embeddings": 32768, "tie_word_embeddings": False, "attention_dropout": 0.0,
+        "sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 28, "layer_types": None,
+        "qkv_bias": True, "decoder_sparse_step": 1, "mlp_only_layers": None, "num_experts": 60,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+    },
+    "qwen3_moe": {
+        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "hidden_act": "silu",
+        "max_position_embeddings": 32768, "tie_word_embeddings": False, "attention_bias": False,
+        "attention_dropout": 0.0, "sliding_window": 4096, "use_sliding_window": False,
+        "decoder_sparse_step": 1, "mlp_only_layers": None, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
     "gemma": {
         "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,

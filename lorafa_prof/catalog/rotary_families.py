@@ -6,10 +6,11 @@ was read from the modelling code of transformers 5.23, and tests hold it against
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lorafa_prof.catalog.config_reader import FULL, SLIDING, ConfigReader
-from lorafa_prof.errors import BadInputError
+from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.specs import LARGEST_SIZE, MlaSpec, MoeSpec, require_number
 
 Fields = dict[str, Any]
@@ -54,6 +55,19 @@ def qwen3(c: ConfigReader) -> Fields:
     """Qwen 3: q and k normalised per head, and a head width of its own."""
     decoder = _decoder(c, head_dim=c.size("head_dim"))
     return {**decoder, **_late_windows(c), **_attention_bias(c), "qk_norm": True}
+
+
+def qwen2_moe(c: ConfigReader) -> Fields:
+    """Qwen 1.5 and 2 with experts: a bias on q, k and v as a rule, and one expert beside that every token passes."""
+    moe = _experts_everywhere(c, shared=c.size("shared_expert_intermediate_size"))
+    return {**_decoder(c), **_early_windows(c), "attention_bias": c.flag("qkv_bias"), "moe": moe}
+
+
+def qwen3_moe(c: ConfigReader) -> Fields:
+    """Qwen 3 with experts: a sliding window in every layer or in none."""
+    window = _switched_window(c)
+    windows = _windows(c, window, (SLIDING,) * c.layers("num_hidden_layers") if window else ())
+    return {**_decoder(c), **windows, **_attention_bias(c), "qk_norm": True, "moe": _experts_everywhere(c)}
 
 
 def gemma(c: ConfigReader) -> Fields:
@@ -186,6 +200,29 @@ def _shared_moe(c: ConfigReader) -> MoeSpec:
     )
 
 
+def _experts_everywhere(c: ConfigReader, *, shared: int | None = None) -> MoeSpec:
+    """Return Qwen's experts, the inner width of a shared one beside them.
+
+    Raises:
+        UnsupportedError: layers without experts between others.
+    """
+    without = [] if c.get("mlp_only_layers") is None else c.get("mlp_only_layers")
+    if not isinstance(without, (list, tuple)):
+        raise c.refuse("mlp_only_layers", "a list of numbers of layers")
+    if c.size("decoder_sparse_step") != 1 or without:
+        raise UnsupportedError(
+            f"{c.where}: layers without experts between others (decoder_sparse_step, mlp_only_layers) are not modelled"
+        )
+    experts = c.size("num_experts")
+    return MoeSpec(
+        experts=experts,
+        experts_per_token=c.size("num_experts_per_tok", high=experts),
+        intermediate_size=c.size("moe_intermediate_size"),
+        shared_experts=int(shared is not None),
+        shared_intermediate_size=shared,
+    )
+
+
 def _attention_bias(c: ConfigReader) -> Fields:
     bias = c.flag("attention_bias")
     return {"attention_bias": bias, "attention_out_bias": bias}
@@ -198,13 +235,25 @@ def _window_everywhere(c: ConfigReader) -> Fields:
 
 def _late_windows(c: ConfigReader) -> Fields:
     """Return Qwen's windows: only if switched on, and then from layer `max_window_layers` on."""
-    layers, first = c.layers("num_hidden_layers"), c.size("max_window_layers", low=0)
-    given = c.optional_size("sliding_window")
-    window = given if c.flag("use_sliding_window") else None
-    types = c.layer_types(layers)
+    return _switched_windows(c, lambda layer, most: layer >= most)
+
+
+def _early_windows(c: ConfigReader) -> Fields:
+    """Return the windows of Qwen 2 with experts: every second layer before `max_window_layers`, if switched on."""
+    return _switched_windows(c, lambda layer, most: layer < most and layer % 2 == 0)
+
+
+def _switched_windows(c: ConfigReader, slides: Callable[[int, int], bool]) -> Fields:
+    layers, most = c.layers("num_hidden_layers"), c.size("max_window_layers", low=0)
+    window, types = _switched_window(c), c.layer_types(layers)
     if types is None:
-        types = tuple(SLIDING if window and layer >= first else FULL for layer in range(layers))
+        types = tuple(SLIDING if window and slides(layer, most) else FULL for layer in range(layers))
     return _windows(c, window, types)
+
+
+def _switched_window(c: ConfigReader) -> int | None:
+    window = c.optional_size("sliding_window")
+    return window if c.flag("use_sliding_window") else None
 
 
 def _alternating_windows(c: ConfigReader, window: int | None, full_every: int) -> Fields:

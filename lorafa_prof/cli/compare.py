@@ -11,6 +11,7 @@ import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
 from lorafa_prof.cli.predicting import Predictor, saved_predictions
+from lorafa_prof.cli.program import say
 from lorafa_prof.cli.results_files import read_results
 from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
@@ -183,4 +184,4 @@ def _holds(comparisons: Sequence[Comparison], tolerance: Tolerance) -> bool:
 def _say(line: str) -> None:
     from lorafa_prof.reports.table import clean
 
-    click.echo(f"lorafa-prof: {clean(line)}", err=True)
+    say(clean(line))

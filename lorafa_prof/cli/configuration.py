@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lorafa_prof.cli.program import say
 from lorafa_prof.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _default(option: click.Option, value: object) -> object:
 
 
 config_option: Callable[[Any], Any] = click.option(
-    "--config", multiple=True, metavar="FILE", type=click.Path(), is_eager=True, expose_value=False, callback=_read,
+    "--config", multiple=True, metavar="FILE", is_eager=True, expose_value=False, callback=_read,
     help="Take options from a file of axolotl, LLaMA-Factory, torchtune, TRL, PEFT, accelerate or DeepSpeed; may be "
     "repeated. Other options here override it.",
 )  # fmt: skip
@@ -79,7 +80,7 @@ def configuration() -> Applied:
     ctx = click.get_current_context()
     files = applied(ctx.meta.get(_KEY), [option for option in OPTIONS if _is_given(ctx, option)])
     for line in (*files.lines, *(f"not modelled: {line}" for line in files.unmodelled)):
-        click.echo(f"lorafa-prof: {line}", err=True)
+        say(line)
     return files
 
 

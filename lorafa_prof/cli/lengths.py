@@ -46,7 +46,7 @@ def pop_lengths(options: dict[str, Any]) -> Lengths | None:
     """Take the options of `lengths_options` out of a command's, and return what they stand for; None: no file.
 
     Raises:
-        BadInputError: a file that cannot be read, a rule that there is not, or a rule without a file.
+        BadInputError: a file that cannot be read, a rule that there is not, or a rule without a file; `--padded`.
     """
     path = options.pop("lengths")
     how = {flag: options.pop(name) for flag, name in _HOW.items()}
@@ -55,6 +55,8 @@ def pop_lengths(options: dict[str, Any]) -> Lengths | None:
         if given is not None:
             raise BadInputError(f"{given} says how batches are made of lengths: name a file with --lengths")
         return None
+    if options["padded"]:
+        raise BadInputError("--padded is of one batch: with --lengths the lengths say which batches have padding")
     from lorafa_prof.lengths import Batching, Lengths, read_lengths
 
     chosen = {"seed": how["--batching-seed"], "pad_to_multiple_of": how["--pad-to-multiple-of"]}

@@ -49,7 +49,12 @@ def command(what: str, format: str | None, output: str | None) -> None:
     """List the models, GPUs or methods that other commands know by name.
 
     Unknown figures are shown as "-". JSON also tells where the figures come from.
-    """
+
+    \b
+    Examples:
+      lorafa-prof list models
+      lorafa-prof list gpus --format json
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     listing = _LISTINGS[what]()
     emit(
         tables=lambda: [listing.table],

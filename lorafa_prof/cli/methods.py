@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import click
-
 from lorafa_prof import runs
+from lorafa_prof.cli.program import say
 
 Answer = TypeVar("Answer")
 
@@ -19,8 +18,3 @@ def for_each_method(asked: Sequence[str], answer: Callable[[str], Answer]) -> li
         as there.
     """
     return runs.for_each_method(asked, answer, say)
-
-
-def say(text: str) -> None:
-    """Say a line on stderr."""
-    click.echo(f"lorafa-prof: {text}", err=True)

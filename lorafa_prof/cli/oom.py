@@ -12,7 +12,6 @@ import click
 from lorafa_prof.cli.configuration import configuration
 from lorafa_prof.cli.emit import emit, output_options
 from lorafa_prof.cli.lengths import lengths_options, pop_lengths
-from lorafa_prof.cli.methods import say
 from lorafa_prof.cli.options import (
     allocator_conf,
     allocator_options,
@@ -21,6 +20,7 @@ from lorafa_prof.cli.options import (
     methods_option,
     run_options,
 )
+from lorafa_prof.cli.program import say
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.engines import model_for, simulations
 from lorafa_prof.errors import BadInputError
@@ -185,7 +185,7 @@ def _of_nvidia(devices: Sequence[DeviceSpec]) -> list[DeviceSpec]:
     """Return the cards that the simulation knows; of all of the catalog the others are left out, and said to be."""
     others = [device.name for device in devices if device.vendor != "nvidia"]
     if others:
-        click.echo(f"lorafa-prof: {', '.join(others)} left out: the simulation knows CUDA alone", err=True)
+        say(f"{', '.join(others)} left out: the simulation knows CUDA alone")
     return [device for device in devices if device.vendor == "nvidia"]
 
 

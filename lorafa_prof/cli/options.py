@@ -225,17 +225,24 @@ _OPTIONS = (
     _Option(names=("--shard", "shard"), kind=Shard, default="none", help="How GPUs share the state."),
 )  # fmt: skip
 
+#: Of one batch: a sweep over batches and lengths has none of it.
+_PADDED = _Option(
+    names=("--padded", "padded"), default=False,
+    help="Some of the batch is padding, and its mask says so: sdpa then runs another kernel.",
+)  # fmt: skip
+
 
 def run_options(function: Function) -> Function:
     """Add the run options to a command."""
-    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    options = (option.single() for option in (*_SIZES, *_OPTIONS, _PADDED))
     return _with(function, _MODEL, config_option, *options, trust_option)
 
 
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
     sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)
-    return _with(function, _MODEL, config_option, *sizes, *(option.single() for option in _OPTIONS), trust_option)
+    rest = (option.single() for option in (*_OPTIONS, _PADDED))
+    return _with(function, _MODEL, config_option, *sizes, *rest, trust_option)
 
 
 def grid_options(function: Function) -> Function:

@@ -70,7 +70,13 @@ def command(
     Table 1 is one linear layer under each method, 6 a model's parameters, gradients and optimizer states, 7 the
     activations of a GPT block, as printed and as corrected, c3 what LoRA-FA saves over LoRA, and text the figures of
     the running text. Each cell says whether its formula is as printed, reconstructed or derived.
-    """
+
+    \b
+    Examples:
+      lorafa-prof paper --table 7
+      lorafa-prof paper --model llama3-8b --bs 4 --seq 2048 --format csv
+      lorafa-prof paper -o docs/ --engine analytic
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
     require_int("batch size", bs, 1, 2**24)
     require_int("sequence length", seq, 1, 2**30)
     require_int("rank", rank, 1, 2**16)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
+from lorafa_prof.cli.program import tell
 from lorafa_prof.cli.progress import Progress, describe
 from lorafa_prof.engines import simulating_on_cards
 from lorafa_prof.reports.table import Table
@@ -52,7 +51,7 @@ def write_page(folder: str, engines: Sequence[str], tables: Sequence[Table]) -> 
         pictures={each.name: f"{FIGURES}/paper-{each.name}.svg" for each in drawings},
     )  # fmt: skip
     for path in (*write_files(folder, {PAGE: page.encode()}), *write_files(f"{folder.rstrip('/')}/{FIGURES}", files)):
-        click.echo(str(path), err=True)
+        tell(str(path))
 
 
 def _predict(engine: str, progress: Progress) -> Predict:

@@ -13,7 +13,7 @@ import click
 
 from lorafa_prof.cli.emit import check_output, write_stdout
 from lorafa_prof.cli.options import cards_option, methods_option
-from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.cli.program import say
 from lorafa_prof.runs import asked_methods, name_list
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def command(models: tuple[str, ...], methods: tuple[str, ...], gpus_asked: tuple
     from lorafa_prof.reports.output import write_atomically
 
     write_atomically(output, page)
-    click.echo(f"{PROGRAM}: {output}: {len(page.encode()) / 1e6:.1f} MB", err=True)
+    say(f"{output}: {len(page.encode()) / 1e6:.1f} MB")
 
 
 def opening(plans: dict[str, Any]) -> dict[str, Any]:
@@ -92,5 +92,5 @@ def in_processes(function: Callable[[Task], list[Answer]], tasks: list[Task]) ->
             pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
             mapped = stack.enter_context(pool).map
         for number, ((model, method, _), answers) in enumerate(zip(tasks, mapped(function, tasks), strict=True), 1):
-            click.echo(f"{PROGRAM}: {number}/{len(tasks)} {model.name}, {method}", err=True)
+            say(f"{number}/{len(tasks)} {model.name}, {method}")
             yield answers

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lorafa_prof.cli.program import say, tell
 from lorafa_prof.cli.results_files import read_collection
 from lorafa_prof.errors import BadInputError
 
@@ -57,10 +58,10 @@ def command(files: tuple[str, ...], output: str, format: Form, kinds: tuple[str,
 
     written = write_files(output, {f"{each.name}.{format}": rendered(each.figure, format) for each in drawings})
     for path in written:
-        click.echo(clean(str(path)), err=True)
+        tell(clean(str(path)))
     for each in drawings:
         if each.note:
-            click.echo(f"lorafa-prof: {each.note}", err=True)
+            say(each.note)
 
 
 def drawn(found: Collection, kinds: Sequence[str]) -> list[Drawing]:

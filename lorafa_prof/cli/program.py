@@ -48,6 +48,67 @@ EXIT_INTERRUPTED = 130
 #: What a shell reports for a filter that a closed pipe ended (128 + SIGPIPE), as for cat or git. Not 0: that would
 #: claim that the whole result was delivered, and would hide the verdict of a --check.
 EXIT_PIPE_CLOSED = 141
+#: Packages whose releases decide what an answer is, by the names that they are installed under.
+DECISIVE = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+
+
+class _Stderr:
+    """Whether remarks and progress are wanted there; errors always are."""
+
+    is_quiet = False
+
+
+def is_quiet() -> bool:
+    """Return whether -q was given: nothing but results and errors."""
+    return _Stderr.is_quiet
+
+
+def say(text: str) -> None:
+    """Say a line on stderr, unless -q was given; nothing in it can steer the terminal."""
+    if not _Stderr.is_quiet:
+        click.echo(f"{PROGRAM}: {_line(text)}", err=True)
+
+
+def tell(text: str) -> None:
+    """Say a line without the program's name on stderr, as it is cleaned already: what others may read."""
+    if not _Stderr.is_quiet:
+        click.echo(text, err=True)
+
+
+def _line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
+def _be_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        _Stderr.is_quiet = True
+
+
+def _quiet_option() -> click.Option:
+    return click.Option(
+        ["-q", "--quiet"], is_flag=True, is_eager=True, expose_value=False, callback=_be_quiet,
+        help="Say nothing on stderr but errors: neither progress nor remarks.",
+    )  # fmt: skip
+
+
+def _show_versions(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print our version, and those that answers depend on; a click callback."""
+    if not value or ctx.resilient_parsing:
+        return
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    click.echo(f"{PROGRAM}, version {__version__}")
+    click.echo(f"Python {platform.python_version()}")
+
+    def line(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            return f"{package} is not installed"
+
+    click.echo("\n".join(map(line, DECISIVE)))
+    ctx.exit()
 
 
 class LazyGroup(click.Group):
@@ -62,6 +123,12 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"lorafa_prof.cli.{cmd_name}").command
+        if not any("-q" in parameter.opts for parameter in command.params):
+            command.params.append(_quiet_option())
+        if ctx.resilient_parsing:  # the shell asks what could come next
+            from lorafa_prof.cli.completion import know_values
+
+            know_values(command)
         return command
 
     def resolve_command(
@@ -88,9 +155,23 @@ class LazyGroup(click.Group):
     epilog="Exit codes: 0 done, 2 bad usage or input, 3 a component is missing, 4 the device cannot do it, "
     "130 interrupted.",
 )
-@click.version_option(__version__, prog_name=PROGRAM)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_versions,
+    help="Show the version, and those of the installed libraries that answers depend on.",
+)  # fmt: skip
+@click.option(
+    "-q", "--quiet", is_flag=True, is_eager=True, expose_value=False, callback=_be_quiet,
+    help="Say nothing on stderr but errors; the same as behind a command.",
+)  # fmt: skip
 def group() -> None:
-    """Memory and throughput of fine-tuning large language models: will it fit, how fast will it be, and why?"""
+    """Memory and throughput of fine-tuning large language models: will it fit, how fast will it be, and why?
+
+    \b
+    Examples:
+      lorafa-prof predict --model llama2-7b --bs 8 --seq 1024 --gpu rtx4090
+      lorafa-prof oom --model llama2-7b --gpu rtx4090 --method lora,lora-fa
+      lorafa-prof predict --help
+    """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -121,6 +202,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: list[str]) -> int:
     """Run the group without click's own error handling, which would answer a closed pipe with 1."""
+    _Stderr.is_quiet = False
     if "_LORAFA_PROF_COMPLETE" in os.environ:  # the shell asks for completions: click's own affair
         group.main(args, prog_name=PROGRAM)
     try:
@@ -133,9 +215,8 @@ def _dispatch(args: list[str]) -> int:
 
 def _complain(text: str, code: int) -> int:
     """Say what went wrong in one line, in which nothing (a file's name, say) can steer the terminal."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     with contextlib.suppress(OSError):
-        click.echo(f"{PROGRAM}: {line}", err=True)
+        click.echo(f"{PROGRAM}: {_line(text)}", err=True)
     return code
 
 

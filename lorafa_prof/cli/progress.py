@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.cli.program import PROGRAM, is_quiet
 from lorafa_prof.specs import RunSpec
 
 REDRAW_S = 0.1
@@ -41,6 +41,8 @@ class _Stderr:
         return "\r" + " " * width + "\r" if width else ""
 
     def _write(self, text: str) -> None:
+        if is_quiet():
+            return
         with contextlib.suppress(OSError, AttributeError):
             sys.stderr.write(text)
             sys.stderr.flush()

@@ -121,8 +121,9 @@ def _aliases(measurements: Sequence[Measurement]) -> dict[str, str]:
     from lorafa_prof.catalog import load_device
 
     found: dict[str, str] = {}
-    for name in dict.fromkeys(measurement.environment.get("device") for measurement in measurements):
-        if isinstance(name, str) and not FILE_NAME.search(name):  # the name of a card, never of a file
+    names = (measurement.environment.get("device") for measurement in measurements)  # a file may hold anything there
+    for name in dict.fromkeys(name for name in names if isinstance(name, str)):
+        if not FILE_NAME.search(name):  # the name of a card, never of a file
             with contextlib.suppress(UnknownNameError):
                 found[name] = load_device(name).name
     return found

@@ -12,7 +12,7 @@ import click
 from lorafa_prof.cli.emit import PLAIN_WIDTH, output_options
 from lorafa_prof.cli.measurement_file import emit_measurements, is_results_file
 from lorafa_prof.cli.options import step_options
-from lorafa_prof.cli.program import PROGRAM
+from lorafa_prof.cli.program import say
 from lorafa_prof.cli.script_file import ScriptFile
 from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.measurement import measurement_table, outcome_line
@@ -168,4 +168,4 @@ def _outcome(ending: Ending) -> tuple[Outcome, str | None]:
 def _say(line: str) -> None:
     from lorafa_prof.reports.table import clean
 
-    click.echo(f"{PROGRAM}: {clean(line)}", err=True)
+    say(clean(line))

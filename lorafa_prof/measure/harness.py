@@ -40,6 +40,7 @@ from lorafa_prof.measure.promises import check_promises, checked_twice
 from lorafa_prof.measure.timing import Work, spread, throughput
 from lorafa_prof.measure.trace import StepTrace, Tell
 from lorafa_prof.results import Measurement, StepTime
+from lorafa_prof.results.figures import sequences_line
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload
@@ -286,7 +287,7 @@ def _judged(seen: Measurement, device: Device) -> Measurement:
 
 def _assumptions(run: RunSpec, device: Device, options: Options) -> tuple[str, ...]:
     lines = [
-        "random weights; every sequence is full, nothing is padded",
+        f"random weights; {sequences_line(run.padded)}",
         "of the model's output only the loss is held in backward (loss = model(**batch).loss)",
         f"optimizer {run.resolved_optimizer}; gradients are set to None after each step",
         f"{max(1, options.warmup)} steps before the first that counts; the traced step is not among those timed",

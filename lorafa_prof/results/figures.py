@@ -79,6 +79,7 @@ def sequences_line(padded: bool) -> str:
 FUSED_LOSS = "head and loss in one, chunk by chunk, with the buffers that liger-kernel 0.8 makes"
 #: What one with int8 weights rests on.
 NO_OUTLIERS = "no column of a layer's input has outliers"
+FP16_INPUTS = "bitsandbytes takes the inputs of int8 layers in fp16, whatever the dtype"
 #: What nobody has compared of the fused loss, and of FSDP2 on CUDA.
 LIGER_ITSELF = "liger-kernel itself: the buffers follow its source, and no run of it has been compared"
 FSDP_TABLES = "FSDP2 on CUDA: the small tables of addresses inside chunk_cat and split_with_sizes_copy"

@@ -10,6 +10,7 @@ from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import (
+    FP16_INPUTS,
     FSDP_TABLES,
     FUSED_LOSS,
     LIGER_ITSELF,
@@ -294,7 +295,7 @@ class Simulation:
         if has_pre_pass(run):
             lines += [self._pass_and_training(), *linear_layers_alone(run)]
         if run.resolved_quant == "int8":
-            lines.append(NO_OUTLIERS)
+            lines += [NO_OUTLIERS, FP16_INPUTS]
         if not self.settled:
             lines.append("reserved memory has not settled in these steps")
         return tuple(lines)

@@ -59,6 +59,8 @@ def add_adapters(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig |
         _refuse_unmatched_releases(run)
     with quiet():
         wrapped = _wrapped(model, run, config, autocast_adapter_dtype=not keep_16_bit)
+    if run.method.name == "pissa":
+        _refuse_undecomposed(wrapped, run)
     for name, parameter in wrapped.named_parameters():
         if FROZEN.get(run.method.name, "\0") in name:
             parameter.requires_grad_(False)
@@ -74,6 +76,16 @@ def _prepared(model: torch.nn.Module) -> torch.nn.Module:
         return lorafa.prepare(model)
     except UnsupportedError as error:
         raise UnsupportedError(f"{error}; PEFT's LoRA-FA is --method lora-fa-peft") from None
+
+
+def _refuse_undecomposed(model: torch.nn.Module, run: RunSpec) -> None:
+    """Refuse PiSSA of what PEFT has no decomposition for and fails at: here it is not asked to decompose anything."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer) and not hasattr(layer.get_base_layer(), "weight"):
+            raise UnsupportedError(
+                f"PEFT cannot adapt {run.model.name}: pissa decomposes the weights of layers, and the parameters that "
+                "experts share are in none; name --targets without them"
+            )
 
 
 def _refuse_unmatched_releases(run: RunSpec) -> None:
@@ -163,7 +175,7 @@ def names_of_fused_experts(architecture: str) -> frozenset[str]:
         return frozenset()
     alike: dict[str, str] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
     table: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
-    return frozenset(table.get(alike.get(architecture, architecture), ()))
+    return frozenset(table.get(alike.get(architecture, ""), ()))  # not itself: Qwen 2's names stand in it in vain
 
 
 def _adaptable(model: torch.nn.Module) -> list[str]:

@@ -18,6 +18,7 @@ import peft
 import torch
 
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import too_few_vectors
 from lorafa_prof.ledger import PRE_PASS_BACKWARD
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.adapters import add_adapters, names_of_fused_experts, peft_config, quiet
@@ -37,15 +38,10 @@ def base_of(run: RunSpec, device: str) -> torch.nn.Module:
     """Return the model as the pass finds it: in training mode, without adapters.
 
     Raises:
-        UnsupportedError: quantised weights (no gradient), a classifier, the fused loss, or a PEFT without LoRA-GA.
+        UnsupportedError: quantised weights (no gradient), the fused loss, or a PEFT without LoRA-GA.
     """
     if run.resolved_quant != "none":
         raise UnsupportedError(f"LoRA-GA takes the gradients of the weights: {run.resolved_quant} weights have none")
-    if run.model.task == "seq-cls":
-        raise UnsupportedError(
-            "LoRA-GA is not built for sequence classification: PEFT estimates gradients of layers in the head as well, "
-            "whose names are those of adapted ones, and never lets go of them"
-        )
     if run.loss == "fused":
         raise UnsupportedError("the fused loss is not built for LoRA-GA's pass over the weights; it is with --loss hf")
     if not hasattr(peft, "preprocess_loraga"):
@@ -80,6 +76,9 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
             f"{', '.join(asked)}: they share parameters, and PEFT estimates gradients of linear layers alone; "
             "leave these out of --targets"
         )
+    if run.model.task == "seq-cls":
+        config.target_modules = _outside_the_head(model, config)
+    _refuse_narrow_weights(model, config)
     try:
         with quiet():
             peft.preprocess_loraga(model, config, pass_once)
@@ -87,6 +86,27 @@ def estimate(model: torch.nn.Module, run: RunSpec, pass_once: Callable[[], None]
         raise UnsupportedError(f"PEFT cannot estimate gradients of {run.model.name}: {error}") from error
     made: peft.PeftConfig = config
     return made
+
+
+def _outside_the_head(model: torch.nn.Module, config: peft.LoraConfig) -> set[str]:
+    """Return the targets path by path, without those in a classifier's head.
+
+    PEFT trains a copy of the head and adapts nothing in it. By names that layers there share with others it would
+    estimate their gradients all the same, and never let go of them.
+    """
+    from peft.tuners.lora.loraga import get_target_modules
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+
+    paths = (path for path, _ in get_target_modules(model, config))
+    return {path for path in paths if not set(SEQ_CLS_HEAD_NAMES).intersection(path.split("."))}
+
+
+def _refuse_narrow_weights(model: torch.nn.Module, config: peft.LoraConfig) -> None:
+    from peft.tuners.lora.loraga import get_target_modules
+
+    for path, module in get_target_modules(model, config):
+        if refusal := too_few_vectors(path, module.weight.shape, config.r):
+            raise refusal
 
 
 def linear_layers_alone(run: RunSpec) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -119,8 +120,20 @@ def _nf4(layer: Quantizable, run: RunSpec) -> torch.nn.Module:
     return _with_bias(quantized, layer)
 
 
+class _Casts(logging.Filter):
+    """Drops what bitsandbytes says of every product of every step: that it takes its inputs in fp16."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a message is another one."""
+        return not str(record.msg).startswith("MatMul8bitLt: inputs will be cast")
+
+
+_WITHOUT_CASTS = _Casts()
+
+
 def _int8(layer: Quantizable, run: RunSpec) -> torch.nn.Module:
     bnb, matrix = _bitsandbytes(), _matrix(layer)
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_WITHOUT_CASTS)  # one filter, however often added
     out_features, in_features = matrix.shape
     with torch.device("meta"):
         quantized = bnb.nn.Linear8bitLt(

@@ -18,7 +18,8 @@ HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
 #: Every family, with a configuration that has no sliding window at work.
 FAMILIES = (
     "llama", "llama-bias", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "gpt2",
-    "gpt_bigcode", "roberta", "t5", "mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash",
+    "gpt_bigcode", "bert", "roberta", "t5", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups",
+    "deepseek_v2-flash",
 )  # fmt: skip
 #: With one: the windowed layers have a mask.
 WINDOWED = ("mistral-window", "gemma3_text-window")
@@ -26,19 +27,25 @@ WINDOWED = ("mistral-window", "gemma3_text-window")
 #: has value heads that no fused kernel takes.
 EAGER_ONLY = ("gemma2", "deepseek_v2")
 #: Experts are one tensor; PEFT adapts it without dropout.
-EXPERTS = ("mixtral", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
+EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
 METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 
 
 def methods_of(family: str) -> tuple[str, ...]:
-    """The methods that a family is run with: our LoRA-FA does not adapt fused experts, PEFT's does."""
-    return tuple("lora-fa-peft" if family in EXPERTS and m == "lora-fa" else m for m in METHODS)
+    """The methods that a family is run with: PEFT's LoRA-FA for fused experts, which ours does not adapt.
+
+    Of Qwen 2 PEFT adapts linear layers alone.
+    """
+    return tuple(
+        "lora-fa-peft" if family in EXPERTS and family != "qwen2_moe" and m == "lora-fa" else m for m in METHODS
+    )
 
 
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.
 NO_DROPOUT: dict[str, dict[str, float]] = {
     "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
     "gpt_bigcode": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "bert": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "roberta": {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0},
     "t5": {"dropout_rate": 0.0},
 }
@@ -104,16 +111,6 @@ def default_attention(family: str) -> str:
 def attentions(family: str) -> tuple[str, ...]:
     """The kinds of attention that the family is run with."""
     return ("eager",) if family in EAGER_ONLY else ("sdpa", "eager")
-
-
-def grouped_in_fp32(run: RunSpec) -> bool:
-    """Whether no fused kernel takes the run: grouped heads in fp32 fall back to PyTorch's unfused path.
-
-    That path is not modelled, and the engine says so.
-    """
-    spec = run.model
-    fp32 = run.dtype == "fp32" and not run.amp
-    return fp32 and run.attn == "sdpa" and spec.num_heads != spec.num_kv_heads
 
 
 def label(run: RunSpec) -> str:

@@ -121,8 +121,8 @@ def test_what_predict_refuses_is_refused() -> None:
         RunFigures(run_of("roberta", "lora", loss="fused"))
     with pytest.raises(ContradictionError, match="freezes A"):
         RunFigures(run_of("llama", "lora", optimizer="lorafa"))
-    with pytest.raises(UnsupportedError, match="LoRA-GA is not built for sequence classification"):
-        RunFigures(run_of("roberta", "lora-ga")).at(np.array([1]), np.array([8]))
+    with pytest.raises(UnsupportedError, match="LoRA-GA is not built with the fused loss"):
+        RunFigures(run_of("llama", "lora-ga", loss="fused")).at(np.array([1]), np.array([8]))
     llama = RunFigures(RunSpec(model=load_model("llama2-7b"), method=MethodSpec(name="lora")))
     with pytest.raises(BadInputError, match="beyond the 4096 positions"):
         llama.at(np.array([1]), np.array([5000]))

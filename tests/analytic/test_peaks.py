@@ -20,7 +20,7 @@ LOSS, LAYER = {"vocab_size": 6000}, {"vocab_size": 260}
 
 FAMILIES = (
     "llama", "llama-bias", "mistral", "mistral-window", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3_text-window",
-    "phi3", "granite", "gpt2", "gpt_bigcode", "roberta", "t5", *EXPERTS,
+    "phi3", "granite", "gpt2", "gpt_bigcode", "bert", "roberta", "t5", *EXPERTS,
 )  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -57,14 +57,19 @@ def check(run: RunSpec) -> None:
 
 
 def cases() -> list[Any]:
-    """Every family, method and option; all but the plain ones and two families' are left to the slow tests."""
+    """Every family, method and option. By default plain LoRA of each family, other methods of three, options of two.
+
+    Those of experts are left to the slow tests: `test_experts` holds each of their phases.
+    """
     made = []
     for family in FAMILIES:
         for method in ("full", "lora", "lora-fa"):
             for name, options in OPTIONS.items():
                 if family == "deepseek_v2" and name == "eager":
                     continue  # as plain
-                quick = name == "plain" or (family in ("gpt2", "gemma3_text") and method == "lora-fa")
+                quick = name == "plain" and (method == "lora" or family in ("llama", "gpt2", "t5"))
+                quick = quick or (family in ("gpt2", "gemma3_text") and method == "lora-fa")
+                quick = quick and family not in EXPERTS
                 marks = () if quick else pytest.mark.slow
                 made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
     return made
@@ -77,8 +82,15 @@ def test_every_family(family: str, method: str, options: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("vocabulary", [LOSS, pytest.param(LAYER, marks=pytest.mark.slow)], ids=["loss", "layer"])
-@pytest.mark.parametrize("adapter_dtype", ["auto", "bf16"])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("dropout", "adapter_dtype"),
+    [
+        (0.0, "auto"),
+        (0.1, "bf16"),
+        pytest.param(0.1, "auto", marks=pytest.mark.slow),
+        pytest.param(0.0, "bf16", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "method", ["lora", "lora-fa", "lora-fb", "lora-qv", "lora-plus", "dora", "vera", "qlora", "qlora-fa"]
 )
@@ -88,8 +100,14 @@ def test_every_method(method: str, dropout: float, adapter_dtype: str, vocabular
     check(run_of("llama", method, layers=6, changes=vocabulary, **options))
 
 
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("family", ["gpt2", "llama-bias", "phi3", "roberta", "t5"])
+@pytest.mark.parametrize(
+    ("family", "amp"),
+    [
+        pytest.param(family, amp, marks=() if amp is (number % 2 == 0) else pytest.mark.slow)
+        for number, family in enumerate(("gpt2", "llama-bias", "phi3", "roberta", "t5"))
+        for amp in (False, True)
+    ],
+)
 def test_dora_s_matrices(family: str, amp: bool) -> None:
     """Biases, fused and transposed projections; a batch so small that the matrices of a weight's size are the peak."""
     check(run_of(family, "dora", layers=6, changes=LAYER if family != "t5" else {}, bs=1, seq=3, amp=amp, rank=2))

@@ -69,7 +69,7 @@ TINY_RUNS = [
     ("gpt2", "lora", {}), ("t5", "lora", {}), ("mistral-window", "lora", {}), ("llama", "dora", {}),
     ("llama", "lora", {"loss": "fused"}), ("llama", "full", {"loss": "fused"}), ("mixtral", "lora", {}),
     ("llama", "adalora", {}), ("gpt2", "full", {}), ("gpt2", "lora-fa", {"adapter_dtype": "bf16"}),
-    ("llama", "lora-fa", {"dropout": 0.1}), ("llama", "lora-fa-peft", {}),
+    ("llama", "lora-fa", {"dropout": 0.1}), ("llama", "lora-fa-peft", {}), ("llama", "full", {"dtype": "fp32"}),
 ]  # fmt: skip
 
 

@@ -34,6 +34,8 @@ SWITCHED_ON: Mapping[str, Mapping[str, object]] = {
     "mixtral": {"sliding_window": 128, "num_local_experts": 4, "head_dim": 64},
     "qwen2": {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1, "head_dim": 64},
     "qwen3": {"attention_bias": True, "layer_types": ["full_attention", "full_attention"]},
+    "qwen2_moe": {"use_sliding_window": True, "max_window_layers": 1, "qkv_bias": False, "head_dim": 64},
+    "qwen3_moe": {"use_sliding_window": True, "sliding_window": 64, "attention_bias": True, "head_dim": 64},
     "gemma": {"attention_bias": True, "hidden_act": "gelu", "tie_word_embeddings": False},
     "gemma2": {"attention_bias": True, "attn_logit_softcapping": None, "final_logit_softcapping": None},
     "gemma3_text": {"attention_bias": True, "sliding_window_pattern": 2, "use_bidirectional_attention": True},
@@ -129,6 +131,8 @@ PROJECTIONS = {
     "t5": ("SelfAttention.q", "SelfAttention.o", ("DenseReluDense.wi", "DenseReluDense.wi_0")),
     "deepseek_v2": ("kv_a_proj_with_mqa", "self_attn.o_proj", "gate_proj"),
     "mixtral": ("self_attn.q_proj", "self_attn.o_proj", None),
+    "qwen3_moe": ("self_attn.q_proj", "self_attn.o_proj", None),
+    "qwen2_moe": ("self_attn.q_proj", "self_attn.o_proj", "shared_expert.gate_proj"),
 }
 LLAMA_PROJECTIONS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj")
 
@@ -269,6 +273,13 @@ class TestAgreement:
         """Qwen 2.5 publishes a sliding_window that is switched off."""
         spec = spec_from_config("m", config_of("qwen2", sliding_window=131072, use_sliding_window=False))
         assert (spec.sliding_window, spec.layer_types) == (None, ())
+
+    @pytest.mark.parametrize("change", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [0]}])
+    @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+    def test_layers_without_experts(self, family: str, change: dict[str, Any]) -> None:
+        """Refused, and not read as if all had experts."""
+        with pytest.raises(UnsupportedError, match="layers without experts between others"):
+            spec_from_config("m", config_of(family, **change))
 
     def test_gemma3_takes_the_text_model(self) -> None:
         """The multimodal configuration is read as its language model, with the text class's defaults."""
@@ -459,7 +470,7 @@ def test_each_key_with_each_hostile_value(family: str) -> None:
     for key in sorted({*DEFAULTS[family], *EXTRAS, *ALIASES.get(family, {})}):
         for value in HOSTILE:
             check_outcome(family, config_of(family, **{key: value}))
-    for key in set(DEFAULTS[family]) - {"layer_types"}:
+    for key in set(DEFAULTS[family]) - {"layer_types", "mlp_only_layers"}:  # which may be lists
         with pytest.raises(BadInputError, match=key):
             spec_from_config("m", config_of(family, **{key: [1]}))
 

@@ -18,12 +18,13 @@ from lorafa_prof.catalog import model_catalog
 
 FOLDER = Path(model_catalog.__file__).with_name("models")
 NAMES = [
-    "deepseek-v2-lite", "gemma2-2b", "gemma2-9b", "gemma3-1b", "gemma3-4b", "gpt2", "gpt2-large",
+    "bert-base", "deepseek-v2-lite", "gemma2-2b", "gemma2-9b", "gemma3-1b", "gemma3-4b", "gpt2", "gpt2-large",
     "gpt2-medium", "gpt2-xl", "llama-13b", "llama-33b", "llama-65b", "llama-7b", "llama2-13b",
     "llama2-70b", "llama2-7b", "llama3-70b", "llama3-8b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b",
-    "llama3.2-3b", "mistral-7b", "mistral-7b-v0.3", "mixtral-8x7b", "phi-4", "powerlm-3b", "qwen2.5-0.5b",
+    "llama3.2-3b", "mistral-7b", "mistral-7b-v0.3", "mixtral-8x7b", "phi-4", "powerlm-3b", "qwen1.5-moe-a2.7b",
+    "qwen2.5-0.5b",
     "qwen2.5-1.5b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-3b", "qwen2.5-72b", "qwen2.5-7b", "qwen3-0.6b",
-    "qwen3-1.7b", "qwen3-14b", "qwen3-32b", "qwen3-4b", "qwen3-8b", "roberta-base", "roberta-large",
+    "qwen3-1.7b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-4b", "qwen3-8b", "roberta-base", "roberta-large",
     "santacoder-1.1b", "t5-3b", "t5-base", "t5-large", "t5-small",
 ]  # fmt: skip
 
@@ -64,8 +65,10 @@ PUBLISHED = {
     "mixtral-8x7b": 46_702_792_704,
     "phi-4": 14_659_507_200,
     "powerlm-3b": 3_512_017_152,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-72b": 72_706_203_648,
+    "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-8b": 8_190_735_360,
     "roberta-base": 124_697_433,
     "roberta-large": 355_412_057,
@@ -164,8 +167,8 @@ class TestTheModels:
         model_type = config.pop("model_type")
         if model_type not in transformers.CONFIG_MAPPING:
             pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
-        autos = {"t5": transformers.AutoModelForSeq2SeqLM, "roberta": transformers.AutoModelForMaskedLM}
-        auto = autos.get(model_type, transformers.AutoModelForCausalLM)
+        masked = dict.fromkeys(("bert", "roberta"), transformers.AutoModelForMaskedLM)
+        auto = {"t5": transformers.AutoModelForSeq2SeqLM, **masked}.get(model_type, transformers.AutoModelForCausalLM)
         with torch.device("meta"):
             model = auto.from_config(transformers.AutoConfig.for_model(model_type, **config))
         assert type(model).__name__ == config["architectures"][0]

@@ -128,6 +128,41 @@ def test_what_oom_refuses(capsys: pytest.CaptureFixture[str], file: str) -> None
     assert "no batch size" in refused(capsys, *with_file, "--batching", "tokens:2000")
 
 
+def test_the_simulation_finds_the_largest_batch_size(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str
+) -> None:
+    """Of padded batches, each made anew for its size: no more of them than closed forms find, which do not know what
+    the allocator keeps when lengths change; and with the refusal of PyTorch that ends the search.
+    """
+    pytest.importorskip("peft")
+    config = tmp_path / "config.json"
+    changes = {"max_position_embeddings": 512, "vocab_size": 60_000, "num_hidden_layers": 1}
+    config.write_text(json.dumps(tiny_configs()["llama"] | changes), "utf-8")
+    options = (
+        "oom", "--model", str(config), "--method", "lora", "--seq", "400", "--lengths", file, "--gpu", "a100-40gb",
+        "--cap", "1GiB", "--format", "json",
+    )  # fmt: skip
+    found = []
+    for engine in ("analytic", "simulate"):
+        assert main([*options, "--engine", engine]) == 0
+        found += json.loads(capsys.readouterr().out)["thresholds"]
+    forms, simulated = found
+    assert 1 <= simulated["max"] <= forms["max"] < 7
+    assert simulated["first_oom"] == simulated["max"] + 1
+    assert simulated["peak_reserved_bytes_at_max"] >= simulated["peak_allocated_bytes_at_max"]
+    assert simulated["at_first_oom"]["oom"].startswith("CUDA out of memory. Tried to allocate")
+    assert any("steps in the epoch's order" in line for line in simulated["assumptions"])
+
+
+def test_one_padded_batch(capsys: pytest.CaptureFixture[str], file: str) -> None:
+    """Without a file: the run says so, and its attention takes a mask. A file says it of each batch itself."""
+    full, padded = (predicted(capsys, *PREDICT, *more) for more in ((), ("--padded",)))
+    assert (full["run"]["padded"], padded["run"]["padded"]) == (False, True)
+    assert padded["memory"]["peak_allocated_bytes"] > full["memory"]["peak_allocated_bytes"]
+    assert any("some of the batch is padding" in line for line in padded["assumptions"])
+    assert "--padded is of one batch" in refused(capsys, *PREDICT, "--padded", "--lengths", file)
+
+
 def test_both_engines_say_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path, file: str) -> None:
     """The largest batch, and what closed forms can know of the epoch; the simulation says what is reserved as well."""
     pytest.importorskip("peft")

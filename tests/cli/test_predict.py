@@ -311,7 +311,6 @@ def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]
         (("--model", "llama2-7b", "--method", "lora-fa", "--gpus", "8", "--shard", "fsdp"), "--optimizer adamw"),
         (("--model", "llama2-7b", "--method", "qlora", "--gpus", "8", "--shard", "zero3"), "--shard zero2"),
         (("--model", "llama2-7b", "--method", "full", "--gpus", "8", "--shard", "frozen"), "trains all"),
-        (("--model", "llama3-8b", "--dtype", "fp32", "--method", "lora"), "unfused math path"),
         (("--model", "/dev/zero"), "not a regular file"),
     ],
 )  # fmt: skip

@@ -50,7 +50,11 @@ def script(folder: Path, text: str, name: str = "train.py") -> str:
 
 @pytest.mark.parametrize(
     ("name", "tokens"),
-    [("plain_loop", 3 * TOKENS), ("with_trainer", 2 * 2 * TOKENS), ("with_accelerate", 2 * 3 * TOKENS)],
+    [
+        ("plain_loop", 3 * TOKENS),
+        ("with_trainer", 2 * 2 * TOKENS),  # whose loop is accelerate's
+        pytest.param("with_accelerate", 2 * 3 * TOKENS, marks=pytest.mark.slow),
+    ],
 )
 def test_a_script_runs_as_without_it_and_its_peak_is_the_profiler_s(tmp_path: Path, name: str, tokens: int) -> None:
     """stdout is the same to the letter, each loss to the bit. The peak is what torch's allocator holds in that step,

@@ -45,13 +45,19 @@ METHODS = (
 )  # fmt: skip
 
 
+#: What each method does differently shows on a Llama, and each architecture by these; the rest is for `make test-slow`.
+QUICK_METHODS = ("full", "lora", "lora-fa", "qlora")
+
+
 def cases() -> list[Any]:
-    """Each family with every method."""
+    """Each family with every method; by default every method on the first family, and some on the others."""
     made = []
     for family in FAMILIES:
         for method in METHODS:
             missing = method.startswith("q") and importlib.util.find_spec("bitsandbytes") is None
             marks = [pytest.mark.skip("no bitsandbytes")] if missing else []
+            if family != FAMILIES[0] and method not in QUICK_METHODS:
+                marks.append(pytest.mark.slow)
             made.append(pytest.param(family, method, id=f"{family}-{method}", marks=marks))
     return made
 

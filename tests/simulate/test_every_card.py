@@ -73,8 +73,9 @@ class Engines:
         assert said is not None
         where = f"at {edge.value} closed forms have {format_bytes(said)} allocated, the simulation "
         if said != pytest.approx(allocated, rel=SAME):
-            (kernels,) = (line for line in formed.unmodelled if "attention" in line)
-            return f"{where}{format_bytes(allocated)}, by {kernels.partition(',')[0]}"
+            firsts = (line.partition(",")[0] for line in formed.unmodelled)
+            (kernels,) = (first for first in firsts if first.endswith("attention"))
+            return f"{where}{format_bytes(allocated)}, by {kernels}"
         packed = find_threshold(self.packed, self.run, "bs", card)
         assert close(formed.max, packed.max), f"{card.name}: {formed.max} formed, {packed.max} in expandable segments"
         return (

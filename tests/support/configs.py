@@ -55,11 +55,24 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 176, "vocab_size": 250, "max_position_embeddings": 66, "type_vocab_size": 1,
         "num_labels": 3,
     },
+    "bert": {
+        "model_type": "bert", "hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2,
+        "intermediate_size": 176, "vocab_size": 250, "max_position_embeddings": 64, "type_vocab_size": 2,
+        "num_labels": 3,
+    },
     "t5": {
         "model_type": "t5", "d_model": 48, "d_kv": 16, "num_heads": 6, "d_ff": 112, "num_layers": 2,
         "num_decoder_layers": 3, "vocab_size": 250, "decoder_start_token_id": 0,
     },
     "mixtral": {"model_type": "mixtral", **_GQA, "num_local_experts": 5, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe", **_GQA, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40, "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe", **_GQA, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
     "deepseek_v2": {
         "model_type": "deepseek_v2", "hidden_size": 48, "intermediate_size": 112, "moe_intermediate_size": 24,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 6,
@@ -77,7 +90,7 @@ _CONFIGS["deepseek_v2-groups"] = _CONFIGS["deepseek_v2"] | {
 #: Heads whose keys are as wide as their values: flash attention takes them.
 _CONFIGS["deepseek_v2-flash"] = _CONFIGS["deepseek_v2"] | {"v_head_dim": 24, "first_k_dense_replace": 0}
 
-_TASKS: dict[str, Task] = {"roberta": "seq-cls", "t5": "seq2seq-lm"}
+_TASKS: dict[str, Task] = {"bert": "seq-cls", "roberta": "seq-cls", "t5": "seq2seq-lm"}
 
 
 def tiny_configs() -> dict[str, dict[str, Any]]:

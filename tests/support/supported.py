@@ -28,7 +28,6 @@ ARCHITECTURES = tuple(sorted(FAMILIES))
 #: Of what no tiny configuration is among the tests': a configuration to begin with, and what makes another of it.
 _MADE_FROM: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("llama", {"model_type": "gemma", "pad_token_id": 0}),
-    "bert": ("roberta", {"model_type": "bert"}),
     "xlm-roberta": ("roberta", {"model_type": "xlm-roberta"}),
 }
 
@@ -61,7 +60,7 @@ _LISTED: Mapping[str, Any] = {
 }  # fmt: skip
 #: Numbers and switches: one value that is not the default.
 _OTHERS: tuple[tuple[str, Any], ...] = (
-    ("amp", True), ("accumulation", 2), ("clip", True), ("dropout", 0.1), ("adapted", (1,)),
+    ("amp", True), ("padded", True), ("accumulation", 2), ("clip", True), ("dropout", 0.1), ("adapted", (1,)),
     ("keep", ("attention", "functions", "aten.mm")),
 )  # fmt: skip
 

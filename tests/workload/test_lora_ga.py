@@ -155,7 +155,7 @@ def test_training_is_loras(family: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "options", "said"),
-    [("llama", {"quant": "nf4"}, "nf4 weights have none"), ("roberta", {}, "sequence classification")],
+    [("llama", {"quant": "nf4"}, "nf4 weights have none"), ("llama", {"rank": 17}, "k_proj has 32: --rank 16 at most")],
 )
 def test_what_has_no_gradient_to_start_from(family: str, options: dict[str, Any], said: str) -> None:
     """It is refused, with the reason."""

@@ -9,10 +9,10 @@ from lorafa_prof.analytic.tape import Tensor
 from lorafa_prof.errors import UnsupportedError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")
-MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2")
+MIXTURES_OF_EXPERTS = ("mixtral", "deepseek_v2", "qwen2_moe", "qwen3_moe")
 GPT2_LIKE = ("gpt2", "gpt_bigcode")
-ROBERTA_LIKE = ("roberta", "xlm-roberta")
-KNOWN = (*LLAMA_LIKE, *MIXTURES_OF_EXPERTS, *GPT2_LIKE, *ROBERTA_LIKE, "t5")
+BERT_LIKE = ("bert", "roberta", "xlm-roberta")
+KNOWN = (*LLAMA_LIKE, *MIXTURES_OF_EXPERTS, *GPT2_LIKE, *BERT_LIKE, "t5")
 
 
 class Model(Protocol):
@@ -44,10 +44,10 @@ def build(builder: Builder) -> Model:
         from lorafa_prof.analytic.families.gpt2 import Gpt2
 
         return Gpt2(builder)
-    if architecture in ROBERTA_LIKE:
-        from lorafa_prof.analytic.families.roberta import Roberta
+    if architecture in BERT_LIKE:
+        from lorafa_prof.analytic.families.roberta import Classifier
 
-        return Roberta(builder)
+        return Classifier(builder)
     if architecture == "t5":
         from lorafa_prof.analytic.families.t5 import T5
 

@@ -83,10 +83,10 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
     """Return which kernel CUDA runs for the requested attention.
 
     Flash attention takes 16-bit inputs without a mask; memory-efficient attention takes the rest, except grouped
-    key/value heads that are not repeated first.
+    key/value heads that are not repeated first, which are left to PyTorch's unfused path.
 
     Raises:
-        UnsupportedError: a combination for which PyTorch falls back to its unfused math path.
+        UnsupportedError: flash attention of what it does not take.
     """
     spec = run.spec
     if run.attn == "eager":
@@ -98,12 +98,7 @@ def attention_kernel(run: RunSpec, *, mask: bool) -> str:
         return "efficient" if mask and run.attn == "sdpa" else "flash"
     if run.attn == "flash":
         raise UnsupportedError("flash attention needs 16-bit tensors: use --dtype bf16 or --amp, or --attn sdpa")
-    if spec.num_heads != spec.num_kv_heads and not mask:
-        raise UnsupportedError(
-            f"fp32 attention over the grouped heads of {spec.name} falls back to PyTorch's unfused math path, which "
-            "the analytic engine does not model: use --attn eager, --amp or --dtype bf16"
-        )
-    return "efficient"
+    return "math" if spec.num_heads != spec.num_kv_heads and not mask else "efficient"
 
 
 def takes_eager_instead(run: RunSpec) -> bool:

@@ -18,22 +18,36 @@ from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
 from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.layers import experts_everywhere
-from lorafa_prof.specs import PREPARED, ModelSpec, MoeSpec
+from lorafa_prof.specs import ModelSpec, MoeSpec
 
 GATE_UP, DOWN, ROUTER = "gate_up_proj", "down_proj", "weight"
 
+_UNFUSED_GATED = {"gate": ROUTER, "gate_proj": GATE_UP, "up_proj": GATE_UP, "down_proj": DOWN}
+
 #: By architecture: the names of the unfused experts' projections and of the router, which PEFT takes for the fused
 #: parameter. In DeepSeek-V2 the dense and the shared MLPs bear the same names, so that PEFT no longer adapts those.
+#: Of Qwen 2 PEFT knows the names and never looks them up: it adapts linear layers there, and no routed expert.
 _REWRITTEN: Mapping[str, Mapping[str, str]] = {
     "mixtral": {"gate": ROUTER, "w1": GATE_UP, "w3": GATE_UP, "w2": DOWN},
-    "deepseek_v2": {"gate": ROUTER, "gate_proj": GATE_UP, "up_proj": GATE_UP, "down_proj": DOWN},
+    "deepseek_v2": _UNFUSED_GATED,
+    "qwen3_moe": _UNFUSED_GATED,
+    "qwen2_moe": {},
 }
 
-#: Methods made with PEFT's LoraConfig, by which matrices of a pair they train (A, B). PEFT rewrites targets for these.
+#: Methods that PEFT adapts fused parameters by, by which matrices of a pair they train (A, B).
 _TRAINED: Mapping[str, tuple[bool, bool]] = {
     **dict.fromkeys(("lora", "lora-qv", "lora-plus", "qlora"), (True, True)),
-    **dict.fromkeys(("lora-fa", "lora-fa-peft", "qlora-fa"), (False, True)),
+    "lora-fa-peft": (False, True),
     "lora-fb": (True, False),
+}
+#: Methods with a PEFT configuration of their own, for which it rewrites no target: they adapt linear layers alone.
+_NEVER_REWRITTEN = ("vera", "adalora")
+#: Methods whose targets PEFT rewrites like LoRA's, and which have nothing for a parameter that experts share.
+_NOT_OF_EXPERTS: Mapping[str, str] = {
+    "dora": "PEFT has no DoRA for them",
+    "pissa": "PEFT decomposes the weights of layers, and they have none",
+    "lora-pro": "its optimizer takes adapters of a single matrix",
+    **dict.fromkeys(("lora-fa", "qlora-fa"), "it is built for linear layers, and lora-fa-peft for these too"),
 }
 
 
@@ -54,11 +68,6 @@ class FusedParameter:
         run = builder.run
         if len(self.weight.shape) == 3 and self.weight.shape[0] == 1:
             raise UnsupportedError("the analytic engine does not model adapters of a single expert")
-        if run.method.name in PREPARED:
-            raise UnsupportedError(
-                f"{self.path}.{self.name}: LoRA-FA is built for linear layers, not for fused experts; PEFT's is "
-                "--method lora-fa-peft, or name --targets without them"
-            )
         train_a, train_b = _TRAINED[run.method.name]
         *experts, k, m = (int(width) for width in self.weight.shape)
         inner = run.method.rank * (2 if self.name == GATE_UP else 1) * (experts[0] if experts else 1)
@@ -168,6 +177,9 @@ class RoutedExperts:
         spec = builder.spec
         self.moe, self.act, self.width = moe, spec.hidden_act, spec.hidden_size
         self.wide_router = spec.architecture == "deepseek_v2"
+        qwen = spec.architecture in ("qwen2_moe", "qwen3_moe")
+        self.divides = bool(spec.config.get("norm_topk_prob")) if qwen else True
+        self.narrows = qwen
         self.groups = _groups(spec) if self.wide_router else None
         number, width = moe.experts, moe.intermediate_size
         with builder.inside("gate"):
@@ -184,11 +196,18 @@ class RoutedExperts:
             return self._route_in_fp32(x, weight()) if self.wide_router else self._route(x, weight())
 
     def _route(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mixtral: softmax in fp32, the best experts, their weights divided by the sum."""
+        """Mixtral and Qwen: softmax in fp32, and the best experts.
+
+        Mixtral divides their weights by the sum, Qwen if it is told to; there they end in the logits' dtype.
+        """
         logits = ops.linear(x, weight, name="router logits")
         scores = ops.softmax(ops.cast(logits, "fp32", "router logits"))
         values, indices = routing.top(scores, self.moe.experts_per_token)
-        return logits, routing.divided_by_sum(values), indices
+        if self.divides:
+            values = routing.divided_by_sum(values)
+        if self.narrows:
+            values = ops.cast(values, logits.dtype, "expert weights")
+        return logits, values, indices
 
     def _route_in_fp32(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """DeepSeek-V2: the product too is in fp32; the best experts, perhaps of the best groups alone."""
@@ -266,9 +285,7 @@ def attach_adapters(builder: Builder, experts: list[RoutedExperts]) -> None:
     layers, names = _read_targets(builder)
     if names and builder.run.method.layers is not None:
         raise experts_everywhere(builder.run.model.name)
-    for layer in layers:
-        with builder.at(layer.path, layer.count):
-            layer.adapter = builder.make_adapter(builder, layer)
+    builder.adapt(layers)
     chosen = [parameter for layer in experts for parameter in layer.fused if parameter.name in names]
     if chosen and builder.run.method.dropout:
         raise BadInputError(
@@ -282,12 +299,24 @@ def _read_targets(builder: Builder) -> tuple[list[Linear], set[str]]:
     """Return the linear layers to adapt and the names of the fused parameters to adapt."""
     run, linears = builder.run, builder.linears
     method, rewritten = run.method, _REWRITTEN[run.spec.architecture]
-    if method.name not in _TRAINED:
-        if method.name == "vera":
-            return targeted(linears, run), set()
-        raise UnsupportedError(f"the analytic engine does not model {method.name} for {run.spec.architecture}")
-    if method.name == "lora-qv" or method.targets == ("qv",):
+    if method.name == "lora-qv" or method.targets == ("qv",) or method.name in _NEVER_REWRITTEN:
         return targeted(linears, run), set()
+    layers, names = _rewritten_targets(builder, rewritten)
+    if method.name == "lora-ga" and method.targets == ("all-linear",):
+        return layers, set()
+    if names and method.name not in _TRAINED:
+        why = _NOT_OF_EXPERTS.get(method.name, "PEFT estimates gradients of linear layers alone")
+        raise UnsupportedError(
+            f"{method.name} does not adapt the parameters that experts of {run.spec.architecture} share: {why}; "
+            f"name --targets without {', '.join(rewritten)}"
+        )
+    return layers, names
+
+
+def _rewritten_targets(builder: Builder, rewritten: Mapping[str, str]) -> tuple[list[Linear], set[str]]:
+    """Return the linear layers that the run's targets name, and the fused parameters that PEFT makes of the others."""
+    run, linears = builder.run, builder.linears
+    method = run.method
     if method.targets == ("all-linear",):
         return [x for x in targeted(linears, run) if x.name not in rewritten], set(rewritten.values())
     old_names = {target: target.rsplit(".", 1)[-1] for target in method.targets}

@@ -1,4 +1,4 @@
-"""Mixture-of-experts decoders: Mixtral, and DeepSeek-V2 with its latent attention and shared experts.
+"""Mixture-of-experts decoders: Mixtral, Qwen 2 and 3, and DeepSeek-V2 with its latent attention and shared experts.
 
 Module names, the order of operations and the lifetime of each variable follow transformers' modelling files.
 """
@@ -57,7 +57,7 @@ class Experts:
         with builder.inside("mlp"):
             self.routed = RoutedExperts(builder, moe)
             if moe.shared_experts:
-                self.shared = GatedMlp(builder, "shared_experts", moe.intermediate_size * moe.shared_experts)
+                self.shared = GatedMlp(builder, "shared_experts", moe.shared_width)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Send each token to its experts."""
@@ -70,6 +70,29 @@ class Experts:
             return out
 
 
+class ExpertsBesideAGatedOne:
+    """Qwen 2's: a shared expert, whose output is weighed token by token, and routed ones. All take rows of tokens."""
+
+    def __init__(self, builder: Builder, moe: MoeSpec) -> None:
+        self.width = builder.spec.hidden_size
+        with builder.inside("mlp"):
+            self.routed = RoutedExperts(builder, moe)
+            self.shared = GatedMlp(builder, "shared_expert", moe.shared_width)
+            self.gate = builder.linear("shared_expert_gate", self.width, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Send each token to its experts."""
+        with x.tape.scope("mlp"):
+            rows = ops.view(x, "bs", self.width)
+            shared = self.shared(rows)
+            logits, weights, indices = self.routed.route(rows)
+            out = self.routed(rows, weights, indices)
+            shared = ops.mul(ops.unary(self.gate(rows), "sigmoid", saves="output"), shared, "weighed shared expert")
+            out = ops.add(out, shared, "routed and shared experts")
+            del logits, weights, indices
+            return ops.view(out, "b", "s", self.width)
+
+
 class DecoderLayer:
     """Attention, then an MLP or experts, each with its norm before it."""
 
@@ -77,9 +100,11 @@ class DecoderLayer:
         spec = builder.spec
         self.index = index
         self.attention = Attention(builder, traits_of(spec)) if spec.mla is None else LatentAttention(builder, spec.mla)
-        self.mlp: GatedMlp | Experts
+        self.mlp: GatedMlp | Experts | ExpertsBesideAGatedOne
         if index < moe.first_dense_layers:
             self.mlp = GatedMlp(builder, "mlp", spec.intermediate_size)
+        elif spec.architecture == "qwen2_moe":
+            self.mlp = ExpertsBesideAGatedOne(builder, moe)
         else:
             self.mlp = Experts(builder, moe)
         self.before_attention = builder.norm("input_layernorm", spec.hidden_size)
@@ -125,7 +150,8 @@ class MixtureOfExperts:
                 builder.parameter(f"rotary_emb.{name}", (self.rotary_width // 2,), kind=BUFFERS, dtype="fp32")
         tied: Parameter | None = self.table if spec.tie_word_embeddings else None
         self.head = builder.linear("lm_head", spec.hidden_size, spec.vocab_size, head=True, tied_to=tied)
-        attach_adapters(builder, [layer.mlp.routed for layer in self._layers() if isinstance(layer.mlp, Experts)])
+        routed = [layer.mlp.routed for layer in self._layers() if not isinstance(layer.mlp, GatedMlp)]
+        attach_adapters(builder, routed)
 
     def _stack(self, number: int, first: int, moe: MoeSpec) -> list[DecoderLayer]:
         """Build a run of layers that are alike: those with a plain MLP come first, those with experts after them."""
@@ -155,12 +181,20 @@ class MixtureOfExperts:
         tape = ids.tape
         with tape.scope("embed_tokens"):
             x = require_input_grad(self.builder, ops.embedding(ids, self.table))
-        shared = self._shared(x, position_ids(tape))
+        positions, unused = position_ids(tape), self._unused_mask()
+        shared = self._shared(x, positions)
         embedded = x
         x = run_layers(self.builder, [self._bound(layer, shared) for layer in self._layers()], x)
         x = self.norm(x, rms_norm)
-        del shared, embedded  # which live as long as the model's forward
+        del shared, embedded, unused  # which live as long as the model's forward
         return x
+
+    def _unused_mask(self) -> Tensor | None:
+        """Return the mask that Qwen 2 makes for sliding layers although it has none: of a window of 0, which binds."""
+        run = self.builder.run
+        if self.spec.architecture != "qwen2_moe" or run.attn == "flash":
+            return None
+        return causal_mask(self.builder.tape, run, "eager" if run.attn == "eager" else "efficient")
 
     def _bound(self, layer: DecoderLayer, shared: Shared | LatentShared) -> BuiltLayer:
         kind = type(layer.mlp).__name__
@@ -189,6 +223,8 @@ def refuse_what_is_not_modelled(run: RunSpec) -> None:
     assert spec.moe is not None
     if any(width * ITEMSIZE[run.dtype] % 16 for width in (spec.hidden_size, spec.moe.intermediate_size)):
         raise not_modelled(spec, "where rows of its experts are not a multiple of 16 bytes (nor does CUDA run that)")
+    if len(set(spec.layer_types)) > 1:
+        raise not_modelled(spec, "with sliding windows in some of its layers")
     if spec.config.get("output_router_logits"):
         raise not_modelled(spec, "with its router's auxiliary loss")
     if spec.config.get("router_jitter_noise"):

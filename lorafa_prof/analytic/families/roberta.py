@@ -1,8 +1,8 @@
-"""RoBERTa (and XLM-RoBERTa) for sequence classification: an encoder with learned positions and active dropout.
+"""BERT and RoBERTa (XLM-RoBERTa too) for sequence classification: an encoder with learned positions, active dropout.
 
-Module names, the order of operations and the lifetime of each variable follow transformers' modelling file. The head
-reads the first token. With adapters PEFT trains a copy of the head beside the frozen one (ModulesToSaveWrapper), and
-targets no layer inside it.
+Module names, the order of operations and the lifetime of each variable follow transformers' modelling files. The head
+reads the first token; BERT's is one matrix, and the pooler before it a part of the model. With adapters PEFT trains a
+copy of the head beside the frozen one (ModulesToSaveWrapper), and targets no layer inside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from lorafa_prof.analytic.families.common import (
     run_layers,
 )
 from lorafa_prof.analytic.ops_norm import layer_norm
-from lorafa_prof.analytic.tape import Tensor
+from lorafa_prof.analytic.sizes import Shape
+from lorafa_prof.analytic.tape import Tape, Tensor
 
 
 class Embeddings:
@@ -42,11 +43,10 @@ class Embeddings:
                 builder.parameter(name, (1, rows), kind=BUFFERS, dtype="int64")
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Embed the batch. Positions are counted from the ids, since padding has none; types are gathered by them."""
+        """Embed the batch."""
         tape = ids.tape
         with tape.scope("embeddings"):
-            positions = tape.new("position ids", ("b", "s"), "int64")
-            types = tape.new("token type ids", ("b", "s"), "int64")
+            positions, types = self._positions_and_types(tape)
             with tape.scope("word_embeddings"):
                 inputs = require_input_grad(self.builder, ops.embedding(ids, self.words))
             with tape.scope("token_type_embeddings"):
@@ -60,11 +60,26 @@ class Embeddings:
             del inputs, of_types, of_positions, positions, types  # all of them last as long as the function
             return x
 
+    def _positions_and_types(self, tape: Tape) -> tuple[Tensor, Tensor]:
+        """Return the positions, and the token types (all 0), which are gathered by them.
+
+        RoBERTa counts positions from the ids, since padding has none. BERT's are the first rows of a buffer, the same
+        for all sequences, and its types are repeated for each by a view.
+        """
+        whole: Shape = ("b", "s")
+        if self.builder.spec.architecture != "bert":
+            return tape.new("position ids", whole, "int64"), tape.new("token type ids", whole, "int64")
+        one: Shape = whole if self.builder.run.bs == 1 else (1, "s")
+        types = tape.new("token type ids", one, "int64")
+        return Tensor(tape, None, one, "int64"), Tensor(tape, types.storage, whole, "int64")
+
 
 def position_rows(builder: Builder) -> int:
-    """Return the rows of the position table: those up to `pad_token_id` stand for no position."""
+    """Return the rows of the position table: RoBERTa's up to `pad_token_id` stand for no position."""
     spec = builder.spec
     assert spec.max_positions is not None, "learned positions are a table of so many rows"
+    if spec.architecture == "bert":
+        return spec.max_positions
     return spec.max_positions + int(spec.config.get("pad_token_id", 1)) + 1
 
 
@@ -157,14 +172,46 @@ class HeadLinear:
             return ops.linear(x, self.weight, self.bias)
 
 
+class Pooler:
+    """BERT's tanh(dense(first token)). Its layer is a linear one among the others: adapted, quantised."""
+
+    def __init__(self, builder: Builder) -> None:
+        width = builder.spec.hidden_size
+        with builder.inside("pooler"):
+            self.dense = builder.linear("dense", width, width, True)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return one vector a sequence."""
+        with hidden.tape.scope("pooler"):
+            first = ops.narrow(hidden, "b", hidden.shape[-1])
+            return ops.unary(self.dense(first), "tanh", saves="output")
+
+
+class PooledHead:
+    """BERT's: classifier(dropout(what was pooled))."""
+
+    def __init__(self, builder: Builder, name: str, *, kind: str, trained: bool) -> None:
+        self.p = head_dropout(builder)
+        self.classifier = HeadLinear(builder, name, builder.spec.num_labels, kind=kind, trained=trained)
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.classifier(dropout(pooled, self.p, "dropout"))
+
+
+def head_dropout(builder: Builder) -> float:
+    """Return the dropout of the head: its own, or that of the layers."""
+    own = builder.spec.config.get("classifier_dropout")
+    return builder.spec.hidden_dropout if own is None else float(own)
+
+
 class Head:
     """out_proj(dropout(tanh(dense(dropout(first token)))))."""
 
     def __init__(self, builder: Builder, name: str, *, kind: str, trained: bool) -> None:
         spec = builder.spec
         self.name = name
-        own = spec.config.get("classifier_dropout")
-        self.p = spec.hidden_dropout if own is None else float(own)
+        self.p = head_dropout(builder)
         with builder.inside(name):
             self.dense = HeadLinear(builder, "dense", spec.hidden_size, kind=kind, trained=trained)
             self.out_proj = HeadLinear(builder, "out_proj", spec.num_labels, kind=kind, trained=trained)
@@ -180,27 +227,30 @@ class Head:
             return self.out_proj(x)
 
 
-def trained_head(builder: Builder) -> Head:
+def trained_head(builder: Builder) -> Head | PooledHead:
     """Build the head; with adapters that is a trained copy, and the original stays beside it."""
-    if builder.full:
-        return Head(builder, "classifier", kind=WEIGHTS, trained=True)
-    Head(builder, "classifier.original_module", kind=WEIGHTS, trained=False)
-    return Head(builder, "classifier.modules_to_save", kind=ADAPTERS, trained=True)
+    of_kind = PooledHead if builder.spec.architecture == "bert" else Head
+    if not builder.wrapped:
+        return of_kind(builder, "classifier", kind=WEIGHTS, trained=builder.full)
+    of_kind(builder, "classifier.original_module", kind=WEIGHTS, trained=False)
+    return of_kind(builder, "classifier.modules_to_save", kind=ADAPTERS, trained=True)
 
 
-class Roberta:
-    """The whole classifier."""
+class Classifier:
+    """The whole model with its head."""
 
     batch: tuple[Tensor, Tensor, Tensor]
 
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
-        with builder.inside("roberta"):
+        self.prefix = "bert" if self.spec.architecture == "bert" else "roberta"
+        with builder.inside(self.prefix):
             self.embeddings = Embeddings(builder)
             self.layers: list[EncoderLayer] = []
             for index, count in builder.layers(self.spec.num_layers):
                 with builder.inside(f"encoder.layer.{index}", count):
                     self.layers.append(EncoderLayer(builder, index))
+            self.pooler = Pooler(builder) if self.prefix == "bert" else None
         self.head = trained_head(builder)
         builder.attach_adapters()
 
@@ -213,13 +263,14 @@ class Roberta:
         self._refuse_what_is_not_modelled()
         tape = self.builder.tape
         self.batch = ids, labels, _ = make_batch(tape, self.spec.task)
-        with tape.scope("roberta"):
-            hidden = self._hidden(ids)  # the model's output keeps it until the loss is there
-        logits = self.head(hidden)
+        with tape.scope(self.prefix):
+            hidden = self._hidden(ids)  # the model's output keeps it, and what was pooled, until the loss is there
+            pooled = hidden if self.pooler is None else self.pooler(hidden)
+        logits = self.head(pooled)
         with tape.scope("loss"):
             tape.enter(tape.module, "loss")
             loss = ops.cross_entropy(logits, labels)
-        del hidden
+        del hidden, pooled
         return self.builder.finished(loss)
 
     def _refuse_what_is_not_modelled(self) -> None:
@@ -233,7 +284,7 @@ class Roberta:
 
     def _hidden(self, ids: Tensor) -> Tensor:
         builder = self.builder
-        embedded = self.embeddings(ids)  # RobertaModel.forward keeps it to its end
+        embedded = self.embeddings(ids)  # the model's forward keeps it to its end
         options = replace(attention_options(builder.run, causal=False), softmax_dtype=None, casts_weights=False)
         layers = [
             BuiltLayer(layer.index, f"encoder.layer.{layer.index}", _bound(layer, options)) for layer in self.layers

@@ -78,7 +78,8 @@ class FeedForward:
         names = ("wi_0", "wi_1") if spec.gated_mlp else ("wi",)
         with builder.inside("DenseReluDense"):
             self.inputs = [builder.linear(name, spec.hidden_size, spec.intermediate_size) for name in names]
-            self.out = builder.linear("wo", spec.intermediate_size, spec.hidden_size)
+            # transformers lists it among the modules that it keeps in a wide dtype, and so does not quantise it
+            self.out = builder.linear("wo", spec.intermediate_size, spec.hidden_size, quantised=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the MLP."""
@@ -241,10 +242,6 @@ class T5:
     def __init__(self, builder: Builder) -> None:
         self.builder, self.spec = builder, builder.spec
         spec = self.spec
-        if builder.run.resolved_quant != "none":
-            raise UnsupportedError(
-                f"the analytic engine does not model a quantised {spec.name}: transformers keeps its wo in fp32"
-            )
         self.table = builder.embedding("shared", spec.vocab_size, spec.hidden_size)
         self.encoder = Stack(builder, "encoder", spec.num_layers)
         self.decoder = Stack(builder, "decoder", spec.num_decoder_layers)

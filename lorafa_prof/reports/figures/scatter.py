@@ -39,7 +39,7 @@ def draw_scatter(found: Collection) -> list[Drawing]:
     """Return the scatter of both memories that the results have; empty where nothing was compared."""
     by_memory = {name: list(_points(found.comparisons, name)) for name in _MEMORIES}
     known = {name: points for name, points in by_memory.items() if points}
-    return [_drawn(known)] if known else []
+    return [drawing_of(known)] if known else []
 
 
 def _points(comparisons: Sequence[Comparison], name: str) -> Iterator[Point]:
@@ -57,7 +57,8 @@ def _points(comparisons: Sequence[Comparison], name: str) -> Iterator[Point]:
 # -- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def _drawn(known: dict[str, list[Point]]) -> Drawing:
+def drawing_of(known: dict[str, list[Point]]) -> Drawing:
+    """Return the scatter of points, by the memory of which they are ("peak_allocated_bytes")."""
     from matplotlib.figure import Figure
 
     with our_style():
