@@ -176,6 +176,10 @@ WHOLE_COLUMNS = ("gemma", "bert", "xlm-roberta", "qwen2_moe", "qwen3_moe")
 WHOLE_ROWS = ("lora-fa-peft", "pissa", "lora-plus", "lora-fb", "lora-qv", "qlora", "qlora-fa", "adalora", "lora-pro")
 
 
+#: What PEFT, the optimizer or our LoRA-FA does not have for fused experts.
+NOT_OF_EXPERTS = ("dora", "pissa", "lora-pro", "lora-fa", "qlora-fa")
+
+
 def rest() -> list[Any]:
     """What no other test here has: architectures beside their nearest relatives, methods beside theirs."""
     made = []
@@ -184,8 +188,8 @@ def rest() -> list[Any]:
             if method == "lora-ga":
                 continue  # which has a test of its own
             if architecture in WHOLE_COLUMNS or method in WHOLE_ROWS:
-                if architecture in ("mixtral", "deepseek_v2", "qwen3_moe") and method in ("dora", "pissa", "lora-pro"):
-                    continue  # which PEFT, or the optimizer, does not have for fused experts
+                if architecture in ("mixtral", "deepseek_v2", "qwen3_moe") and method in NOT_OF_EXPERTS:
+                    continue
                 marks = () if (i + j) % 11 == 0 else pytest.mark.slow
                 made.append(pytest.param(architecture, method, id=f"{architecture}-{method}", marks=marks))
     return made
