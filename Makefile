@@ -23,13 +23,14 @@ FROM      := pyproject.toml constraints.txt
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-thresholds heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
+.PHONY: help demo test test-slow test-thresholds test-grid heldin test-heldin test-matrix test-zero test-gpu test-wheel fuzz check format bench support accuracy clean distclean
 
 help:
 	@echo 'make demo         install the core and predict the memory of five methods on Llama-2-7B'
 	@echo 'make test         install everything that tests need (PyTorch among it) and run them, without a GPU'
 	@echo 'make test-slow    the tests that take long'
 	@echo 'make test-thresholds  largest batches of all cards, five methods, three models, by both engines'
+	@echo 'make test-grid    peaks by both engines: every method on every architecture, in models of full size'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
 	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
@@ -57,6 +58,10 @@ test-slow: $(TEST)
 test-thresholds: $(TEST)
 	$(PYTEST) -n auto -m slow -rP tests/simulate/test_every_card.py $(ARGS)
 
+# In one process: the last test prints the worst of what the others have found. Some twenty minutes of one core.
+test-grid: $(TEST)
+	$(PYTEST) -rP tests/simulate/test_grid.py $(ARGS)
+
 # Published measurements name the releases that ran, so each gets an environment of its own; what warns of its own age
 # there is no error, and their logging calls are left alone.
 OLDER := -W ignore::DeprecationWarning -W ignore::FutureWarning -p no:logging
@@ -72,6 +77,7 @@ test-matrix: $(VENV)-4.45.2/.test $(VENV)-4.48.1/.test $(TEST)
 	$(VENV)-4.45.2/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(VENV)-4.48.1/bin/python -m pytest $(MATRIX) $(OLDER) $(ARGS)
 	$(PYTEST) $(MATRIX) $(ARGS)
+	$(PYTEST) -m slow tests/simulate/test_other_environments.py $(ARGS)
 
 # DeepSpeed lies beside the environment, without its kernels: of its ZeRO torch's own operators are enough.
 ZERO := $(VENV)-deepspeed/.made

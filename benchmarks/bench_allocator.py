@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 
-from lorafa_prof.simulate.allocator.replay import replay
+from lorafa_prof.allocator.replay import replay
 
 BAR = 500_000
 EVENTS = 200_000

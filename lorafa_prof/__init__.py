@@ -1,7 +1,9 @@
 """lorafa-prof: memory and throughput profiling for fine-tuning large language models.
 
-From Python, `predict` and `oom` answer as the commands of these names do. `profile` looks at a training loop,
-`TrainerCallback` at that of transformers' Trainer; `lorafa-prof run` looks at a script that knows of neither.
+From Python, `predict` and `oom` answer as the commands of these names do, `sweep` for every combination of options;
+`comparison` and `difference` are the commands compare and diff. `preflight` stops a Trainer that would run out of
+memory. `profile` looks at a training loop, `TrainerCallback` at that of transformers' Trainer; `lorafa-prof run` looks
+at a script that knows of neither.
 """
 
 import importlib as _importlib
@@ -16,6 +18,14 @@ _LAZY = {
     "TrainerCallback": "lorafa_prof.measure.script.trainer",
     "predict": "lorafa_prof.api.calls",
     "oom": "lorafa_prof.api.calls",
+    "sweep": "lorafa_prof.api.sweeping",
+    "comparison": "lorafa_prof.api.comparing",
+    "difference": "lorafa_prof.api.comparing",
+    "Sweep": "lorafa_prof.api.sweeping",
+    "Comparisons": "lorafa_prof.api.comparing",
+    "Differences": "lorafa_prof.api.comparing",
+    "preflight": "lorafa_prof.api.preflight",
+    "preflight_callback": "lorafa_prof.api.preflight",
     "Predictions": "lorafa_prof.api.answers",
     "Thresholds": "lorafa_prof.api.answers",
 }

@@ -138,7 +138,7 @@ class Planner:
 
     def _mfu(self, run: RunSpec, cards: Cards, best: Tried) -> float | None:
         peak = cards.profile.peak_flops.get("bf16" if run.amp else run.dtype)
-        needed = predict(run, plans=self._plans, largest_batch=False).throughput.model_flops
+        needed = predict(run, plans=self._plans, largest_batch=False, blocks=None).throughput.model_flops
         return None if not peak or needed is None else needed / best.step_s / peak
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lorafa_prof.errors import BadInputError, MissingComponentError, UnknownNameError, UnsupportedError
 from lorafa_prof.specs import require_choice
@@ -13,7 +13,8 @@ from lorafa_prof.specs import require_choice
 if TYPE_CHECKING:
     from lorafa_prof.lengths import Lengths
     from lorafa_prof.results import Prediction
-    from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec
+    from lorafa_prof.results.step_record import StepRecord
+    from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel, RunSpec, Task
     from lorafa_prof.speed.profile import DeviceProfile
     from lorafa_prof.thresholds import Engine, Guess
 
@@ -41,6 +42,7 @@ def predictor(
     snapshot: Callable[[bytes], object] | None = None,
     profile: DeviceProfile | None = None,
     lengths: Lengths | None = None,
+    blocks: float = 0.0,
 ) -> Callable[[RunSpec], Prediction]:
     """Return a function that predicts a run.
 
@@ -51,6 +53,7 @@ def predictor(
         snapshot: as `simulating` takes it.
         profile: by which steps are timed: of one of the devices, or of the CPU, which then is what is simulated.
         lengths: a data set of which the batches of an epoch are made; None: every batch is the same.
+        blocks: closed forms count the allocator's blocks where they could add more than this share of the peak.
 
     Raises:
         as `simulating`.
@@ -63,7 +66,7 @@ def predictor(
     if engine == "analytic":
         if profile is not None and profile.kind == "cpu":
             raise BadInputError("the profile is of a CPU, and closed forms are of cards: --engine simulate")
-        return _closed_forms(devices, profile, lengths)
+        return _closed_forms(devices, profile, lengths, blocks)
     if profile is not None and profile.kind == "cpu":
         if conf or snapshot is not None:
             raise BadInputError("--snapshot and allocator settings are a card's; the profile is of a CPU")
@@ -73,12 +76,12 @@ def predictor(
 
 
 def _closed_forms(
-    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None
+    devices: Sequence[DeviceSpec], profile: DeviceProfile | None, lengths: Lengths | None, blocks: float
 ) -> Callable[[RunSpec], Prediction]:
     if lengths is None:
         from lorafa_prof.analytic import predict
 
-        return lambda run: predict(run, devices, timed=bool(devices), profile=profile)
+        return lambda run: predict(run, devices, timed=bool(devices), profile=profile, blocks=blocks)
     from lorafa_prof.analytic.lengths import EpochForms
 
     forms = EpochForms(lengths)
@@ -129,7 +132,7 @@ def simulating(
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
         BadInputError: settings that PyTorch would refuse.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     device = devices[0] if devices else None
@@ -178,6 +181,27 @@ def runnable_model(name: str, *, trust: bool) -> ModelSpec | RunnableModel:
     return architectures.runnable_model(shown, found.config, folder=found.folder, trust=trust)
 
 
+def model_of_config(name: str, config: dict[str, Any], task: Task) -> ModelSpec | RunnableModel:
+    """Return the model of a configuration that is at hand, as the catalog knows it, or as transformers alone does.
+
+    Args:
+        name: what it is called.
+        config: as a config.json has it.
+        task: what it is trained for.
+
+    Raises:
+        UnsupportedError: no model of it can be trained here.
+        BadInputError: a configuration that cannot be used.
+    """
+    from lorafa_prof.catalog import spec_from_config
+
+    with contextlib.suppress(UnsupportedError):
+        return spec_from_config(name, config, task=task)
+    with _importing_the_real_step():
+        from lorafa_prof.workload import architectures
+    return architectures.runnable_model(name, config, folder=None, trust=False)
+
+
 def model_for(engine: str, name: str, *, trust: bool) -> ModelSpec | RunnableModel:
     """Return the model that the user calls `name`, as an engine needs it.
 
@@ -214,7 +238,7 @@ def simulations(
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     settings = AllocatorSettings.parse(conf) if conf else None
     with _importing_the_real_step():
@@ -237,12 +261,31 @@ def simulate_as_measured(run: RunSpec, device: DeviceSpec | None, conf: str | No
     Raises:
         as `simulating`.
     """
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
 
     with _importing_the_real_step():
         from lorafa_prof.simulate.engine import simulate
     settings = AllocatorSettings.parse(conf) if conf else None
     return simulate(run, device, settings=settings).prediction([device] if device else [], largest_batch=False)
+
+
+def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> StepRecord:
+    """Simulate a run in this environment and return what each operation of a step allocates.
+
+    Args:
+        run: the configuration.
+        device: the card whose kernels are simulated; None: one before Hopper.
+        conf: allocator settings as PYTORCH_CUDA_ALLOC_CONF has them.
+
+    Raises:
+        as `simulating`.
+    """
+    from lorafa_prof.allocator.settings import AllocatorSettings
+
+    with _importing_the_real_step():
+        from lorafa_prof.simulate.engine import simulate
+        from lorafa_prof.simulate.step_records import step_record
+    return step_record(simulate(run, device, settings=AllocatorSettings.parse(conf) if conf else None))
 
 
 def simulating_on_cards() -> PredictOnCard:

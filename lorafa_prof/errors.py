@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class LorafaProfError(Exception):
@@ -53,6 +54,18 @@ class DeviceError(LorafaProfError):
     """The device at hand cannot do what was asked."""
 
     exit_code = 4
+
+
+class DoesNotFitError(DeviceError):
+    """A training that would run out of the device's memory; the text says what would make it fit.
+
+    Its first line says it all, and each further one a change.
+    """
+
+    prediction: Any = None
+    """The `Prediction` that says so."""
+    threshold: Any = None
+    """A `Threshold` with the advice; None where none was asked for."""
 
 
 class UnknownNameError(BadInputError):

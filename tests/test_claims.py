@@ -265,7 +265,7 @@ def test_long_sequences_by_simulated_steps(assumption: Assumption) -> None:
     much, and ours always.
     """
     pytest.importorskip("peft")
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
     from lorafa_prof.simulate.engine import simulate
 
     def fits(method: str, seq: int, card: DeviceSpec, conf: str = "") -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from lorafa_prof.analytic.blocks import beyond_tensors, most_beyond_tensors
 from lorafa_prof.analytic.frontier import Plans, largest_within
 from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import Peak, StepPlan
 from lorafa_prof.analytic.step_times import step_times, times_unmodelled
 from lorafa_prof.analytic.timeline import Kind
-from lorafa_prof.analytic.workspaces import cublas_workspaces
+from lorafa_prof.analytic.workspaces import cublas_workspace_of_each, cublas_workspaces
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import UnsupportedError
@@ -37,6 +38,11 @@ from lorafa_prof.units import format_bytes
 #: The formulas follow these versions; others save and allocate differently.
 MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
 
+#: What peak allocated and its parts leave out, sums of tensors as they are.
+BLOCKS = "what blocks above 1 MiB have beyond their tensors, up to 1 MiB each: in peak_blocks_bytes alone"
+#: Up to so many bytes addresses are told apart in the allocator's blocks: 64 PiB.
+MOST_IN_BLOCKS = 2**56
+
 #: The operations that count as the model's own, by pass and kind.
 NEEDED_FLOPS = frozenset(
     itertools.product(("forward", "backward"), ("linear", "attention", "causal attention", "experts"))
@@ -51,6 +57,7 @@ def predict(
     *,
     plans: Plans | None = None,
     largest_batch: bool = True,
+    blocks: float | None = 0.0,
     timed: bool = False,
     profile: DeviceProfile | None = None,
 ) -> Prediction:
@@ -61,6 +68,8 @@ def predict(
         devices: cards to hold it against; the first one's library workspaces are counted in the peak.
         plans: where plans that are made are kept, and taken from.
         largest_batch: look for the largest batch on each card as well.
+        blocks: count what the allocator's blocks have beyond their tensors where that could be more than this share of
+            the peak (it takes milliseconds); None: nowhere.
         timed: say how long the step takes on each card as well.
         profile: of the device of its name; the others have their default profiles.
 
@@ -82,7 +91,7 @@ def predict(
         engine="analytic",
         run=run,
         versions={"engine": "analytic", **MODELLED_VERSIONS},
-        memory=_memory(plan, run, peak, ledger, workspace, device),
+        memory=_memory(plan, run, peak, ledger, device, blocks),
         throughput=times[0].throughput(flops, run) if len(times) == 1 else flops,
         parameters={"total": plan.parameters.total, "trainable": plan.parameters.trainable},
         fit=tuple(time.fit(fit, flops, run) for fit, time in zip(fits, times, strict=True)) if times else fits,
@@ -157,11 +166,14 @@ def _item(kind: Kind, count: int, nbytes: int) -> MemoryItem:
 
 
 def _memory(
-    plan: StepPlan, run: RunSpec, peak: Peak, ledger: Ledger, workspace: int, device: DeviceSpec | None
+    plan: StepPlan, run: RunSpec, peak: Peak, ledger: Ledger, device: DeviceSpec | None, blocks: float | None
 ) -> Memory:
+    workspace = cublas_workspaces(device)
+    beyond = None if blocks is None else _beyond_tensors(plan, run, peak, device, blocks)
     return Memory(
         **Memory.parts_from(ledger),
         peak_allocated_bytes=peak.allocated + workspace,
+        peak_blocks_bytes=None if beyond is None else peak.allocated + workspace + beyond,
         peak_reserved_bytes=None,
         context_bytes=device.context_bytes if device is not None else None,
         peak_device_bytes=None,
@@ -171,6 +183,20 @@ def _memory(
         moments={phase: high + workspace for phase, high in peak.phases.items() if high},
         managed_bytes=plan.managed_bytes,
     )
+
+
+def _beyond_tensors(
+    plan: StepPlan, run: RunSpec, peak: Peak, device: DeviceSpec | None, least_share: float
+) -> int | None:
+    """Return what blocks have beyond their tensors at the peak; None where that cannot be more than a share of it.
+
+    None as well where several GPUs share the step: the order of what they tell each other is not a real step's.
+    """
+    if is_shared(run) or peak.allocated > MOST_IN_BLOCKS:
+        return None
+    workspaces = cublas_workspace_of_each(device)
+    at = (plan, run.bs, run.seq, peak.position, workspaces)
+    return None if most_beyond_tensors(*at) <= least_share * peak.allocated else beyond_tensors(*at)
 
 
 def outside_plan(device: DeviceSpec) -> int:
@@ -266,6 +292,7 @@ def run_unmodelled(plan: StepPlan, times: Sequence[step.StepTime] = ()) -> tuple
     """Return what is not modelled of a plan's run, whatever the card is, and of its times."""
     return (
         "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
+        BLOCKS,
         "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
         *times_unmodelled(plan.run, times),
         *plan.optimizer.notes,

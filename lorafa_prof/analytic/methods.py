@@ -214,6 +214,8 @@ def vera(builder: Builder, layer: Linear) -> AdapterForward:
     def forward(x: Tensor, result: Tensor) -> Tensor:
         out_dtype = result.dtype
         previous_dtype = x.dtype
+        if layer.quant in ("nf4", "nf4-dq"):
+            result = ops.contiguous(result, "cloned base result")
         x = ops.cast(x, dtype, "adapter input")
         low = ops.mul(lambda_d, _lowered(x, a, p), "lambda_d * A x")
         high = ops.linear(low, b, name="B (lambda_d * A x)")

@@ -22,7 +22,7 @@ class ClosedForms:
 
     def verdict(self, run: RunSpec, device: DeviceSpec) -> Verdict:
         """See `lorafa_prof.thresholds.Engine.verdict`."""
-        return Verdict.predicted(predict(run, [device], plans=self._plans, largest_batch=False))
+        return Verdict.predicted(predict(run, [device], plans=self._plans, largest_batch=False, blocks=None))
 
     def headroom(self, run: RunSpec, device: DeviceSpec) -> int:
         """See `lorafa_prof.thresholds.Engine.headroom`."""

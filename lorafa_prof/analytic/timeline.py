@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -56,6 +56,19 @@ class Place(NamedTuple):
         return f"{phase}: {self.module}" if self.module else phase
 
 
+class Repeat(NamedTuple):
+    """A layer's events, and those that stand for as many further layers: positions in the timeline's events."""
+
+    first: int
+    end: int
+    """The layer's events are those from `first` to before `end`."""
+    block_first: int
+    block_end: int
+    """What the further layers leave behind, and what they take with them, all at once."""
+    times: int
+    """How many further layers."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """Births (+) and deaths (-) of storages by kind, in order."""
@@ -66,6 +79,8 @@ class Timeline:
     places: list[Place]
     end_of_forward: int
     """Position in `events` where the forward and the loss are done."""
+    repeats: tuple[Repeat, ...] = ()
+    """Where layers were not traced, in order."""
 
     def live_at(self, position: int) -> dict[int, int]:
         """Return how many storages of each kind are alive after the event at `position` (-1: before the first)."""
@@ -108,8 +123,9 @@ class Timeline:
         born = [(event, 1) if event >= 0 else (~event, -1) for event in tape.events]
         events = [(len(self.kinds) + later.of_item[item], change, len(self.places)) for item, change in born]
         return Timeline(
-            [*self.kinds, *later.kinds], [*self.events, *events], [*self.places, Place(phase, "")], self.end_of_forward
-        )
+            [*self.kinds, *later.kinds], [*self.events, *events], [*self.places, Place(phase, "")],
+            self.end_of_forward, self.repeats,
+        )  # fmt: skip
 
 
 class _Kinds:
@@ -136,21 +152,28 @@ def build_timeline(tape: Tape, end_of_forward: int, stop: int) -> Timeline:
     places, moves = _places(tape, stop)
     blocks: dict[int, list[tuple[int, int]]] = {}
     deaths = dict.fromkeys(range(len(tape.items)), -1)
-    for copies in [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]:
+    shortened = [_copies(tape, stack, extra, stop) for stack, extra in _shortened(tape)]
+    for copies in shortened:
         copies.insert(blocks, kinds)
         for storage in copies.die_with_original:
             deaths[storage] -= copies.times
     events: list[tuple[int, int, int]] = []
     end = place = 0
+    bounds = {bound for found in shortened for bound in found.bounds}
+    at: dict[int, tuple[int, int]] = {}
     for position, event in enumerate(tape.events[:stop]):
         place = moves.get(position, place)
+        began = len(events)
         if position in blocks:
             events.extend((kind, change, place) for kind, change in blocks[position])
+        if position in bounds:
+            at[position] = began, len(events)
         if position == end_of_forward:
             end = len(events)
         change, storage = (1, event) if event >= 0 else (deaths[~event], ~event)
         events.append((kinds.of_item[storage], change, place))
-    return Timeline(kinds.kinds, events, places, end or len(events))
+    repeats = sorted(repeat for copies in shortened for repeat in copies.repeats(at))
+    return Timeline(kinds.kinds, events, places, end or len(events), tuple(repeats))
 
 
 @dataclass(frozen=True)
@@ -159,11 +182,28 @@ class _Copies:
 
     times: int
     forward_block: int
+    """Where the third layer's forward begins."""
+    forward_end: int
+    backward_first: int
     backward_block: int
+    """Where the third layer's backward is over."""
     born_in_forward: list[int]
     born_in_backward: list[int]
     die_in_block: list[int]
     die_with_original: set[int]
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        """Where the third layer begins and ends."""
+        return self.forward_block, self.forward_end, self.backward_first, self.backward_block
+
+    def repeats(self, at: Mapping[int, tuple[int, int]]) -> Iterator[Repeat]:
+        """Yield the repeats, given the events before and after what is inserted at a position of the tape."""
+        (block, first), (end, _) = at[self.forward_block], at[self.forward_end]
+        yield Repeat(first, end, block, first, self.times)
+        if self.backward_first in at and self.backward_block in at:
+            (_, first), (end, block_end) = at[self.backward_first], at[self.backward_block]
+            yield Repeat(first, end, end, block_end, self.times)
 
     def insert(self, blocks: dict[int, list[tuple[int, int]]], kinds: _Kinds) -> None:
         """Add the (kind, change) that happen at once before the event at a position: first what goes."""
@@ -203,7 +243,9 @@ def _copies(tape: Tape, stack: int, extra: int, stop: int) -> _Copies:
     start, end, after = (at.get(("backward", k), never) for k in (3, 2, 1))
     backward = [i for i, p in born.items() if start <= p < end and died.get(i, never) >= max(after, end)]
     in_block = [i for i in forward if third <= died.get(i, never) < after and died[i] >= at.get(("backward", 4), never)]
-    return _Copies(extra, first, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block))
+    return _Copies(
+        extra, first, second, start, end, forward, backward, in_block, (set(forward) | set(backward)) - set(in_block)
+    )
 
 
 def repeats(tape: Tape) -> list[tuple[int, int, int]]:

@@ -13,8 +13,13 @@ CUBLAS_WORKSPACE_HOPPER = 32 * MIB
 CUBLAS_HANDLES = 2
 
 
+def cublas_workspace_of_each(device: DeviceSpec | None) -> tuple[int, ...]:
+    """Return the bytes of each cuBLAS workspace of a training process on `device` (None: a card before Hopper)."""
+    if device is not None and device.compute_capability is not None and device.compute_capability >= (9, 0):
+        return (CUBLAS_WORKSPACE_HOPPER,) * CUBLAS_HANDLES
+    return (CUBLAS_WORKSPACE,) * CUBLAS_HANDLES
+
+
 def cublas_workspaces(device: DeviceSpec | None) -> int:
     """Return the bytes of all cuBLAS workspaces of a training process on `device` (None: a card before Hopper)."""
-    if device is not None and device.compute_capability is not None and device.compute_capability >= (9, 0):
-        return CUBLAS_HANDLES * CUBLAS_WORKSPACE_HOPPER
-    return CUBLAS_HANDLES * CUBLAS_WORKSPACE
+    return sum(cublas_workspace_of_each(device))

@@ -64,7 +64,7 @@ def predict(
     if engine == "analytic" and alloc_conf is not None:
         raise BadInputError("alloc_conf goes with engine='simulate'")
     question = asked(model, method, config, options, engine=engine, trust=trust_remote_code)
-    devices, remarks = _cards(gpus), list[str]()
+    devices, remarks = named_devices(gpus), list[str]()
     measured = None if profile is None else profile_in(profile, devices)
     answer = predictor(engine, devices, alloc_conf, profile=measured)
     found = for_each_method(question.methods, lambda name: answer(question.run(name)), remarks.append)
@@ -134,7 +134,12 @@ def _named(gpus: Cards) -> tuple[list[str], list[DeviceSpec]]:
     return names, [each for each in several if isinstance(each, DeviceSpec)]
 
 
-def _cards(gpus: Cards) -> list[DeviceSpec]:
+def named_devices(gpus: Cards) -> list[DeviceSpec]:
+    """Return the cards that are given, by name or themselves.
+
+    Raises:
+        UnknownNameError: a name that is not known.
+    """
     from lorafa_prof.catalog import load_device
 
     names, devices = _named(gpus)

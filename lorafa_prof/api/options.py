@@ -79,6 +79,13 @@ class RunOptions(TypedDict, total=False):
 
 #: What the command line takes where nothing is said and `RunSpec` has no default.
 _DEFAULTS = {"rank": 64, "targets": "all-linear", "dropout": 0.0, "layers": "all"}
+
+
+def defaults() -> dict[str, Any]:
+    """Return what counts where nothing is said and `RunSpec` has no default."""
+    return dict(_DEFAULTS)
+
+
 #: `RunSpec` calls it otherwise: here, as on the command line, gpus are cards to hold a run against.
 _WORLD = "world_size"
 
@@ -117,11 +124,10 @@ def asked(
         BadInputError: an option that there is not, a value that is none, no model, a file that cannot be read.
         UnsupportedError: what no engine models.
     """
-    _refuse_unknown(options)
     methods = [] if method is None else name_list([method] if isinstance(method, str) else list(method), "method")
     paths = [config] if isinstance(config, (str, os.PathLike)) else list(config)
     reading = read_configs([os.fspath(path) for path in paths]) if paths else None
-    said = {("gpus" if name == _WORLD else name): _plain(name, value) for name, value in options.items()}
+    said = as_said(options)
     given = [*said, *(["model"] if model is not None else []), *(["method"] if methods else [])]
     files = applied(reading, given)
     values = {**_DEFAULTS, **(reading.options if reading is not None else {}), **said}
@@ -135,7 +141,22 @@ def asked(
     )  # fmt: skip
 
 
+def as_said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by the names that `RunSpec` has for them, and with values as the command line would have them.
+
+    Raises:
+        BadInputError: an option that there is not, or a list of something else than names or numbers.
+    """
+    _refuse_unknown(options)
+    return {("gpus" if name == _WORLD else name): _plain(name, value) for name, value in options.items()}
+
+
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    """Refuse an option that there is not.
+
+    Raises:
+        UnknownNameError: the text offers the nearest ones.
+    """
     known = RunOptions.__annotations__
     for name in options:
         if name not in known:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from lorafa_prof.cli.emit import check_output, emit, output_options
-from lorafa_prof.cli.predicting import Predictor, saved_predictions
 from lorafa_prof.cli.program import say
-from lorafa_prof.cli.results_files import read_results
 from lorafa_prof.engines import ENGINES
 from lorafa_prof.errors import BadInputError
+from lorafa_prof.predicting import Predictor, saved_predictions
+from lorafa_prof.saved_results import read_results
 
 if TYPE_CHECKING:
-    from lorafa_prof.cli.predicting import Answer
     from lorafa_prof.compare import Tolerance
+    from lorafa_prof.predicting import Answer
     from lorafa_prof.results import Comparison, Measurement, Prediction
 
 #: File names that a figure can have.

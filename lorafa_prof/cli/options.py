@@ -238,6 +238,18 @@ def run_options(function: Function) -> Function:
     return _with(function, _MODEL, config_option, *options, trust_option)
 
 
+def optional_run_options(function: Function) -> Function:
+    """Add the run options to a command that may take its run from a file, and then has the model None."""
+    model = click.option("--model", help="Alias, hub id, or path to a config.json or model folder.")
+    options = (option.single() for option in (*_SIZES, *_OPTIONS))
+    return _with(function, model, config_option, *options, trust_option)
+
+
+def run_parameters() -> frozenset[str]:
+    """Return the names of the parameters that describe a run."""
+    return frozenset({"model", "methods", "config", "trust_remote_code", *(o.names[-1] for o in (*_SIZES, *_OPTIONS))})
+
+
 def sweep_options(function: Function) -> Function:
     """Add the run options to a command that takes comma lists for `bs`, `seq` and `rank`, as tuples."""
     sizes = (option.single(type=str, callback=_integers, metavar="N,...") for option in _SIZES)

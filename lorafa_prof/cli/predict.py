@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from lorafa_prof.reports.table import Table
     from lorafa_prof.results import Prediction
 
+#: A table is there at once: it counts the allocator's blocks where they could add more than this share of the peak.
+SHOWN_FROM = 0.03
+
 
 def _check_snapshot(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     return value if value == "-" else check_output(ctx, param, value)
@@ -100,7 +103,9 @@ def command(
     conf = allocator_conf(alloc_conf, expandable_segments)
     taken = None if snapshot is None else partial(_write_snapshot, snapshot)
     measured = None if profile is None else profile_in(profile, devices)
-    predict = predictor(engine, devices, conf, taken, measured, lengths)
+    at_a_glance = output is None and format in (None, "table") and not explain
+    blocks = SHOWN_FROM if at_a_glance else 0.0
+    predict = predictor(engine, devices, conf, taken, measured, lengths, blocks)
     predictions = for_each_method(names, lambda name: predict(run_spec(model, name, **options)))
     predictions = files.on(predictions)
     _emit(predictions, explain, format, output)

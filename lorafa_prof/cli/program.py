@@ -36,6 +36,7 @@ COMMANDS = {
     "calibrate": "Measure how fast this device is, for predictions of step times.",
     "run": "Profile a training script of your own, unchanged: memory by phase and part, step time.",
     "compare": "Hold measurements against the predictions of their runs, part by part.",
+    "diff": "Tell two environments apart: which operations of the same run allocate other bytes.",
     "plot": "Draw figures of saved results: parts, errors, frontiers, timelines, ranks, cards, MFU.",
     "report": "Write one self-contained HTML page of saved results.",
     "replay": "Replay a recorded memory snapshot, with any allocator settings.",

@@ -12,7 +12,7 @@ from lorafa_prof.reports.table import Cell, Column, Table
 from lorafa_prof.units import format_bytes, format_gib, parse_bytes
 
 if TYPE_CHECKING:
-    from lorafa_prof.simulate.allocator.replay import Replay
+    from lorafa_prof.allocator.replay import Replay
 
 _YES_NO = {True: "yes", False: "no", None: "cannot be told"}
 
@@ -43,7 +43,7 @@ def command(
       lorafa-prof replay snapshot.pickle
       lorafa-prof replay snapshot.pickle --expandable-segments --cap 24GiB
     """  # noqa: D301 - click reads the escaped \b as "do not wrap this paragraph"
-    from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+    from lorafa_prof.allocator.settings import AllocatorSettings
     from lorafa_prof.simulate.snapshots.recorded import RecordedRun
 
     settings = AllocatorSettings.parse(allocator_conf(alloc_conf, expandable_segments) or "")

@@ -7,32 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorafa_prof.cli.predicting import FILE_NAME
+from lorafa_prof.cards import FILE_NAME
 from lorafa_prof.errors import BadInputError, UnknownNameError
+from lorafa_prof.saved_results import LARGEST_RESULT, of_file
 
 if TYPE_CHECKING:
     from lorafa_prof.results import Comparison, Measurement, Prediction, Result
     from lorafa_prof.results.collection import Collection
     from lorafa_prof.results.records import Record
-
-#: Bytes of the largest file that is read: a traced step of a large model is a few megabytes.
-LARGEST_RESULT = 256 * 2**20
-
-
-def read_results(path: str) -> list[Result]:
-    """Return the results in a file that `predict`, `measure`, `run` or `compare` wrote as JSON.
-
-    Raises:
-        BadInputError: not such a file; the text names it, and what is wrong with it.
-    """
-    from lorafa_prof.catalog.json_files import read_json_object
-    from lorafa_prof.results import results_in
-
-    document = read_json_object(path, largest=LARGEST_RESULT, what="a result")
-    try:
-        return results_in(document)
-    except BadInputError as error:
-        raise _of_file(path, error) from error
 
 
 def read_collection(paths: Sequence[str]) -> Collection:
@@ -85,19 +67,11 @@ def _read_any(path: str) -> tuple[list[Record], list[Result]]:
             else ([], results_in(document))
         )
     except BadInputError as error:
-        raise _of_file(path, error) from error
+        raise of_file(path, error) from error
 
 
 #: Files of pandas and the like.
 _BINARY = (".parquet", ".pq", ".feather", ".arrow", ".xlsx")
-
-
-def _of_file(path: str, error: BadInputError) -> BadInputError:
-    """Return an error that names the file, which those that were raised while it was opened do already."""
-    from lorafa_prof.catalog.json_files import one_line
-
-    name, text = one_line(path), str(error)
-    return BadInputError(text if text.startswith(name) else f"{name}: {one_line(text, 400)}")
 
 
 def _paired(

@@ -79,11 +79,7 @@ def _section(draft: Draft, key: str, wanted: bool) -> None:
 
 
 def _fsdp(section: Draft, prefix: str) -> None:
-    strategy = section.take(f"{prefix}fsdp_sharding_strategy")
-    name = str(strategy if strategy is not None else "FULL_SHARD").upper()
     section.set("shard", "fsdp", f"{prefix}fsdp_sharding_strategy")
-    if name not in ("FULL_SHARD", "1"):
-        section.refuse("shard", f"{prefix}fsdp_sharding_strategy", f"{name[:30]} is not modelled; --shard fsdp is full")
     trainer.fsdp_arguments(section, prefix)
 
 

@@ -36,8 +36,28 @@ _HARMLESS = (
     "lora_alpha_pattern", "loraplus_lr_embedding", "low_cpu_mem_usage", "ddp", "ddp_find_unused_parameters",
     "ddp_broadcast_buffers", "save_safetensors", "profiler_steps", "include_tkps", "is_llama_derived_model",
     "is_mistral_derived_model", "is_qwen_derived_model", "is_falcon_derived_model", "gc_collect_steps", "hub_revision",
-    "resize_token_embeddings_to_32x", "device_map", "max_memory", "peft_layers_pattern",
+    "resize_token_embeddings_to_32x", "device_map", "max_memory", "peft_layers_pattern", "revision_of_model",
+    "base_model_ignore_patterns", "adam_eps", "eta_min", "lr_quadratic_warmup", "reinit_weights", "use_ray",
+    "ray_num_workers", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "use_swanlab", "swanlab_project",
+    "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_log_completions", "do_causal_lm_eval",
+    "eval_causal_lm_metrics", "eval_table_max_new_tokens", "streaming_multipack_buffer_size", "accelerator_config",
+    "flex_attn_compile_kwargs",
 )  # fmt: skip
+#: How many GPUs a sequence, a layer or an expert is split over, and how many have copies of a shard.
+_SPLITS = (
+    "expert_parallel_size", "tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree",
+    "dp_replicate_size",
+)  # fmt: skip
+_UNCOUNTED = {
+    "torch_compile": "compiled code keeps other tensors",
+    "tiled_mlp": "MLPs in tiles",
+    "use_eaft": "another loss",
+    "llmcompressor": "masks of weights",
+    "model_config": "values in the place of those of the model's own configuration",
+    "freeze_mm_modules": "parts of a model of several modalities that are not trained",
+    "neftune_noise_alpha": "noise is added to the embeddings",
+}
+_FUSED = ("flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_mlp", "flash_attn_fuse_qkv")
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
 
@@ -83,7 +103,10 @@ def _stage(draft: Draft) -> None:
     )  # fmt: skip
     shared.no(draft, ("unfrozen_parameters", "relora", "lisa_n_layers"), "it trains parts of the model by turns")
     shared.no(draft, ("activation_offloading", "layer_offloading"), "it would be kept in the host's memory")
-    for key in ("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree", "dp_replicate_size"):
+    shared.no(draft, ("diffusion",), "a diffusion model's loss")
+    shared.no(draft, ("use_onebitllms", "llama4_linearized_experts"), "a form of weights that no engine knows")
+    draft.unused_if(("relora_steps", "relora_warmup_steps", "relora_cpu_offload"), "relora is off")
+    for key in _SPLITS:
         if draft.take(key) not in (None, 1):
             draft.give_up(key, "it splits sequences or layers over GPUs, or copies shards")
 
@@ -222,11 +245,17 @@ def _loss(draft: Draft) -> None:
         draft.uncounted("cut_cross_entropy", "it makes no logits; here they are there (--loss fused is nearer)")
     if draft.switch("chunked_cross_entropy"):
         draft.uncounted("chunked_cross_entropy", "the loss is taken in chunks; here it is of the whole batch")
-    draft.ignore(["chunked_cross_entropy_num_chunks"])
-    for key, why in (("torch_compile", "compiled code keeps other tensors"), ("tiled_mlp", "MLPs in tiles"),
-                     ("neftune_noise_alpha", "noise is added to the embeddings")):  # fmt: skip
-        if draft.take(key) not in (None, False, 0, "auto"):
-            draft.uncounted(key, why)
+    draft.ignore(["chunked_cross_entropy_num_chunks", "eaft_alpha", "eaft_k"])
+    _kernels(draft)
+    shared.uncounted(draft, _UNCOUNTED)
+
+
+def _kernels(draft: Draft) -> None:
+    for key in (*_FUSED, "fused_attn_kernel", "use_kernels", "use_sonicmoe", "use_scattermoe"):
+        if draft.switch(key):
+            draft.uncounted(key, "fused kernels keep other tensors than transformers'")
+    if draft.text("experts_implementation") not in (None, "grouped_mm", "batched_mm"):
+        draft.uncounted("experts_implementation", "kernels of the experts that keep other tensors")
 
 
 def _several_gpus(draft: Draft) -> None:

@@ -10,7 +10,12 @@ from lorafa_prof.configs.draft import Draft
 from lorafa_prof.configs.reading import Reading
 
 TOOL = "DeepSpeed"
-SIGNS = frozenset({"zero_optimization", "train_micro_batch_size_per_gpu", "zero_allow_untested_optimizer"})
+SIGNS = frozenset(
+    {"zero_optimization", "train_micro_batch_size_per_gpu", "zero_allow_untested_optimizer", "train_batch_size",
+     "steps_per_print", "wall_clock_breakdown"}
+)  # fmt: skip
+#: A key of `TrainingArguments` that is a section here.
+COVERS = frozenset({"activation_checkpointing"})
 _SHARDS = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 _OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "torch_adam": "adamw"}
 _HARMLESS = (

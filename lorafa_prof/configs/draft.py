@@ -166,7 +166,11 @@ class Draft:
         self._settings[option] = Setting(value=value, source=f"{self.file}: {key}", explicit=explicit)
 
     def refuse(self, option: str, key: str, reason: str) -> None:
-        """Leave a run option to the command line, with the reason why what the file says cannot be taken."""
+        """Leave a run option to the command line, with the reason why what the file says cannot be taken.
+
+        What an earlier key has said of it is taken back.
+        """
+        self._settings.pop(option, None)
         self._refused[option] = f"{self.file}: {one_line(key, 60)}: {reason}"
 
     def give_up(self, key: str, reason: str) -> NoReturn:
@@ -208,6 +212,8 @@ class Draft:
         """Take over what a section of this file, or a format within this one, says."""
         reading = section.finish()
         self._settings |= {n: s for n, s in reading.settings.items() if s.explicit or n not in self._settings}
+        for option in reading.refused:
+            self._settings.pop(option, None)
         self._refused |= reading.refused
         self._unused += reading.unused
         self._notes += reading.notes

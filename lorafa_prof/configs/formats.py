@@ -33,7 +33,7 @@ FORMATS = (
     Format(tool=trainer.TOOL, signs=trainer.SIGNS, read=trainer.read),
     Format(tool=peft.TOOL, signs=peft.SIGNS, read=peft.read),
     Format(tool=accelerate.TOOL, signs=accelerate.SIGNS, read=accelerate.read),
-    Format(tool=deepspeed.TOOL, signs=deepspeed.SIGNS, read=deepspeed.read),
+    Format(tool=deepspeed.TOOL, signs=deepspeed.SIGNS, read=deepspeed.read, covers=deepspeed.COVERS),
 )
 """In the order in which messages name them."""
 

@@ -15,6 +15,22 @@ SIGNS = frozenset(
     {"finetuning_type", "stage", "cutoff_len", "lora_target", "lora_rank", "template", "quantization_bit"}
 )
 _ATTENTION = {"sdpa": "sdpa", "fa2": "flash", "disabled": "eager"}
+_UNCOUNTED = {
+    "upcast_layernorm": "norms are cast to fp32",
+    "upcast_lmhead_output": "logits are cast to fp32",
+    "shift_attn": "attention in shifted groups",
+    "resize_vocab": "more rows of embeddings",
+    "use_dft_loss": "another loss",
+    "use_eaft_loss": "another loss",
+    "use_v1_kernels": "fused kernels keep other tensors than transformers'",
+    "image_max_pixels": "images: here a sequence is text",
+    "video_max_pixels": "videos: here a sequence is text",
+    "rope_scaling": "longer tables of positions",
+}
+_MEGATRON = (
+    "tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", "sequence_parallel",
+    "context_parallel_size", "recompute_granularity", "use_distributed_optimizer",
+)  # fmt: skip
 _HARMLESS = (
     "template", "dataset", "eval_dataset", "dataset_dir", "media_dir", "max_samples", "overwrite_cache", "val_size",
     "preprocessing_num_workers", "preprocessing_batch_size", "streaming", "buffer_size", "mix_strategy",
@@ -26,7 +42,8 @@ _HARMLESS = (
     "predict_with_generate",
     "early_stopping_steps", "include_effective_tokens_per_second", "infer_backend", "infer_dtype", "use_swanlab",
     "swanlab_project", "swanlab_run_name", "swanlab_mode", "ray_num_workers", "flash_attn", "offload_folder",
-    "use_kv_cache", "freeze_vision_tower", "freeze_multi_modal_projector", "adapter_name_or_path",
+    "use_kv_cache", "video_fps", "video_maxlen", "image_min_pixels", "video_min_pixels",
+    "freeze_vision_tower", "freeze_multi_modal_projector", "adapter_name_or_path",
 )  # fmt: skip
 
 
@@ -55,12 +72,7 @@ def read(draft: Draft) -> Reading:
             draft.note(f"{key}: rows are full, as every sequence is taken here")
     if not draft.has("packing"):
         draft.note("sequences are taken as long as cutoff_len; LLaMA-Factory pads to the longest of a batch")
-    for key, why in (("upcast_layernorm", "norms are cast to fp32"),
-                     ("upcast_lmhead_output", "logits are cast to fp32"),
-                     ("shift_attn", "attention in shifted groups"), ("resize_vocab", "more rows of embeddings"),
-                     ("use_dft_loss", "another loss"), ("rope_scaling", "longer tables of positions")):  # fmt: skip
-        if draft.take(key) not in (None, False):
-            draft.uncounted(key, why)
+    shared.uncounted(draft, _UNCOUNTED)
     draft.ignore(_HARMLESS)
     return draft.finish()
 
@@ -74,6 +86,13 @@ def _stage(draft: Draft) -> None:
                 "use_megatron_bridge", "use_hyper_parallel", "use_kt", "mixture_of_depths", "fp8"),
         "another optimizer, another kind of weights or another program than the Trainer's",
     )  # fmt: skip
+    shared.no(draft, ("use_asft_loss",), "the logits of a second model in the loss")
+    shared.no(draft, ("freeze_language_model",), "only parts of a model of several modalities are trained")
+    if draft.has("export_dir"):
+        draft.give_up("export_dir", "it writes a merged model, and trains none")
+    for key in _MEGATRON:
+        if draft.take(key) not in (None, False, 1):
+            draft.give_up(key, "it splits layers, sequences or experts over GPUs, as Megatron does")
     shared.no(draft, ("use_unsloth", "use_unsloth_gc"), "Unsloth's kernels, and checkpoints in the host's memory")
 
 
@@ -85,6 +104,8 @@ def _method(draft: Draft) -> None:
         draft.unused_if(("lora_rank", "lora_target", "lora_dropout"), "finetuning_type is full")
         return
     if kind != "lora":
+        _quantisation(draft)
+        draft.unused_if(("oft_block_size", "oft_target", "oft_rank"), f"finetuning_type is {kind[:20]}")
         draft.refuse(
             "method", "finetuning_type", f"{kind[:20]!r} is not modelled; say with --method what is to be taken"
         )

@@ -21,21 +21,29 @@ def read_configs(paths: Sequence[str]) -> Reading:
         UnsupportedError: what no engine models and no option mends; the text names file and key.
         MissingComponentError: PyYAML is not installed.
     """
-    readings = [read_config(path) for path in paths]
+    return merged([read_config(path) for path in paths])
+
+
+def merged(readings: Sequence[Reading]) -> Reading:
+    """Return what several readings say of one run, together.
+
+    Raises:
+        ContradictionError: two say different things of one option; the text names both.
+    """
     settings: dict[str, Setting] = {}
     zero = any(str(r.options.get("shard", "")).startswith("zero") for r in readings)
     for reading in readings:
         for option, setting in reading.settings.items():
             settings[option] = _one(option, settings.get(option), setting, zero=zero)
     refused = {option: reason for r in readings for option, reason in r.refused.items()}
-    merged = Reading(
+    together = Reading(
         formats={file: tool for r in readings for file, tool in r.formats.items()}, settings=settings,
         refused={o: reason for o, reason in refused.items() if o not in settings or not settings[o].explicit},
         unused=tuple(key for r in readings for key in r.unused),
         notes=tuple(line for r in readings for line in r.notes),
         unmodelled=tuple(line for r in readings for line in r.unmodelled),
     )  # fmt: skip
-    return _as_it_runs(merged, zero=zero)
+    return _as_it_runs(together, zero=zero)
 
 
 def _one(option: str, old: Setting | None, new: Setting, *, zero: bool) -> Setting:

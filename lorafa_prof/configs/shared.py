@@ -143,6 +143,13 @@ def saved_modules(draft: Draft, key: str) -> None:
         draft.give_up(key, f"{', '.join(names)[:60]} would be copied and trained whole beside the adapters")
 
 
+def uncounted(draft: Draft, reasons: Mapping[str, str]) -> None:
+    """Say of keys that are there and not off that what they change is not counted, and why."""
+    for key, reason in reasons.items():
+        if draft.take(key) not in (None, False, 0, "auto"):
+            draft.uncounted(key, reason)
+
+
 def no(draft: Draft, keys: tuple[str, ...], reason: str) -> None:
     """Refuse switches that are on and change what a step is.
 

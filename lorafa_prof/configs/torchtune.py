@@ -27,12 +27,14 @@ _OPTIMIZERS = {
 #: torchtune's names of a block's projections, as transformers has them.
 _PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "output_proj": "o_proj"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
+#: Parts of the names of losses of other recipes.
+_OTHER_LOSSES = ("DPO", "RSO", "SimPO", "PPO", "GRPO", "KLWith", "ForwardKL", "ReverseKL")
 _HARMLESS = (
     "output_dir", "checkpointer", "dataset", "dataset_val", "seed", "shuffle", "epochs", "max_steps_per_epoch",
     "lr_scheduler", "metric_logger", "log_every_n_steps", "log_peak_memory_stats", "log_level", "device", "profiler",
     "resume_from_checkpoint", "save_adapter_weights_only", "low_cpu_ram", "batch_size_val", "run_val_every_n_steps",
     "enable_async_checkpointing", "custom_sharded_layers", "cudnn_deterministic_mode", "collate_fn", "model_type",
-    "epochs_to_save",
+    "epochs_to_save", "save_every_n_epochs", "dataloader",
 )  # fmt: skip
 _TOKENIZER = (
     COMPONENT, "path", "merges_file", "merges_path", "vocab_path", "prompt_template", "special_tokens_path",
@@ -52,6 +54,7 @@ def read(draft: Draft) -> Reading:
         BadInputError: a value of the wrong kind.
         UnsupportedError: what no engine models and no option mends.
     """
+    _recipe(draft)
     shared.positive(draft, "bs", "batch_size", 1)
     shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
     norm = draft.number("clip_grad_norm")
@@ -67,6 +70,8 @@ def read(draft: Draft) -> Reading:
     loss = draft.section("loss")
     if loss is not None:
         name = loss.text(f"loss.{COMPONENT}") or ""
+        if any(part in name for part in _OTHER_LOSSES):
+            draft.give_up(f"loss.{COMPONENT}", f"{name.rpartition('.')[2][:40]} takes more than one pass or model")
         if "Linear" in name or "Chunked" in name:
             loss.uncounted("loss", "torchtune's loss takes logits in chunks; here they are those of the whole batch")
         loss.ignore(["loss.num_output_chunks"])
@@ -76,9 +81,30 @@ def read(draft: Draft) -> Reading:
     return draft.finish()
 
 
+def _recipe(draft: Draft) -> None:
+    """Refuse recipes that are no supervised fine-tuning.
+
+    Raises:
+        UnsupportedError: a second model, reinforcement learning, generation or evaluation.
+    """
+    for keys, what in (
+        (("datasets",), "several data sets, of several modalities"),
+        (("teacher_model", "kd_loss"), "a second model, whose logits are distilled"),
+        (("ref_checkpointer", "reward_functions", "grpo_samples", "ppo_epochs", "forward_batch_size", "orchestration"),
+         "more than one model, or generation, in a step"),
+        (("tasks", "max_new_tokens", "prompt"), "it evaluates or generates, and trains nothing"),
+    ):  # fmt: skip
+        for key in keys:
+            if draft.has(key):
+                draft.give_up(key, what)
+
+
 def _memory(draft: Draft) -> None:
     on = draft.switch("enable_activation_checkpointing")
     draft.set("checkpointing", "full" if on else "none", "enable_activation_checkpointing", explicit=on is not None)
+    if draft.text("ac_mode") not in (None, "full"):
+        draft.refuse("checkpointing", "ac_mode", "which layers are checkpointed is not modelled; see --checkpointing")
+    draft.unused_if(("ac_option",), "it goes with ac_mode")
     shared.no(draft, ("enable_activation_offloading",), "activations would be kept in the host's memory")
     shared.no(draft, ("fsdp_cpu_offload",), "parameters would be kept in the host's memory")
     shared.no(draft, ("optimizer_in_bwd",), "the optimizer would step within the backward")
@@ -96,6 +122,9 @@ def _model(draft: Draft) -> None:
         return
     key = f"model.{COMPONENT}"
     name = section.text(key) or ""
+    for part in ("decoder_trainable", "encoder_trainable", "fusion_trainable", "image_size"):
+        if section.has(f"model.{part}"):
+            section.give_up(f"model.{part}", "a model of text and images")
     built = _BUILDER.fullmatch(name)
     family = _FAMILIES.get(built[1]) if built else None
     if built is None or family is None:

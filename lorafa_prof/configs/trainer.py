@@ -186,6 +186,10 @@ def fsdp_arguments(section: Draft, prefix: str) -> None:
     for key in _either(prefix, "version"):
         if section.integer(key) == 1:
             section.note(f"{key} 1 is taken as FSDP2, whose shards are as large")
+    for key in _either(prefix, "sharding_strategy"):
+        name = str(section.take(key) or "FULL_SHARD").upper()
+        if name not in ("FULL_SHARD", "1"):
+            section.refuse("shard", key, f"{name[:30]} is not modelled; --shard fsdp is full")
     for key in _either(prefix, "reshard_after_forward"):
         value = str(section.take(key) or "").lower()
         if value in ("false", "shard_grad_op", "no_shard", "hybrid_shard"):
@@ -204,13 +208,11 @@ def _either(prefix: str, *names: str) -> tuple[str, ...]:
 
 
 def _uncounted(draft: Draft) -> None:
-    for key, why in (
-        ("torch_compile", "compiled code keeps and makes other tensors"),
-        ("neftune_noise_alpha", "noise is added to the embeddings"),
-        ("label_smoothing_factor", "the loss has a term more"),
-    ):
-        if draft.take(key) not in (None, False, 0):
-            draft.uncounted(key, why)
+    shared.uncounted(
+        draft, {"torch_compile": "compiled code keeps and makes other tensors",
+                "neftune_noise_alpha": "noise is added to the embeddings",
+                "label_smoothing_factor": "the loss has a term more"},
+    )  # fmt: skip
     if draft.switch("auto_find_batch_size"):
         draft.unused("auto_find_batch_size", "the batch size is the one that is written; oom finds the largest")
     draft.unused_if(("torch_empty_cache_steps",), "it changes what the allocator keeps, not what is allocated")

@@ -122,7 +122,7 @@ def _figure_row(comparison: Comparison, row: Figure) -> Row:
     for number in range(len(comparison.sides)):
         error = row.error(number)
         cells.append(_value(row.predicted[number], row.unit, strong=strong))
-        cells.append(Cell(text=_signed(error, row.unit), value=error))
+        cells.append(Cell(text=signed_text(error, row.unit), value=error))
         cells.append(_percent(error, row.relative_error(number)))
     return tuple(cells)
 
@@ -131,7 +131,7 @@ def _rest_row(comparison: Comparison) -> Row:
     cells: list[Cell | Scalar] = ["unexplained rest", Cell(text="")]
     for side in comparison.sides:
         rest = side.unexplained_bytes
-        cells += [Cell(text=""), Cell(text=_signed(rest, "bytes"), value=rest), Cell(text="")]
+        cells += [Cell(text=""), Cell(text=signed_text(rest, "bytes"), value=rest), Cell(text="")]
     return tuple(cells)
 
 
@@ -148,10 +148,13 @@ def _phase(moment: str | None) -> Cell:
 
 
 def _value(value: float | None, unit: Unit, *, strong: bool = False) -> Cell:
-    return Cell(text="-" if value is None else _text(value, unit), value=value, tone="strong" if strong else "plain")
+    return Cell(
+        text="-" if value is None else figure_text(value, unit), value=value, tone="strong" if strong else "plain"
+    )
 
 
-def _text(value: float, unit: Unit) -> str:
+def figure_text(value: float, unit: Unit) -> str:
+    """Return a figure as people read it."""
     if unit == "bytes":
         return format_bytes(int(value))
     if unit == "elements":
@@ -163,10 +166,11 @@ def _text(value: float, unit: Unit) -> str:
     return f"{value:.2%}" if unit == "share" else f"{value:,.1f}"
 
 
-def _signed(error: float | None, unit: Unit) -> str:
+def signed_text(error: float | None, unit: Unit) -> str:
+    """Return a difference with its sign; "-" for an unknown one."""
     if error is None:
         return "-"
-    return "0" if not error else f"{'+' if error > 0 else '-'}{_text(abs(error), unit)}"
+    return "0" if not error else f"{'+' if error > 0 else '-'}{figure_text(abs(error), unit)}"
 
 
 def _percent(error: float | None, share: float | None) -> Cell:
@@ -189,7 +193,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     for number in range(len(comparison.sides)):
         yield from _side_notes(comparison, number)
     yield from (f"{remark[:1].upper()}{remark[1:]}." for remark in comparison.remarks)
-    yield f"Observed with {_versions(comparison.versions)}."
+    yield f"Observed with {versions_text(comparison.versions)}."
     if comparison.unmodelled:
         yield f"Not observed: {'; '.join(comparison.unmodelled)}."
     if comparison.sides:
@@ -231,10 +235,11 @@ def _verdict(side: Side) -> str:
 def _item(item: ItemDifference) -> str:
     where = ": ".join(part for part in (item.module, item.tensor) if part) or "the whole"
     sizes = f"observed {format_bytes(item.observed_bytes)}, predicted {format_bytes(item.predicted_bytes)}"
-    return f"{item.category} of {where} ({_signed(item.error_bytes, 'bytes')}: {sizes})"
+    return f"{item.category} of {where} ({signed_text(item.error_bytes, 'bytes')}: {sizes})"
 
 
-def _versions(versions: Mapping[str, str]) -> str:
+def versions_text(versions: Mapping[str, str]) -> str:
+    """Return the releases of libraries in one line."""
     return (
         ", ".join(f"{name} {version}" for name, version in versions.items() if name != "engine") or "unknown releases"
     )

@@ -40,6 +40,8 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
     rows: list[Row] = [_row(name, predictions, _part(field)) for field, name in PART_NAMES.items()]
     sections = [len(rows)]
     rows.append(_row("peak allocated", predictions, lambda p: _size(p.memory.peak_allocated_bytes, strong=True)))
+    if any(p.memory.peak_blocks_bytes not in (None, p.memory.peak_allocated_bytes) for p in predictions):
+        rows.append(_row("  in PyTorch's blocks", predictions, lambda p: _size(p.memory.peak_blocks_bytes)))
     rows.append(_row("reached in", predictions, lambda p: moment_cell(p.memory.peak_moment)))
     if any(p.memory.peak_reserved_bytes is not None for p in predictions):
         rows.append(_row("peak reserved", predictions, lambda p: _size(p.memory.peak_reserved_bytes, strong=True)))
@@ -70,6 +72,37 @@ def comparison_table(predictions: Sequence[Prediction]) -> Table:
         sections=tuple(sections),
         notes=_notes(predictions),
     )
+
+
+def grid_table(predictions: Sequence[Prediction], axes: Sequence[str]) -> Table:
+    """Return a row a prediction: what varies between them, the peaks in GiB, and the verdict of each card."""
+    devices = [fit.device for fit in predictions[0].fit] if predictions else []
+    rows = [
+        (
+            method_name(p.run.method.name),
+            *(_along(p.run, axis) for axis in axes),
+            _size(p.memory.peak_allocated_bytes, strong=True),
+            _size(p.memory.peak_reserved_bytes),
+            *map(_verdict, p.fit),
+        )
+        for p in predictions
+    ]
+    columns = (
+        Column(name="method"),
+        *(Column(name=axis.replace("_", " "), justify="right", key=axis) for axis in axes),
+        Column(name="peak allocated", justify="right", key="peak_allocated_bytes"),
+        Column(name="peak reserved", justify="right", key="peak_reserved_bytes"),
+        *(Column(name=device) for device in devices),
+    )
+    title = f"{predictions[0].run.model.name}: {len(predictions)} predictions, GiB" if predictions else "no prediction"
+    return Table(title=title, columns=columns, rows=tuple(rows), keys=1 + len(axes))
+
+
+def _along(run: RunSpec, option: str) -> Scalar:
+    """Return the value of an option that varies, by the name that it is asked for."""
+    named = {"rank": run.method.rank, "dropout": run.method.dropout, "world_size": run.gpus}
+    value: Scalar = named[option] if option in named else getattr(run, option)
+    return str(value) if isinstance(value, float) else value
 
 
 def run_title(run: RunSpec, without: Axis | None = None) -> str:

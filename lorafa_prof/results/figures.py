@@ -36,6 +36,9 @@ class Memory:
     peak_moment: str
     peak_requested_bytes: int | None = None
     """What `torch.cuda.memory_stats()["requested_bytes.all.peak"]` would show: before any rounding."""
+    peak_blocks_bytes: int | None = None
+    """What `torch.cuda.max_memory_allocated` would show, what is not split off of blocks above 1 MiB among it. Closed
+    forms count tensors in `peak_allocated_bytes`, a simulation counts these blocks."""
     fragmentation_bytes: int | None = None
     """Peak reserved less peak allocated: what the allocator took beyond the most that was ever in use at once."""
     saved_activations_bytes: int | None = None

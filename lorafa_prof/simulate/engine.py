@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from lorafa_prof.allocator.replay import Replay, replay
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import Ledger
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
@@ -22,8 +24,6 @@ from lorafa_prof.results.figures import (
     sequences_line,
 )
 from lorafa_prof.sharding import is_shared, sent_bytes
-from lorafa_prof.simulate.allocator.replay import Replay, replay
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits, unmodelled_in
 from lorafa_prof.simulate.ledgers import gradient_bytes, ledger_at, phase_name, saved_bytes
 from lorafa_prof.simulate.platforms import Cuda
@@ -171,6 +171,7 @@ class Simulation:
             **Memory.parts_from(self.ledger),
             peak_requested_bytes=peaks.requested.size,
             peak_allocated_bytes=peaks.allocated.size,
+            peak_blocks_bytes=peaks.allocated.size,
             peak_reserved_bytes=peaks.reserved.size,
             fragmentation_bytes=peaks.reserved.size - peaks.allocated.size,
             context_bytes=context,

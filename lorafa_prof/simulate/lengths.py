@@ -13,13 +13,13 @@ from functools import cached_property
 
 import numpy as np
 
+from lorafa_prof.allocator.replay import replay
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.lengths.epoch import Epoch, Lengths, Shapes
 from lorafa_prof.lengths.reading import Integers
 from lorafa_prof.lengths.summary import assumed, largest_of, not_counted, run_at, shape_ranks, summary
 from lorafa_prof.results import BatchLengths, Prediction, Throughput
-from lorafa_prof.simulate.allocator.replay import replay
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import LEAST_STEPS, Simulation, device_traits, platform_of
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.recording import Recording, trace_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.snapshots.writer import Label, snapshot_bytes
 from lorafa_prof.simulate.trace import Block, Trace
 

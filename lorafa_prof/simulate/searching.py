@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import SequenceTooLongError
 from lorafa_prof.lengths.epoch import Lengths
 from lorafa_prof.results import Axis, along, value_along
 from lorafa_prof.search import last_within
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import Simulation, platform_of, simulate
 from lorafa_prof.simulate.lengths import Estimate, simulate_epoch
 from lorafa_prof.simulate.recordings import Recordings

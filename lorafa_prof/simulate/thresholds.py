@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lorafa_prof.allocator.replay import Replay, replay
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.search import largest
-from lorafa_prof.simulate.allocator.replay import Replay, replay
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.recording import Recording
 from lorafa_prof.simulate.recordings import Recordings

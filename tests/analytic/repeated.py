@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 
 from lorafa_prof.analytic import builder as builder_module, timeline as timeline_module
+from lorafa_prof.analytic.blocks import beyond_tensors
 from lorafa_prof.analytic.plan import plan
 from lorafa_prof.specs import RunSpec
 
+#: Of tiny models: tensors of these have more than 1 MiB, and no round number of it.
+LARGE = ((70, 700), (31, 1111))
+
 
 def check_repeated_layers(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peak, phases, what is saved, FLOPs and parameters are those of a plan in which every layer was traced."""
+    """Peak, phases, blocks, what is saved, FLOPs and parameters are those of a plan in which every layer was traced."""
     short = plan(run)
     for module in (builder_module, timeline_module):
         monkeypatch.setattr(module, "TRACED_LAYERS", 1000)
@@ -20,5 +24,8 @@ def check_repeated_layers(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None
         assert short.peak(bs, seq).phases == full.peak(bs, seq).phases
         assert short.saved_activation_bytes(bs, seq) == full.saved_activation_bytes(bs, seq)
         assert short.flops(bs, seq) == full.flops(bs, seq)
+    for bs, seq in LARGE:
+        at = [each.peak(bs, seq).position for each in (short, full)]
+        assert beyond_tensors(short, bs, seq, at[0]) == beyond_tensors(full, bs, seq, at[1])
     assert short.parameters == full.parameters
     assert short.static_bytes == full.static_bytes

@@ -11,7 +11,7 @@ from lorafa_prof.analytic import predict
 from lorafa_prof.analytic.plan import OPTIMIZER_STEP, StepPlan, plan
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.catalog import load_model
-from lorafa_prof.errors import BadInputError, LorafaProfError, UnsupportedError
+from lorafa_prof.errors import BadInputError, ContradictionError, LorafaProfError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
 from tests.analytic.runs import EXPERTS, attentions, methods_of, run_of
 from tests.analytic.test_peaks import HIDDEN
@@ -127,7 +127,7 @@ def test_variations(family: str, method: str, options: dict[str, Any], checkpoin
         ("mixtral", {"changes": {"router_jitter_noise": 0.1}}, UnsupportedError, "noise on its router's input"),
         ("mixtral", {"changes": {"intermediate_size": 116}}, UnsupportedError, "not a multiple of 16 bytes"),
         ("mixtral", {"changes": {"num_local_experts": 1, "num_experts_per_tok": 1}}, UnsupportedError, "single expert"),
-        ("mixtral", {"dropout": 0.1}, BadInputError, "PEFT has no dropout on the adapters of fused experts"),
+        ("mixtral", {"dropout": 0.1}, ContradictionError, "PEFT has no dropout on the adapters of fused experts"),
         ("mixtral", {"targets": ("w1",)}, BadInputError, "PEFT adapts w1 and w3 only together"),
         ("mixtral", {"method": "lora-fa"}, UnsupportedError, "built for linear layers, and lora-fa-peft"),
         ("deepseek_v2", {"attn": "sdpa"}, UnsupportedError, "sdpa where heads are not a multiple of 16 bytes wide"),

@@ -14,7 +14,7 @@ import pytest
 import lorafa_prof as lp
 from lorafa_prof.catalog import load_device
 from lorafa_prof.cli import main
-from lorafa_prof.cli.options import _OPTIONS, _SIZES
+from lorafa_prof.cli.options import _OPTIONS, _PADDED, _SIZES
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
 from lorafa_prof.results import Prediction, Threshold
 from lorafa_prof.specs import RunSpec
@@ -48,7 +48,7 @@ def test_every_run_option_of_the_command_is_there() -> None:
     """By the same name, but for the number of GPUs, since gpus are cards here."""
     from lorafa_prof.api.options import RunOptions
 
-    names = {option.names[-1] for option in (*_SIZES, *_OPTIONS)}
+    names = {option.names[-1] for option in (*_SIZES, *_OPTIONS, _PADDED)}
     assert set(RunOptions.__annotations__) == names - {"gpus"} | {"world_size"}
 
 

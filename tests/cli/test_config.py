@@ -10,10 +10,30 @@ from typing import Any
 import pytest
 
 from lorafa_prof.cli import main
+from tests.support.configs import tiny_configs
 from tests.support.tool_files import ADAPTER, AXOLOTL_QLORA, DEEPSPEED, PARTS, TRAINING_ARGUMENTS, WHOLE, ToolFile
 
 #: What the files that name no model are given beside them.
 MORE = ("--model", "llama3.2-1b", "--method", "lora,dora", "--seq", "512")
+#: A Trainer's arguments for a model that real steps are taken of, and the flags that they stand for.
+TINY = """
+per_device_train_batch_size: 2
+max_length: 64
+use_peft: true
+lora_r: 4
+lora_dropout: 0.0
+lora_target_modules: [q_proj, v_proj]
+dtype: float32
+bf16: false
+gradient_checkpointing: false
+optim: adamw_torch
+max_grad_norm: 0
+loss_type: nll
+"""
+TINY_FLAGS = (
+    "--method", "lora", "--bs", "2", "--seq", "64", "--rank", "4", "--targets", "q_proj,v_proj", "--dtype", "fp32",
+    "--optimizer", "adamw",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 @pytest.mark.parametrize("file", [*WHOLE, *PARTS], ids=lambda file: file.name)
 def test_a_file_is_the_flags_that_it_stands_for(file: ToolFile, capsys: pytest.CaptureFixture[str]) -> None:
     """The run and every figure of it are the same; what the file says is said on stderr and among the assumptions."""
-    more = () if file in WHOLE else (*MORE, *(("--gpus", "4") if file is DEEPSPEED else ()))
+    more = (*(() if file in WHOLE else MORE), *file.more.split())
     by_file, said = predicted(capsys, "--config", file.name, *more)
     by_flags, _ = predicted(capsys, *file.flags.split(), *more)
     kept = ("run", "memory", "throughput", "parameters")
@@ -96,6 +116,19 @@ def test_files_that_contradict_each_other_are_named(capsys: pytest.CaptureFixtur
         ("distributed_type: MEGATRON_LM", "distributed_type is not modelled"),
         ("cutoff_len: 9\nstage: dpo", "f.yml: stage is not modelled"),
         ("micro_batch_size: 1", "The files name no model"),
+        ("base_model: a/b\nexpert_parallel_size: 4", "expert_parallel_size is not modelled"),
+        ("base_model: a/b\nfsdp: [full_shard]\nfsdp_config: {fsdp_sharding_strategy: SHARD_GRAD_OP}",
+         "SHARD_GRAD_OP is not modelled"),
+        ("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_sharding_strategy: HYBRID_SHARD}",
+         "HYBRID_SHARD is not modelled"),
+        ("cutoff_len: 9\ntensor_model_parallel_size: 2", "as Megatron does"),
+        ("template: x\nexport_dir: out", "it writes a merged model, and trains none"),
+        ("cutoff_len: 9\nuse_asft_loss: true", "the logits of a second model"),
+        ("model: {_component_: torchtune.models.llama2.llama2_7b}\nloss: {_component_: torchtune.rlhf.loss.DPOLoss}",
+         "DPOLoss takes more than one pass or model"),
+        ("model: {_component_: a}\nteacher_model: {_component_: b}", "a second model, whose logits are distilled"),
+        ("model: {_component_: a}\nprompt: hello", "it evaluates or generates, and trains nothing"),
+        ("model: {_component_: a, image_size: 560}", "a model of text and images"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_refused(
@@ -103,7 +136,8 @@ def test_what_cannot_be_taken_is_refused(
 ) -> None:
     """With file and key, in one line, exit code 2."""
     (folder / "f.yml").write_text(text)
-    assert words in refused(capsys, "predict", "--config", "f.yml").replace("\n", " ")
+    more = ("--model", "llama2-7b") if "_SHARD" in words or "SHARD_" in words else ()
+    assert words in refused(capsys, "predict", "--config", "f.yml", *more).replace("\n", " ")
 
 
 def test_an_option_that_is_not_modelled_can_be_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,6 +173,46 @@ def test_oom_takes_files(capsys: pytest.CaptureFixture[str]) -> None:
     by_file, by_flags = answers
     assert by_file["max"] == by_flags["max"] > 0
     assert any("qlora.yml, axolotl" in line for line in by_file["assumptions"])
+
+
+def test_the_simulation_takes_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """`--engine simulate` predicts the file's run as that of its flags, to the byte."""
+    (folder / "config.json").write_text(json.dumps(tiny_configs()["llama"] | {"max_position_embeddings": 512}))
+    (folder / "f.yml").write_text(TINY)
+    args = ("--model", "config.json", "--engine", "simulate")
+    (by_file,), said = predicted(capsys, "--config", "f.yml", *args)
+    (by_flags,), _ = predicted(capsys, *TINY_FLAGS, *args)
+    assert by_file["memory"] == by_flags["memory"]
+    assert by_file["run"] == by_flags["run"]
+    assert any("f.yml, TRL or transformers" in line for line in by_file["assumptions"])
+    assert "not taken from the files" not in said
+
+
+def test_measure_takes_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """Real steps of the file's run, whose peak the flags' run has as well."""
+    (folder / "config.json").write_text(json.dumps(tiny_configs()["llama"] | {"max_position_embeddings": 512}))
+    (folder / "f.yml").write_text(TINY)
+    measured = []
+    for args in (("--config", "f.yml"), TINY_FLAGS):
+        command = [
+            "measure",
+            "--model",
+            "config.json",
+            "--device",
+            "cpu",
+            "--steps",
+            "1",
+            "--warmup",
+            "1",
+            "--no-trace",
+        ]
+        assert main([*command, *args, "--format", "json"]) == 0
+        out, err = capsys.readouterr()
+        measured.append(json.loads(out)["measurements"][0])
+        assert "f.yml" in err or "--config" not in args
+    by_file, by_flags = measured
+    assert by_file["outcome"] == "ok"
+    assert by_file["run"] == by_flags["run"]
 
 
 def test_a_sweep_varies_what_a_file_fixes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

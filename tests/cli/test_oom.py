@@ -117,6 +117,7 @@ def test_the_verdicts_are_those_of_predict(capsys: pytest.CaptureFixture[str]) -
             [told] = json.loads(capsys.readouterr().out)["predictions"]
             assert told["fit"][0]["fits"] is fits
             edge = found["at_max"] if fits else found["at_first_oom"]
+            del told["memory"]["peak_blocks_bytes"], edge["memory"]["peak_blocks_bytes"]  # predict's alone
             assert edge["memory"] == told["memory"]
             assert edge["headroom_bytes"] == told["fit"][0]["headroom_bytes"]
 

@@ -37,11 +37,14 @@ ELSEWHERE = {
     r"measure --model qwen3-8b": CUDA,
     r"calibrate -o my-gpu.json": CUDA,
     r"torchrun --nproc-per-node 8": CUDA,
+    r"diff --python": "asks another environment; tests/cli/test_diff.py asks this one in its place",
+    r"diff before.json": "compares with what a command before it records; tests/cli/test_diff.py does",
 }
 #: Patterns of commands that take more than some seconds.
 SLOW = (
     r"--engine simulate", r"^lorafa-prof measure", r"^lorafa-prof run", r"^torchrun", r"^lorafa-prof calibrate",
-    r"^lorafa-prof planner", r"^lorafa-prof compare", r"^lorafa-prof paper -o",
+    r"^lorafa-prof planner", r"^lorafa-prof compare", r"^lorafa-prof diff",
+    r"^lorafa-prof paper -o",
 )  # fmt: skip
 MODEL = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -181,7 +184,7 @@ PRINTED = {
     ),
 }
 #: Those of which the command takes a measurement, or the simulation.
-NOT_PRINTED = ("                             observed       simulate",)
+NOT_PRINTED = ("                             observed       simulate", "                         before          after")
 
 
 def printed() -> list[tuple[Block, str, int]]:

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.snapshots.recorded import RecordedRun
 from tests.fuzz.feeding import HOSTILE, SEEDS, altered, call, damaged, fuzz, read_or_refused
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
 from lorafa_prof.catalog import load_device
 from lorafa_prof.ledger import Category
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
 from lorafa_prof.simulate.cpu_platform import Cpu
 from lorafa_prof.simulate.engine import simulate
 from lorafa_prof.simulate.on_cpu import build_for_cpu

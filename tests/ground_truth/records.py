@@ -20,8 +20,8 @@ from tests.ground_truth.recorder.cases import DEFAULT, MODELS, TARGETS, Case
 FOLDER = Path(__file__).parent
 CPU = "cpu"
 _DTYPES: dict[str, Any] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-#: The methods that the recorder has under other names: its lora-fa only holds A still, and trains with AdamW.
-_METHODS = {"lora-fa-opt": "lora-fa-peft"}
+#: The methods that the recorder has under other names: its LoRA-FA is PEFT's LoRA with A held still, under AdamW.
+_METHODS = dict.fromkeys(("lora-fa", "lora-fa-opt", "qlora-fa"), "lora-fa-peft")
 
 
 @dataclass(frozen=True)

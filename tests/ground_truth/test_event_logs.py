@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.snapshots.recorded import RecordedRun
 from tests.ground_truth.records import FOLDER, Record, devices, read_records
 

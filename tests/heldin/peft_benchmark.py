@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
 from lorafa_prof.catalog import load_device, load_model
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
 from lorafa_prof.simulate.engine import device_traits
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.playback import play

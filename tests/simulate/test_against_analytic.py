@@ -283,6 +283,16 @@ def test_quantised_weights(family: str, method: str, quant: Any, options: dict[s
     assert simulated(run)[0] == closed_form(run)
 
 
+@pytest.mark.parametrize("family", ["t5", pytest.param("llama", marks=pytest.mark.slow)])
+def test_clones_of_quantised_results(family: str) -> None:
+    """PEFT clones what a 4-bit layer returns, for VeRA too: where the layer runs again what was kept of it goes, and
+    the clone is there.
+    """
+    options = {"checkpointing": "selective", "attn": "eager", "optimizer": "sgd"}
+    run = run_of(family, "vera", quant="nf4", layers=3, **options)
+    assert simulated(run)[0] == closed_form(run)
+
+
 INT8: dict[str, dict[str, Any]] = {
     "plain": {"changes": {"vocab_size": 6000}},
     "autocast": {"amp": True, "dtype": "fp32", "changes": {"vocab_size": 6000}},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.allocator.out_of_memory import CudaOutOfMemoryError, format_size
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.sizes import round_size
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
-from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, format_size
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.allocator.sizes import round_size
 from lorafa_prof.units import GIB, KIB, MIB
 
 M = MIB

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import BadInputError, LorafaProfError, UnknownNameError, UnsupportedError
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.units import MIB
 
 parse = AllocatorSettings.parse

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.catalog import device_names, load_device, load_model
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.results import Threshold
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import simulate
 from lorafa_prof.simulate.recordings import Recordings
 from lorafa_prof.simulate.searching import Simulations

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
-from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError
-from lorafa_prof.simulate.allocator.replay import replay
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.allocator.sizes import round_size
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.allocator.out_of_memory import CudaOutOfMemoryError
+from lorafa_prof.allocator.replay import replay
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.sizes import round_size
 from lorafa_prof.simulate.snapshots.recorded_trace import from_snapshot_trace
 from lorafa_prof.units import GIB, KIB, MIB
 from tests.support.reference_allocator import ReferenceAllocator, RefusedError

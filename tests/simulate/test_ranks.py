@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from lorafa_prof.allocator.replay import replay
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.sharding import sent_bytes
-from lorafa_prof.simulate.allocator.replay import replay
 from lorafa_prof.simulate.engine import predict
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda

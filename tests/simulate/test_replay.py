@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from lorafa_prof.allocator.replay import Peak, replay
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.replay import Peak, replay
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.snapshots.recorded_trace import SegmentEvent, from_snapshot_trace
 from lorafa_prof.units import MIB
 

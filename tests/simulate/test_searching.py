@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.analytic.thresholds import ClosedForms
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.results import Axis, along
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.engine import predict, simulate
 from lorafa_prof.simulate.searching import Simulations
 from lorafa_prof.specs import DeviceSpec, MethodSpec, RunSpec

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from lorafa_prof.allocator.replay import replay
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.replay import replay
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import Cuda
 from lorafa_prof.simulate.record import record

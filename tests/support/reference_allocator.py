@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lorafa_prof.simulate.allocator.driver import Driver
-from lorafa_prof.simulate.allocator.expandable_segments import SMALL_PAGE, UNBOUNDED
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.allocator.sizes import SMALL_SIZE, round_size, segment_size
+from lorafa_prof.allocator.driver import Driver
+from lorafa_prof.allocator.expandable_segments import SMALL_PAGE, UNBOUNDED
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.sizes import SMALL_SIZE, round_size, segment_size
 
 UNLIMITED = 1 << 63
 

@@ -11,6 +11,8 @@ class ToolFile:
     text: str
     flags: str
     """What the command line would be told in its place."""
+    more: str = ""
+    """What is given beside the file, and beside the flags."""
     says: tuple[str, ...] = ()
     """Parts of lines that have to be said about it."""
 
@@ -197,12 +199,236 @@ DEEPSPEED = ToolFile(
     '"gradient_clipping": "auto", "bf16": {"enabled": true}, "zero_allow_untested_optimizer": true, '
     '"zero_optimization": {"stage": 2, "overlap_comm": true, "offload_optimizer": {"device": "none"}}}',
     flags="--bs 4 --shard zero2",
+    more="--gpus 4",
     says=(
         "(auto: filled in by the Trainer): gradient_accumulation_steps",
         "is not modelled): zero_optimization.overlap_comm",
     ),
 )
-WHOLE = (AXOLOTL_QLORA, AXOLOTL_FULL, LLAMA_FACTORY, LLAMA_FACTORY_FULL, TORCHTUNE, TRL, ADAPTER)
+AXOLOTL_8BIT = ToolFile(
+    name="lora_8bit.yml",
+    text="""
+base_model: Qwen/Qwen2.5-0.5B
+tokenizer_type: AutoTokenizer
+load_in_8bit: true
+load_in_4bit: false
+strict: false
+adapter: lora
+lora_model_dir:
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0
+lora_target_modules:
+  - q_proj
+  - v_proj
+datasets: [{path: some/set, type: alpaca, split: train}]
+dataset_prepared_path: prepared
+val_set_size: 0.05
+sequence_len: 512
+sample_packing: false
+pad_to_sequence_len: true
+micro_batch_size: 2
+gradient_accumulation_steps: 1
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+bf16: auto
+tf32: false
+gradient_checkpointing: false
+resume_from_checkpoint:
+logging_steps: 1
+attn_implementation: sdpa
+warmup_ratio: 0.1
+evals_per_epoch: 4
+saves_per_epoch: 1
+weight_decay: 0.0
+use_swanlab: false
+""",
+    flags="--model qwen2.5-0.5b --method lora --quant int8 --rank 32 --targets q_proj,v_proj --seq 512 --bs 2 "
+    "--optimizer adamw-8bit --amp --attn sdpa --clip",
+    says=("axolotl's fused LoRA kernels", "no effect on memory: tokenizer_type"),
+)
+AXOLOTL_FSDP = ToolFile(
+    name="fsdp.yml",
+    text="""
+base_model: meta-llama/Llama-3.2-1B
+sequence_len: 512
+sample_packing: true
+micro_batch_size: 1
+gradient_accumulation_steps: 1
+optimizer: adamw_torch_fused
+bf16: true
+attn_implementation: flash_attention_2
+adapter: lora
+lora_r: 16
+lora_target_linear: true
+max_grad_norm: 0
+model_config: {output_router_logits: true}
+flash_attn_fuse_mlp: true
+fsdp: [full_shard, auto_wrap]
+fsdp_config:
+  fsdp_offload_params: false
+  fsdp_sharding_strategy: FULL_SHARD
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  fsdp_state_dict_type: FULL_STATE_DICT
+""",
+    flags="--model llama3.2-1b --method lora --rank 16 --seq 512 --bs 1 --optimizer adamw-fused --amp --attn flash "
+    "--shard fsdp",
+    more="--gpus 4",
+    says=(
+        "under FSDP with bf16 accelerate gathers weights in bf16", "flash_attn_fuse_mlp: fused kernels",
+        "model_config: values in the place",
+    ),
+)  # fmt: skip
+LLAMA_FACTORY_LORA_PLUS = ToolFile(
+    name="lora_plus.yaml",
+    text="""
+model_name_or_path: meta-llama/Meta-Llama-3-8B
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_target: q_proj,v_proj
+lora_rank: 8
+lora_dropout: 0.1
+loraplus_lr_ratio: 16.0
+dataset: a
+template: llama3
+cutoff_len: 256
+max_samples: 1000
+packing: false
+preprocessing_num_workers: 16
+output_dir: saves
+save_only_model: false
+plot_loss: true
+overwrite_output_dir: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+optim: adamw_torch
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+pure_bf16: false
+disable_gradient_checkpointing: true
+ddp_timeout: 180000000
+""",
+    flags="--model llama3-8b --method lora-plus --rank 8 --dropout 0.1 --targets q_proj,v_proj --seq 256 --bs 1 "
+    "--accumulation 8 --amp --optimizer adamw --clip",
+    says=("no effect on memory: ",),
+)
+TORCHTUNE_QLORA = ToolFile(
+    name="qlora_single_device.yaml",
+    text="""
+model:
+  _component_: torchtune.models.llama3_1.qlora_llama3_1_8b
+  lora_attn_modules: ['q_proj', 'k_proj', 'v_proj', 'output_proj']
+  apply_lora_to_mlp: True
+  lora_rank: 16
+  lora_alpha: 32
+  lora_dropout: 0.0
+tokenizer:
+  _component_: torchtune.models.llama3.llama3_tokenizer
+  path: tokenizer.model
+  max_seq_len: 512
+checkpointer: {_component_: torchtune.training.FullModelHFCheckpointer, checkpoint_dir: here}
+batch_size: 2
+optimizer:
+  _component_: bitsandbytes.optim.PagedAdamW8bit
+  lr: 2e-5
+loss:
+  _component_: torchtune.modules.loss.CEWithChunkedOutputLoss
+gradient_accumulation_steps: 1
+compile: False
+dtype: bf16
+enable_activation_checkpointing: False
+enable_activation_offloading: False
+profiler: {_component_: torchtune.training.setup_torch_profiler, enabled: False}
+""",
+    flags="--model llama3.1-8b --method qlora --quant nf4-dq --rank 16 --seq 512 --bs 2 --adapter-dtype bf16 "
+    "--optimizer paged-adamw-8bit",
+    says=("torchao's NF4 is taken as bitsandbytes'", "torchtune's loss takes logits in chunks"),
+)
+TRL_QLORA = ToolFile(
+    name="sft_qlora.yaml",
+    text="""
+model_name_or_path: Qwen/Qwen2.5-1.5B
+dtype: bfloat16
+use_peft: true
+load_in_4bit: true
+use_bnb_nested_quant: true
+lora_r: 16
+lora_dropout: 0.0
+lora_target_modules: all-linear
+dataset_name: some/set
+packing: true
+max_length: 512
+per_device_train_batch_size: 2
+gradient_checkpointing: true
+optim: paged_adamw_8bit
+max_grad_norm: 0
+loss_type: nll
+""",
+    flags="--model qwen2.5-1.5b --method qlora --quant nf4-dq --rank 16 --seq 512 --bs 2 --amp --adapter-dtype bf16 "
+    "--checkpointing full --optimizer paged-adamw-8bit",
+    says=("packing: rows are full", "TRL casts the adapters of a quantised model to bf16"),
+)
+VERA = ToolFile(
+    name="vera_config.json",
+    text='{"peft_type": "VERA", "base_model_name_or_path": "meta-llama/Llama-3.2-1B", "r": 128, "vera_dropout": 0.0, '
+    '"d_initial": 0.1, "projection_prng_key": 0, "save_projection": true, "target_modules": ["up_proj", "gate_proj"], '
+    '"task_type": "CAUSAL_LM", "bias": "none", "fan_in_fan_out": false, "init_weights": true}',
+    flags="--model llama3.2-1b --method vera --rank 128 --targets up_proj,gate_proj",
+)
+ACCELERATE_DDP = ToolFile(
+    name="multi_gpu.yaml",
+    text="""
+compute_environment: LOCAL_MACHINE
+debug: false
+distributed_type: MULTI_GPU
+downcast_bf16: 'no'
+gpu_ids: all
+machine_rank: 0
+main_training_function: main
+mixed_precision: bf16
+num_machines: 1
+num_processes: 8
+rdzv_backend: static
+same_network: true
+use_cpu: false
+""",
+    flags="--gpus 8 --shard ddp --amp",
+)
+ACCELERATE_ZERO = ToolFile(
+    name="zero3.yaml",
+    text="""
+distributed_type: DEEPSPEED
+deepspeed_config:
+  zero_stage: 3
+  zero3_init_flag: true
+  zero3_save_16bit_model: true
+  offload_optimizer_device: none
+  offload_param_device: none
+  gradient_accumulation_steps: 1
+mixed_precision: bf16
+num_processes: 8
+""",
+    flags="--gpus 8 --shard zero3",
+    says=("under DeepSpeed there is no autocast",),
+)
+DEEPSPEED_PLAIN = ToolFile(
+    name="ds_plain.json",
+    text='{"train_batch_size": 32, "train_micro_batch_size_per_gpu": 2, "steps_per_print": 10, "gradient_clipping": 0, '
+    '"bf16": {"enabled": true}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}, '
+    '"activation_checkpointing": {"partition_activations": false}, "wall_clock_breakdown": false}',
+    flags="--bs 2 --optimizer adamw",
+    says=("over all GPUs and micro-batches", "DeepSpeed's own checkpointing"),
+)
+WHOLE = (
+    AXOLOTL_QLORA, AXOLOTL_FULL, AXOLOTL_8BIT, AXOLOTL_FSDP, LLAMA_FACTORY, LLAMA_FACTORY_FULL,
+    LLAMA_FACTORY_LORA_PLUS, TORCHTUNE, TORCHTUNE_QLORA, TRL, TRL_QLORA, ADAPTER, VERA,
+)  # fmt: skip
 """Files that name a model."""
-PARTS = (TRAINING_ARGUMENTS, ACCELERATE, DEEPSPEED)
+PARTS = (TRAINING_ARGUMENTS, ACCELERATE, ACCELERATE_DDP, ACCELERATE_ZERO, DEEPSPEED, DEEPSPEED_PLAIN)
 """Files that need a model, and for several GPUs how many."""

@@ -16,7 +16,7 @@ from lorafa_prof.analytic.families import routing
 from lorafa_prof.analytic.families.common import activation
 from lorafa_prof.analytic.sizes import Shape
 from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
-from lorafa_prof.errors import BadInputError, UnsupportedError
+from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.layers import experts_everywhere
 from lorafa_prof.specs import ModelSpec, MoeSpec
 
@@ -288,7 +288,7 @@ def attach_adapters(builder: Builder, experts: list[RoutedExperts]) -> None:
     builder.adapt(layers)
     chosen = [parameter for layer in experts for parameter in layer.fused if parameter.name in names]
     if chosen and builder.run.method.dropout:
-        raise BadInputError(
+        raise ContradictionError(
             "PEFT has no dropout on the adapters of fused experts: leave out --dropout, or name --targets without them"
         )
     for parameter in chosen:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafa_prof.allocator.replay import Replay, replay
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.replay import Replay, replay
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
 from lorafa_prof.simulate.snapshots.reader import check_snapshot, history_of, read_snapshot, read_trace
 from lorafa_prof.simulate.snapshots.recorded_trace import RecordedTrace, SegmentEvent, from_snapshot_trace
 from lorafa_prof.simulate.snapshots.writer import Event

@@ -29,7 +29,7 @@ class SegmentEvent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedTrace:
-    """A trace in the terms of `lorafa_prof.simulate.allocator.replay.replay`.
+    """A trace in the terms of `lorafa_prof.allocator.replay.replay`.
 
     A replay brings the recorded segment events if the recording began with an empty allocator (`unknown_frees` 0), and
     until the program called `torch.cuda.empty_cache`, which leaves no mark in a trace but its segment_free entries.

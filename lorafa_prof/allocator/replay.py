@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from lorafa_prof.allocator.caching_allocator import CachingAllocator
+from lorafa_prof.allocator.free_blocks import Block
+from lorafa_prof.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
+from lorafa_prof.allocator.segments import TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.statistics import Fragmentation, Statistics
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.caching_allocator import CachingAllocator
-from lorafa_prof.simulate.allocator.free_blocks import Block
-from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
-from lorafa_prof.simulate.allocator.segments import TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.allocator.statistics import Fragmentation, Statistics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

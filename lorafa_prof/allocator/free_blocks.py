@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
+from lorafa_prof.allocator.sizes import SMALL_SIZE, round_size
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.sizes import SMALL_SIZE, round_size
 
 #: More bytes than any block has.
 NEVER = 1 << 62

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 
-from lorafa_prof.simulate.allocator.free_blocks import FreeBlocks
-from lorafa_prof.simulate.allocator.segments import Segments
+from lorafa_prof.allocator.free_blocks import FreeBlocks
+from lorafa_prof.allocator.segments import Segments
 from lorafa_prof.units import MIB, TIB
 
 #: Pages of the small pool; those of the large pool are `AllocatorSettings.large_segment_size`.

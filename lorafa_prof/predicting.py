@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lorafa_prof.cards import named_card
 from lorafa_prof.compare import capacity, is_of
-from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError, UnknownNameError, UnsupportedError
+from lorafa_prof.errors import BadInputError, LorafaProfError, MissingComponentError, UnsupportedError
 from lorafa_prof.specs import DeviceSpec, RunnableModel, require_int
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class Predictor:
         """Return the card of a measurement, with the memory that the run could use; None where it is not known."""
         card, remarks = self.card, list[str]()
         if card is None:
-            card, remarks = _named_card(environment)
+            card, remarks = named_card(environment)
         room = None if card is None else capacity(environment, card.context_bytes)
         return (card if card is None or room is None else replace(card, total_bytes=room)), remarks
 
@@ -130,40 +129,6 @@ _DECISIVE = (
     "device_type", "device", "total_bytes", "cap_bytes", "compute_capability", "multiprocessors", "alloc_conf",
     "threads",
 )  # fmt: skip
-
-
-def _named_card(environment: Mapping[str, Any]) -> tuple[DeviceSpec | None, list[str]]:
-    """Return the catalog's card of the name that the measurement has; one it has not, as the measurement tells it."""
-    from lorafa_prof.catalog import load_device
-
-    name, total, traits = environment.get("device"), environment.get("total_bytes"), _traits(environment)
-    if isinstance(name, str) and not FILE_NAME.search(name):  # the name of a card, never of a file
-        with contextlib.suppress(UnknownNameError):
-            return replace(load_device(name), **traits), []
-    if not isinstance(total, int):
-        return None, ["the card is not known: kernels are taken as on one before Hopper; name it with --gpu"]
-    shown = str(name or "without a name")[:60]
-    card = DeviceSpec(
-        name=shown, full_name=shown, vendor="nvidia", architecture="", total_bytes=total, bandwidth=None,
-        peak_flops={}, **{"compute_capability": None, **traits},
-    )  # fmt: skip
-    known = "by the compute capability" if "compute_capability" in traits else "as on a card before Hopper"
-    return card, [f"the card {shown} is not in the catalog: kernels are taken {known}; its CUDA context is not known"]
-
-
-#: A name that is, or could be, that of a file.
-FILE_NAME = re.compile(r"[/\\]|\.json$", re.IGNORECASE)
-
-
-def _traits(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a measurement tells of its card that kernels depend on."""
-    found: dict[str, Any] = {}
-    capability, count = environment.get("compute_capability"), environment.get("multiprocessors")
-    if isinstance(capability, list) and len(capability) == 2 and all(isinstance(n, int) for n in capability):
-        found["compute_capability"] = tuple(capability)
-    if isinstance(count, int):
-        found["multiprocessors"] = count
-    return found
 
 
 def _threads(environment: Mapping[str, Any]) -> int:

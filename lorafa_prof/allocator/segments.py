@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lorafa_prof.simulate.allocator.driver import Driver
-from lorafa_prof.simulate.allocator.free_blocks import ADDRESS_MASK, FreeBlocks, key_of
+from lorafa_prof.allocator.driver import Driver
+from lorafa_prof.allocator.free_blocks import ADDRESS_MASK, FreeBlocks, key_of
 
 #: One action of the allocator, as PyTorch's trace has it: (action, address, size in bytes, stream). Actions: alloc,
 #: free_requested, free_completed, segment_alloc, segment_free, segment_map, segment_unmap, oom (whose address is the

@@ -13,10 +13,9 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import Any
 
-from lorafa_prof.errors import BadInputError
-from lorafa_prof.simulate.allocator.driver import Driver
-from lorafa_prof.simulate.allocator.expandable_segments import ExpandableSegments
-from lorafa_prof.simulate.allocator.free_blocks import (
+from lorafa_prof.allocator.driver import Driver
+from lorafa_prof.allocator.expandable_segments import ExpandableSegments
+from lorafa_prof.allocator.free_blocks import (
     ADDRESS_BITS,
     ADDRESS_MASK,
     NEVER,
@@ -26,12 +25,13 @@ from lorafa_prof.simulate.allocator.free_blocks import (
     Pools,
     key_of,
 )
-from lorafa_prof.simulate.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
-from lorafa_prof.simulate.allocator.segment_table import segments_of
-from lorafa_prof.simulate.allocator.segments import Segments, TraceEntry
-from lorafa_prof.simulate.allocator.settings import AllocatorSettings
-from lorafa_prof.simulate.allocator.sizes import SMALL_SIZE, segment_size
-from lorafa_prof.simulate.allocator.statistics import Fragmentation, Statistics
+from lorafa_prof.allocator.out_of_memory import CudaOutOfMemoryError, OutOfMemory
+from lorafa_prof.allocator.segment_table import segments_of
+from lorafa_prof.allocator.segments import Segments, TraceEntry
+from lorafa_prof.allocator.settings import AllocatorSettings
+from lorafa_prof.allocator.sizes import SMALL_SIZE, segment_size
+from lorafa_prof.allocator.statistics import Fragmentation, Statistics
+from lorafa_prof.errors import BadInputError
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 

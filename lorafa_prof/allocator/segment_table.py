@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lorafa_prof.simulate.allocator.free_blocks import FreeBlocks
+from lorafa_prof.allocator.free_blocks import FreeBlocks
 
 
 def segments_of(
