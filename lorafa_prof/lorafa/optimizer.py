@@ -118,7 +118,7 @@ class LoraFA(torch.optim.Optimizer):
         super().__init__(parameters, defaults)
         self.refactorise()
 
-    def kept(self) -> Iterator[tuple[torch.nn.Parameter, str, torch.Tensor]]:
+    def kept(self) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
         """Yield what is kept from step to step beside `state`, and made anew rather than saved.
 
         Yields:
