@@ -12,7 +12,7 @@ from functools import partial, reduce
 
 from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.results import Axis, Change, Threshold, value_along
-from lorafa_prof.specs import DeviceSpec, RunSpec
+from lorafa_prof.specs import DeviceSpec, ModelSpec, RunSpec
 from lorafa_prof.thresholds import Engine
 
 #: The first cards with PyTorch's flash attention: Ampere.
@@ -119,6 +119,8 @@ def _of_precision(run: RunSpec) -> Iterator[Candidate]:
 def _of_method(run: RunSpec) -> Iterator[Candidate]:
     name = run.method.name
     others = ["lora", "lora-fa"] if name == "full" else [_FROZEN[name]] if name in _FROZEN else []
+    if isinstance(run.model, ModelSpec) and run.model.moe is not None:  # ours does not adapt fused experts
+        others = [{"lora-fa": "lora-fa-peft"}.get(other, other) for other in others]
     for other in others:
         alters = "another method: adapters instead of all weights" if name == "full" else "another method: A is frozen"
 

@@ -140,6 +140,14 @@ def share_spelled(text: str) -> tuple[float, str] | None:
     return 100 * number / total, "first" if ends[0][0] == 0 and number < total else "last"
 
 
+def rank_beyond(path: str, rank: int, width: int, method: str) -> BadInputError:
+    """Return the error for a rank beyond a layer's width, where LoRA-FA (or LoRA-FB) inverts a matrix of the rank."""
+    return BadInputError(
+        f"{path}: rank {rank} is larger than the layer's width of {width}: the {rank} x {rank} matrix that {method} "
+        f"inverts is singular; take a rank up to {width}"
+    )
+
+
 def nothing_there(target: str, layers: str, model: str) -> BadInputError:
     """Return the error for a target that names nothing in the layers (in words) that are to be adapted."""
     return BadInputError(

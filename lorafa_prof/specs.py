@@ -24,8 +24,8 @@ Checkpointing = Literal["none", "full", "selective"]
 KeptGroup = Literal["products", "attention", "functions", "softmax", "casts"]
 Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
 Optimizer = Literal[
-    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa", "lora-pro",
-    "lora-pro-full",
+    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa",
+    "lorafa-peft", "lora-pro", "lora-pro-full",
 ]  # fmt: skip
 KbitPreparation = Literal["none", "peft", "trl"]
 Loss = Literal["hf", "fused"]
@@ -48,10 +48,16 @@ KEPT_BY_DEFAULT: tuple[str, ...] = ("products", "attention")
 #: The name of an operator of torch, without its overload: aten.mm.
 _OPERATOR = re.compile(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 
-#: The methods that an optimizer of adapters goes with: LoRA-FA's holds A still, LoRA-Pro's moves both matrices at once.
+#: LoRA-FA's methods: ours, PEFT's, and ours over 4-bit weights.
+LORA_FA = ("lora-fa", "lora-fa-peft", "qlora-fa")
+#: Those whose adapters `lorafa_prof.lorafa` prepares.
+PREPARED = ("lora-fa", "qlora-fa")
+
+#: The methods that an optimizer of adapters goes with: LoRA-FA's hold A still, LoRA-Pro's moves both matrices at once.
 OPTIMIZERS_OF_ADAPTERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "lorafa": ("lora-fa", "lora-fa-peft", "qlora-fa"),
+        "lorafa": LORA_FA,
+        "lorafa-peft": LORA_FA,
         "lora-pro": ("lora-pro", "lora", "lora-qv", "qlora", "pissa"),
         "lora-pro-full": ("lora-pro", "lora", "lora-qv", "qlora", "pissa"),
     }
@@ -367,8 +373,8 @@ class RunSpec:
     """The operators whose results selective checkpointing keeps: groups of them (`KeptGroup`), and such as aten.mm by
     their names in torch, without overload."""
     optimizer: Optimizer = "auto"
-    """auto = PEFT's LoRA-FA optimizer for lora-fa methods, LoRA-Pro's with moments of the adapters' size for lora-pro,
-    else AdamW (foreach)."""
+    """auto = LoRA-FA's for its methods (lorafa, for lora-fa-peft lorafa-peft), LoRA-Pro's with moments of the adapters'
+    size for lora-pro, else AdamW (foreach)."""
     quant: Quantization = "none"
     prepare_kbit: KbitPreparation = "none"
     """What is done to the rest of a quantised model. peft: `prepare_model_for_kbit_training` casts norms, embeddings
@@ -482,7 +488,9 @@ class RunSpec:
             return self.optimizer
         if self.method.name == "lora-pro":
             return "lora-pro"
-        return "lorafa" if self.method.name in OPTIMIZERS_OF_ADAPTERS["lorafa"] else "adamw"
+        if self.method.name == "lora-fa-peft":
+            return "lorafa-peft"
+        return "lorafa" if self.method.name in LORA_FA else "adamw"
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer that the method does not go with.
@@ -493,7 +501,7 @@ class RunSpec:
         name, method = self.resolved_optimizer, self.method.name
         goes_with = OPTIMIZERS_OF_ADAPTERS.get(name)
         if goes_with is not None and method not in goes_with:
-            what = "freezes A" if name == "lorafa" else "moves A and B of one matrix together"
+            what = "freezes A" if name.startswith("lorafa") else "moves A and B of one matrix together"
             raise ContradictionError(f"the {name} optimizer {what}: it goes with {', '.join(goes_with)}, not {method}")
         if method == "lora-pro" and not name.startswith("lora-pro"):
             raise ContradictionError(

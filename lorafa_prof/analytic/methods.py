@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 from lorafa_prof.analytic import ops, ops_adalora
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
+from lorafa_prof.analytic.lora_fa import add_adapter
+from lorafa_prof.analytic.sizes import SENTINEL, WITNESS
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import rank_beyond
 from lorafa_prof.registry import Registry
 
 _METHODS: Registry[MakeAdapter] = Registry("method")
@@ -39,13 +42,19 @@ def modelled_methods() -> list[str]:
     return ["full", *_METHODS]
 
 
-def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> AdapterForward:
-    """y = W x + scaling * B A dropout(x), A (r, m), B (k, r): PEFT's lora.Linear and lora.bnb.Linear4bit."""
-    run, rank = builder.run, builder.run.method.rank
-    dtype = run.resolved_adapter_dtype
+def _pair(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> tuple[Parameter, Parameter]:
+    """A (r, m) and B (k, r)."""
+    rank, dtype = builder.run.method.rank, builder.run.resolved_adapter_dtype
     a = builder.parameter("lora_A.weight", (rank, layer.in_features), kind=ADAPTERS, trained=train_a, dtype=dtype)
     b = builder.parameter("lora_B.weight", (layer.out_features, rank), kind=ADAPTERS, trained=train_b, dtype=dtype)
-    p = run.method.dropout
+    return a, b
+
+
+def _low_rank(builder: Builder, layer: Linear, *, train_a: bool, train_b: bool) -> AdapterForward:
+    """y = W x + scaling * B A dropout(x), A (r, m), B (k, r): PEFT's lora.Linear and lora.bnb.Linear4bit."""
+    run = builder.run
+    dtype, p = run.resolved_adapter_dtype, run.method.dropout
+    a, b = _pair(builder, layer, train_a=train_a, train_b=train_b)
     if layer.quant != "none":
         return _over_quantised((a, b), p, dtype, clones=layer.quant != "int8")
 
@@ -91,9 +100,23 @@ def lora(builder: Builder, layer: Linear) -> AdapterForward:
     return _low_rank(builder, layer, train_a=True, train_b=True)
 
 
-@register("lora-fa", "lora-fa-peft", "qlora-fa")
+@register("lora-fa", "qlora-fa")
 def lora_fa(builder: Builder, layer: Linear) -> AdapterForward:
-    """LoRA-FA: A is frozen, so only the r-wide A x stays for backward."""
+    """LoRA-FA as this package runs it (`lorafa_prof.analytic.lora_fa`): of the adapter only A x, r wide, stays.
+
+    Raises:
+        BadInputError: a rank beyond the layer's width.
+    """
+    rank, p = builder.run.method.rank, builder.run.method.dropout
+    if rank > layer.in_features and rank not in (SENTINEL, WITNESS):
+        raise rank_beyond(layer.path, rank, layer.in_features, "LoRA-FA")
+    pair = _pair(builder, layer, train_a=False, train_b=True)
+    return lambda x, result: add_adapter(result, x, pair, p)
+
+
+@register("lora-fa-peft")
+def lora_fa_peft(builder: Builder, layer: Linear) -> AdapterForward:
+    """LoRA-FA as PEFT runs it: A is frozen, so only the r-wide A x stays for backward, in the adapters' dtype."""
     return _low_rank(builder, layer, train_a=False, train_b=True)
 
 

@@ -95,7 +95,7 @@ def _adafactor(t: Tensor) -> Iterator[OpWork]:
         yield _work("aten.copy_", t.dtype, n, t.nbytes)
 
 
-def lora_fa(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
+def lora_fa_peft(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
     """Yield the steps of PEFT's LoRA-FA optimizer: B's gradient times the pseudo-inverse of A A^T, in bf16, then AdamW.
 
     Of the pseudo-inverse there are only the bytes that it is given and returns.

@@ -1,9 +1,10 @@
 """The work of an optimizer's step in closed form: what its operators read and write, in their order.
 
 Of AdamW, with foreach kernels or fused, and of SGD the operators on lists of tensors, after those that clip gradients
-and before AdaLoRA's importances; of bitsandbytes' AdamW, of Adafactor and of PEFT's LoRA-FA those of one parameter
-after the other. For other optimizers there is none. Where several GPUs share parameters out, the lists are those of
-what one of them updates (`sharing.Alone.updated`), and of the others there is none.
+and before AdaLoRA's importances; of our LoRA-FA those on stacks of gradients; of bitsandbytes' AdamW, of Adafactor and of
+PEFT's LoRA-FA those of one parameter after the other. For other optimizers there is none. Where several GPUs share
+parameters out, the lists are those of what one of them updates (`sharing.Alone.updated`), and of the others there is
+none.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from lorafa_prof.analytic import lora_fa
 from lorafa_prof.analytic.builder import BUFFERS, Held
-from lorafa_prof.analytic.optimizer_tensors import Tensor, adafactor, eight_bit, importances, lora_fa
+from lorafa_prof.analytic.optimizer_tensors import Tensor, adafactor, eight_bit, importances, lora_fa_peft
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 from lorafa_prof.speed.launches import launches
-from lorafa_prof.speed.work import OpWork
+from lorafa_prof.speed.work import MatrixProduct, OpWork
 
 
 class _Pass(NamedTuple):
@@ -47,14 +49,14 @@ _STEPS: dict[str, tuple[_Pass, ...]] = {
 }  # fmt: skip
 #: Those that go through the parameters one by one.
 _ONE_BY_ONE = {
-    "adamw-8bit": eight_bit, "paged-adamw-8bit": eight_bit, "adafactor": adafactor, "lorafa": lora_fa,
+    "adamw-8bit": eight_bit, "paged-adamw-8bit": eight_bit, "adafactor": adafactor, "lorafa-peft": lora_fa_peft,
 }  # fmt: skip
 
 
 def is_listed(run: RunSpec) -> bool:
     """Say whether the work of the run's optimizer is known here."""
     if run.shard in ("none", "ddp"):
-        return run.resolved_optimizer in {*_STEPS, *_ONE_BY_ONE}
+        return run.resolved_optimizer in {*_STEPS, *_ONE_BY_ONE, "lorafa"}
     extras = run.method.name == "adalora" or run.clip
     return run.resolved_optimizer in _STEPS and not extras
 
@@ -71,7 +73,9 @@ def optimizer_works(run: RunSpec, held: Sequence[Held]) -> list[OpWork]:
     trained = [h for h in held if h.parameter.requires_grad and h.parameter.kind != BUFFERS]
     groups = _groups(run, trained)
     clipped = [work for group in groups for work in _clipping(group)] if run.clip else []
-    if run.resolved_optimizer in _STEPS:
+    if run.resolved_optimizer == "lorafa":
+        stepped = [work for group in lora_fa.groups(trained) for work in _lora_fa(group)]
+    elif run.resolved_optimizer in _STEPS:
         stepped = [work for group in groups for work in _listed(run, group)]
     else:
         stepped = list(_ONE_BY_ONE[run.resolved_optimizer](_tensors(held)))
@@ -122,6 +126,49 @@ def _tensors(held: Sequence[Held]) -> Iterator[Tensor]:
         if one.kind != BUFFERS and (one.requires_grad or "lora_" in one.name):
             shape = tuple(int(dim) for dim in one.shape)
             yield from [Tensor(one.name, shape, one.dtype, trained=one.requires_grad)] * h.count
+
+
+def _lora_fa(group: lora_fa.Group) -> Iterator[OpWork]:
+    """Yield what LoRA-FA's step does with one group, call by call."""
+    numbers = [h.parameter.numel for h in group.held for _ in range(h.count)]
+    own, wide = ITEMSIZE[group.dtype], ITEMSIZE[lora_fa.WIDE]
+    square = group.rank**2
+    begin = 0
+    for number in group.chunks():
+        elements = numbers[begin : begin + number]
+        begin, total = begin + number, sum(elements)
+        several = bool(group.rank) and number > 1
+        if several:
+            yield _moved("aten.stack", group.dtype, total * own, total * own)
+        if group.dtype != lora_fa.WIDE:
+            casts = [total] if group.rank else elements
+            yield from (_moved("aten._to_copy", lora_fa.WIDE, n * own, n * wide) for n in casts)
+        if several:
+            yield _moved("aten.stack", lora_fa.WIDE, number * square * wide, number * square * wide)
+        if group.rank:
+            yield _product(number, int(group.shape[0]), group.rank)
+        (fused,) = _STEPS["adamw-fused"]
+        kernels = launches(elements, fused.lists, scalars=False)
+        yield _moved(fused.op, lora_fa.WIDE, fused.read * total * wide, fused.written * total * wide, kernels)
+        if group.dtype != lora_fa.WIDE:
+            yield _moved("aten._foreach_copy_", group.dtype, total * wide, total * own, len(elements))
+
+
+def _moved(op: str, dtype: str, read: int, written: int, kernels: int = 1) -> OpWork:
+    return OpWork(
+        op=op, kind="memory", phase="optimizer", module="", dtype=dtype, flops=0, read_bytes=read,
+        written_bytes=written, kernels=kernels,
+    )  # fmt: skip
+
+
+def _product(number: int, rows: int, rank: int) -> OpWork:
+    """The gradients (rows, rank) of so many modules by their corrections."""
+    wide = ITEMSIZE[lora_fa.WIDE]
+    return OpWork(
+        op="aten.bmm" if number > 1 else "aten.mm", kind="matmul", phase="optimizer", module="", dtype=lora_fa.WIDE,
+        flops=2 * number * rows * rank**2, read_bytes=number * (rows * rank + rank**2) * wide,
+        written_bytes=number * rows * rank * wide, product=MatrixProduct(batch=number, m=rows, n=rank, k=rank),
+    )  # fmt: skip
 
 
 def _groups(run: RunSpec, trained: Sequence[Held]) -> list[list[Held]]:

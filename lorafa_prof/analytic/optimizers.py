@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from lorafa_prof.analytic import lora_pro as lora_pro_step
+from lorafa_prof.analytic import lora_fa as lora_fa_step, lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
 from lorafa_prof.analytic.tape import Parameter, Tape
@@ -167,6 +167,22 @@ def _bytes(tensors: Iterable[StateTensor]) -> int:
 
 
 def lorafa(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """Ours: moments in fp32, a copy in fp32 of what is not; of each pair the correction (r, r), made once.
+
+    One number on the device stands for a step count, whichever it is.
+    """
+    del run
+    states = [StateTensor("", "settled", (), lora_fa_step.WIDE, 1)]
+    for h in trained:
+        p = h.parameter
+        named = [(name, p.shape) for name in ("exp_avg", "exp_avg_sq")]
+        named += [("master", p.shape)] if p.dtype != lora_fa_step.WIDE else []
+        named += [("correction", (p.shape[1], p.shape[1]))] if lora_fa_step.is_b(h) else []
+        states += [StateTensor(p.name, name, shape, lora_fa_step.WIDE, h.count) for name, shape in named]
+    return OptimizerCost(tuple(states), (), steps=lora_fa_step.step(trained))
+
+
+def lorafa_peft(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """PEFT's LoRA-FA optimizer: moments of B, and module after module an r x r inverse and the projected gradient.
 
     Of one module at a time: A A^T and its inverse, and under the step's own bf16 autocast the casts of the inverse and
@@ -233,7 +249,8 @@ def with_importances(cost: OptimizerCost, trained: Sequence[Held]) -> OptimizerC
 
 _RULES: dict[str, Rule] = {
     "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw-8bit": paged_adamw_8bit,
-    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa, "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
+    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa, "lorafa-peft": lorafa_peft, "lora-pro": lora_pro,
+    "lora-pro-full": lora_pro_full,
 }  # fmt: skip
 
 

@@ -7,11 +7,11 @@ the plans of two ranks differ in nothing else is checked where it is used (`same
 
 from __future__ import annotations
 
-from lorafa_prof.analytic.sizes import Size
+from lorafa_prof.analytic.sizes import SENTINEL, WITNESS, Size
 from lorafa_prof.analytic.step_plan import StepPlan
 
-#: The largest prime that a rank can be (specs allow 2**16), and a second one to check against.
-SENTINEL, WITNESS = 65521, 65519
+__all__ = ["RANK", "SENTINEL", "WITNESS", "same_step", "with_rank"]
+
 #: The symbol of the rank, beside those of `sizes.SYMBOLS`.
 RANK = "r"
 

@@ -31,6 +31,10 @@ CAN_VANISH = "AUV"
 #: From this character on a symbol is the tokens in a chunk of a fused loss (`chunk_symbol`); no text has such letters.
 CHUNKS_FROM, MOST_CHUNKS = 0xE000, 0x1900
 
+#: The largest prime that a rank can be (specs allow 2**16), and a second one to check against: ranks that stand for any
+#: rank (`ranks`).
+SENTINEL, WITNESS = 65521, 65519
+
 Size = tuple[int, str]
 """(bytes coefficient, the symbols it is multiplied by, sorted): (8192, "bs")."""
 

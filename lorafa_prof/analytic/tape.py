@@ -298,6 +298,7 @@ class Tape:
         backward: Backward,
         *,
         held: Tensor | None = None,
+        saves_last: bool = False,
     ) -> None:
         """Put an operation into the graph.
 
@@ -309,6 +310,7 @@ class Tape:
             backward: from the outputs' gradients to the inputs' (None where `inputs` needs none).
             held: what the node keeps past autograd's book of saved tensors: neither is it dropped where a region is
                 checkpointed, nor released when the node has run.
+            saves_last: what is saved is packed when the operation has run, as of a Function in Python; else before.
         """
         edges: list[Edge | None] = []
         for x in inputs:
@@ -326,6 +328,8 @@ class Tape:
             kept = [self._save(x) for x in saved if x is not None]
             node.saved = [x for x in kept if x is not None]
         except EarlyStop as stop:
+            if saves_last:
+                raise
             self._retract([out.storage for out in outs], stop.storage)
             raise
         node.outputs = len(outs)

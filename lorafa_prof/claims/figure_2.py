@@ -31,7 +31,11 @@ TOLERANCE = 0.10
 
 #: The methods that are asked under every assumption; the others, of which PiSSA and LoRA+ train as LoRA does, under the
 #: first alone.
-OF_ALL = ("lora", "qlora", "vera", "dora", "lora-fa")
+OF_ALL = ("lora", "qlora", "vera", "dora", "lora-fa", "lora-fa-peft")
+#: What is shown as LoRA-FA: ours, which keeps what the paper's formulas keep, and PEFT's beside it.
+OF_LORA_FA = ("lora-fa", "lora-fa-peft")
+
+_ALL = (*paper.FIGURE_2_METHODS, "lora-fa-peft")
 
 _Replies = Mapping[str, Mapping[str, Reply]]
 
@@ -52,7 +56,7 @@ def memory(panel: Panel) -> Examined:
     found: list[Answer] = []
     points: list[Point] = []
     for assumption in ASSUMPTIONS:
-        methods = (*(paper.FIGURE_2_METHODS if assumption is DEFAULT else OF_ALL), PREPARED)
+        methods = (*(_ALL if assumption is DEFAULT else OF_ALL), PREPARED)
         replies = {method: panel.ask(run_of(method, assumption), card, timed=True) for method in methods}
         found += _memory_answers(replies, assumption.name)
         points += [
@@ -66,7 +70,8 @@ def memory(panel: Panel) -> Examined:
         Examined(
             title="Fig. 2(a): ten methods on one 80 GB A800", statements=said, answers=tuple(found),
             setting="Llama2-7B, 8 x 1,024 tokens, rank 64 on all linear layers, bf16 weights, FlashAttention, no "
-            "checkpointing, AdamW (LoRA-FA: PEFT's LoRA-FA optimizer). "
+            "checkpointing, AdamW (LoRA-FA: its own optimizer). LoRA-FA is this package's (lora-fa), with PEFT's "
+            "beside it. "
             f"{paper.FIGURE_2_ASSUMED}. PiSSA, LoRA+, AdaLoRA, LoRA-GA and LoRA-Pro are asked under the first "
             "assumption alone",
             points=tuple(points), figure="fig2a",
@@ -79,15 +84,17 @@ def memory(panel: Panel) -> Examined:
 
 
 def _memory_answers(replies: _Replies, assumption: str) -> Iterator[Answer]:
-    yield from answers(paper.USED, "lora-fa", assumption, f"{paper.USED.value} GB", replies["lora-fa"], _used)
+    for method in OF_LORA_FA:
+        yield from answers(paper.USED, method, assumption, f"{paper.USED.value} GB", replies[method], _used)
     for method, of_method in replies.items():
-        if method != "lora-fa":
+        if method not in OF_LORA_FA:
             yield from answers(paper.OTHERS, method, assumption, "out of memory", of_method, fits(False))
-    yield from answers_of_two(
-        paper.SAVED, "lora less lora-fa", assumption, f"> {paper.SAVED.value} GB",
-        (replies["lora"], replies["lora-fa"]),
-        _saved,
-    )  # fmt: skip
+    for method in OF_LORA_FA:
+        yield from answers_of_two(
+            paper.SAVED, f"lora less {method}", assumption, f"> {paper.SAVED.value} GB",
+            (replies["lora"], replies[method]),
+            _saved,
+        )  # fmt: skip
     if assumption == DEFAULT.name:  # they are the largest part under each of them
         for method in paper.FIGURE_2_METHODS:
             yield from answers(paper.DOMINANT, method, assumption, "activations", replies[method], _largest_part)
@@ -193,12 +200,13 @@ def arithmetic(panel: Panel) -> Examined:
     """Answer Fig. 2(b): the arithmetic of a token, and what it makes of the card's peak in the time of a step."""
     found: list[Answer] = []
     card = load_device(paper.FIGURE_2_CARD)
-    replies = {method: panel.ask(run_of(method, DEFAULT), card, timed=True) for method in paper.FIGURE_2_METHODS}
+    replies = {method: panel.ask(run_of(method, DEFAULT), card, timed=True) for method in _ALL}
     for method, of_method in replies.items():
         pair = (of_method, replies["lora-fa"])
         found += answers_of_two(paper.MFU, method, DEFAULT.name, "a bar", pair, _utilisation)
-    pair = (replies["lora"], replies["lora-fa"])
-    found += answers_of_two(paper.REMOVED, "lora less lora-fa", DEFAULT.name, "3 products", pair, _removed)
+    for method in OF_LORA_FA:
+        pair = (replies["lora"], replies[method])
+        found += answers_of_two(paper.REMOVED, f"lora less {method}", DEFAULT.name, "3 products", pair, _removed)
     return with_reasons(
         Examined(
             title="Fig. 2(b): MFU", statements=(paper.MFU, paper.REMOVED), answers=tuple(found),
@@ -222,9 +230,9 @@ def _of_optimizers(replies: Mapping[str, Mapping[str, Reply]]) -> Iterator[str]:
         ]
         if told:
             yield (
-                f"no step time of {', '.join(told)} has {line.removeprefix('in the step time: ')}: what LoRA-FA's "
-                "correction or LoRA-Pro's costs is not in these figures, and PEFT's LoRA-FA optimizer takes a "
-                "pseudo-inverse of each module in each step"
+                f"no step time of {', '.join(told)} has {line.removeprefix('in the step time: ')}: what "
+                "LoRA-Pro's correction costs is not in these figures, nor what PEFT's LoRA-FA optimizer does, which "
+                "takes a pseudo-inverse of each module in each step"
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from lorafa_prof.analytic.paper import statements as paper
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.claims.asking import ASSUMPTIONS, DEFAULT, Panel, Reply, Told, answers, answers_of_two
-from lorafa_prof.claims.figure_2 import run_of
+from lorafa_prof.claims.figure_2 import OF_LORA_FA, run_of
 from lorafa_prof.claims.reasons import with_reasons
 from lorafa_prof.results import Prediction
 from lorafa_prof.results.claims import Answer, Examined
@@ -82,8 +82,9 @@ def _share(said: float) -> Callable[[Prediction, Prediction], Told]:
 
 def _activations(panel: Panel) -> Iterator[Answer]:
     for assumption in ASSUMPTIONS:
-        pair = _replies(panel, run_of("lora", assumption), run_of("lora-fa", assumption))
-        yield from answers_of_two(paper.SAVING_C3, "lora less lora-fa", assumption.name, ">= 18 GB", pair, _saved)
+        for method in OF_LORA_FA:
+            pair = _replies(panel, run_of("lora", assumption), run_of(method, assumption))
+            yield from answers_of_two(paper.SAVING_C3, f"lora less {method}", assumption.name, ">= 18 GB", pair, _saved)
 
 
 def _saved(lora: Prediction, lora_fa: Prediction) -> Told:
@@ -92,16 +93,13 @@ def _saved(lora: Prediction, lora_fa: Prediction) -> Told:
 
 
 def _inverse(panel: Panel) -> Iterator[Answer]:
-    """The optimizers that were released compute the inverse anew in each step: what is kept is what they keep more."""
-    runs = [run_of("lora-fa", DEFAULT).replace(optimizer=name) for name in ("lorafa", "adamw")]
-    yield from answers_of_two(
-        paper.INVERSE,
-        "lora-fa: its optimizer less AdamW",
-        DEFAULT.name,
-        "about 8 KB a layer",
-        _replies(panel, *runs),
-        _kept,
-    )
+    """What is kept of the inverse is what an optimizer keeps more than AdamW; PEFT's computes it anew in each step."""
+    for method in OF_LORA_FA:
+        runs = [run_of(method, DEFAULT).replace(optimizer=name) for name in ("auto", "adamw")]
+        yield from answers_of_two(
+            paper.INVERSE, f"{method}: its optimizer less AdamW", DEFAULT.name, "about 8 KB a layer",
+            _replies(panel, *runs), _kept,
+        )  # fmt: skip
 
 
 def _kept(own: Prediction, adamw: Prediction) -> Told:

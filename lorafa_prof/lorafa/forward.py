@@ -12,7 +12,7 @@ and with g = dL/dout
     dL/dx = D(s (g B) A)        needs the mask of D: a byte an element, or its seed
 
 The products run in one dtype, that of x or of autocast; A and B are cast to it in the forward and again in the
-backward, so that no cast copy is kept. 1 / (1 - dropout) goes into the factors of width r.
+backward, so that no cast copy is kept. 1 / (1 - dropout) goes into s.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ class Options(NamedTuple):
     seed: int | None = None
     """Of the mask; None: it is kept, and drawn from the default generator."""
 
+    @property
+    def factor(self) -> float:
+        """The scaling of what is left of a dropout."""
+        return self.scaling / (1 - self.dropout)
+
 
 class _AddAdapter(torch.autograd.Function):
     """result (..., k), x (..., m), a (r, m), b (k, r) -> result + s D(x) a^T b^T."""
@@ -41,12 +46,10 @@ class _AddAdapter(torch.autograd.Function):
     def forward(
         ctx: Any, result: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, options: Options
     ) -> torch.Tensor:
-        scaling, dtype, dropout, _ = options
+        dtype = options.dtype
         _, needs_x, needs_a, needs_b, _ = ctx.needs_input_grad
         mask = _mask(x.reshape(-1, a.shape[1]), options)
         projected = _dropped(x, mask, dtype) @ a.to(dtype).t()
-        if mask is not None:
-            projected = projected.mul_(1 / (1 - dropout))
         keeps_mask = options.seed is None and (needs_x or needs_a)
         ctx.save_for_backward(
             projected if needs_b else None, x if needs_a else None, a if needs_x else None,
@@ -56,24 +59,25 @@ class _AddAdapter(torch.autograd.Function):
         ctx.dtypes = (a.dtype, b.dtype)
         rows = result.reshape(-1, b.shape[0])
         if result.dtype == dtype:
-            return torch.addmm(rows, projected, b.to(dtype).t(), alpha=scaling).view(result.shape)
-        return rows.add(projected @ b.to(dtype).t(), alpha=scaling).to(result.dtype).view(result.shape)
+            return torch.addmm(rows, projected, b.to(dtype).t(), alpha=options.factor).view(result.shape)
+        return rows.add(projected @ b.to(dtype).t(), alpha=options.factor).to(result.dtype).view(result.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        scaling, dtype, dropout, seed = ctx.options
+        options = ctx.options
+        dtype = options.dtype
         projected, x, a, b, mask = ctx.saved_tensors
         _, needs_x, needs_a, needs_b, _ = ctx.needs_input_grad
         shape, x_dtype, device = ctx.x_like
         rows = grad.reshape(-1, grad.shape[-1]).to(dtype)
         grad_x = grad_a = grad_b = None
         if needs_b:
-            grad_b = (rows.t() @ projected).to(ctx.dtypes[1]).mul_(scaling)
+            grad_b = (rows.t() @ projected).to(ctx.dtypes[1]).mul_(options.factor)
         if needs_x or needs_a:
-            if seed is not None:
-                mask = _mask(torch.empty(0, device=device).expand(rows.shape[0], 0), ctx.options, shape[-1])
-            back = (rows @ b.to(dtype)).mul_(scaling / (1 - dropout))
+            if options.seed is not None:
+                mask = _mask(torch.empty(0, device=device).expand(rows.shape[0], 0), options, shape[-1])
+            back = (rows @ b.to(dtype)).mul_(options.factor)
             if needs_a:
                 grad_a = (back.t() @ _dropped(x, mask, dtype)).to(ctx.dtypes[0])
             if needs_x:
@@ -89,7 +93,7 @@ def _mask(rows: torch.Tensor, options: Options, width: int | None = None) -> tor
         return None
     shape = (rows.shape[0], rows.shape[1] if width is None else width)
     generator = None
-    if options.seed is not None:
+    if options.seed is not None and not rows.is_meta:  # where nothing is drawn
         generator = torch.Generator(device=rows.device)
         generator.manual_seed(options.seed)
     mask = torch.empty(shape, dtype=torch.bool, device=rows.device)

@@ -73,7 +73,7 @@ class OneSidedLayer:
             )
             total: torch.Tensor = result + (product * layer.scaling[name]).to(result.dtype)
             return total
-        seed = _seed() if rate and how.dropout == "recompute" and not x.is_meta else None
+        seed = _seed() if rate and how.dropout == "recompute" else None
         return add_adapter(result, x, a, b, Options(float(layer.scaling[name]), dtype, rate, seed))
 
     def _check_frozen(self, name: str) -> None:
@@ -143,7 +143,8 @@ def _linear_layers() -> tuple[type, ...]:
 
 def _product_dtype(x: torch.Tensor, adapter: torch.dtype, products: Products) -> torch.dtype:
     kind = x.device.type
-    if x.dtype != torch.float64 and kind != "meta" and torch.is_autocast_enabled(kind):
+    available = torch.amp.is_autocast_available(kind)  # on meta only where somebody simulates it
+    if x.dtype != torch.float64 and available and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype if products == "input" else adapter
 

@@ -8,9 +8,10 @@ The algorithm is the one that the paper's authors and PEFT publish (arXiv 2308.0
     B <- B - lr wd B
 
 What differs is how it is computed. (A A^T)^-1 / s^2 is made once (`gram`) and again when A has changed. Modules of
-equal shape go through one batched product, in chunks; on the CPU, where a batch saves nothing, one by one while the
-product is in the cache. The rest is the kernel of PyTorch's fused AdamW, which takes G as the gradient. The arithmetic
-is fp32 (float64 for float64 adapters): 16-bit adapters have a master copy in fp32.
+equal shape go through one batched product, so many at a time that their B have `ROWS` rows together; on the CPU, where
+a batch saves nothing, one by one while the product is in the cache. The rest is the kernel of PyTorch's fused AdamW,
+which takes G as the gradient. The arithmetic is fp32 (float64 for float64 adapters): 16-bit adapters have a master copy
+in fp32.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from lorafa_prof.errors import BadInputError, UnsupportedError
 from lorafa_prof.lorafa.gram import corrections
 from lorafa_prof.lorafa.pairs import OTHER, Pair, Side, adapter_pairs
 
-#: Bytes of projected gradients that are made at a time.
-_CHUNK = 64 * 2**20
+#: Rows of B that are stepped at a time, at least those of one module: 16 MiB of gradients at rank 64.
+ROWS = 2**16
 #: Devices that have the fused kernel in every torch since 2.4.
 _FUSED = ("cpu", "cuda", "xpu")
 #: A count of steps at which no bias is left to correct; the correction is in the learning rate.
@@ -80,6 +81,7 @@ class LoraFA(torch.optim.Optimizer):
         weight_decay: decoupled, after the step.
         damping: added to the diagonal of A A^T; PEFT's optimizer has 1e-8. With 0 a singular A A^T is an error.
         fused: whether to use PyTorch's fused kernel; None: where the device has it.
+        batched: whether modules of one shape share products; None: where launching kernels costs something.
 
     Raises:
         BadInputError: an adapter of which both sides train, or none; a frozen matrix without full rank; bad numbers.
@@ -96,13 +98,14 @@ class LoraFA(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         damping: float = 0.0,
         fused: bool | None = None,
+        batched: bool | None = None,
     ) -> None:
         positive = {"lr": lr, "eps": eps, "weight_decay": weight_decay, "damping": damping}
         wrong = [f"{name}={value}" for name, value in positive.items() if not value >= 0.0]
         wrong += [f"betas={betas}"] if not all(0.0 <= beta < 1.0 for beta in betas) else []
         if wrong:
             raise BadInputError(f"LoraFA: {wrong[0]} is out of range; betas are in [0, 1), the others at least 0")
-        self._damping, self._fused = damping, fused
+        self._damping, self._fused, self.batched = damping, fused, batched
         self._trained: dict[torch.Tensor, _Trained] = {}
         self._settled: dict[torch.device, torch.Tensor] = {}
         for pair in adapter_pairs(model):
@@ -114,6 +117,18 @@ class LoraFA(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(parameters, defaults)
         self.refactorise()
+
+    def kept(self) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
+        """Yield what is kept from step to step beside `state`, and made anew rather than saved.
+
+        Yields:
+            the parameter that it is for, what it is, and the tensor: of each pair the correction (r, r).
+        """
+        for parameter, each in self._trained.items():
+            if each.correction is not None:
+                yield parameter, "correction", each.correction
+        for device, settled in self._settled.items():
+            yield next(p for p in self._trained if p.device == device), "settled", settled
 
     def refactorise(self) -> None:
         """Make the corrections anew of all frozen matrices.
@@ -164,7 +179,7 @@ class LoraFA(torch.optim.Optimizer):
         for group in self.param_groups:
             stepped = [parameter for parameter in group["params"] if parameter.grad is not None]
             for (step, *_), batch in _grouped(stepped, self._advance):
-                for chunk in _chunks(batch):
+                for chunk in self._chunks(batch):
                     self._update(self._batch(chunk), step, group)
         return loss
 
@@ -184,6 +199,19 @@ class LoraFA(torch.optim.Optimizer):
 
     def _of(self, parameter: torch.nn.Parameter) -> _Trained:
         return self._trained.setdefault(parameter, _Trained(parameter=parameter))
+
+    def _chunks(self, parameters: Sequence[torch.nn.Parameter]) -> Iterator[Sequence[torch.nn.Parameter]]:
+        """Yield parameters of one group by as many as are stepped in one call."""
+        size, known = 1, self._of(parameters[0])
+        if parameters[0].device.type != "cpu" if self.batched is None else self.batched:
+            if known.pair is None:
+                size = len(parameters)
+            else:
+                assert known.correction is not None, "made when the optimizer was"
+                rows = _local(parameters[0]).numel() // known.correction.shape[0]
+                size = max(1, ROWS // max(1, rows))
+        for begin in range(0, len(parameters), size):
+            yield parameters[begin : begin + size]
 
     def _batch(self, parameters: Sequence[torch.nn.Parameter]) -> _Batch:
         batch = _Batch()
@@ -222,7 +250,7 @@ class LoraFA(torch.optim.Optimizer):
             if left <= 0:
                 torch._foreach_mul_(batch.values, left)
             if device not in self._settled:
-                self._settled[device] = torch.tensor(_SETTLED, device=device)
+                self._settled[device] = torch.full((), _SETTLED, device=device)
             torch._fused_adamw_(
                 batch.values, gradients, batch.first, batch.second, [], [self._settled[device]] * len(gradients),
                 lr=rate, beta1=beta1, beta2=beta2, weight_decay=within, eps=group["eps"],
@@ -266,15 +294,6 @@ def _projected(batch: _Batch) -> list[torch.Tensor]:
         return [gradient @ made[0] if known.side == "B" else made[0] @ gradient]
     stacked, matrices = torch.stack(batch.gradients).to(dtype), torch.stack(made)
     return list((stacked @ matrices if known.side == "B" else matrices @ stacked).unbind())
-
-
-def _chunks(parameters: Sequence[torch.nn.Parameter]) -> Iterator[Sequence[torch.nn.Parameter]]:
-    if parameters[0].device.type == "cpu":
-        size = 1
-    else:
-        size = max(1, _CHUNK // max(1, max(parameter.numel() for parameter in parameters) * 4))
-    for begin in range(0, len(parameters), size):
-        yield parameters[begin : begin + size]
 
 
 def _grouped(items: Sequence[Any], key: Callable[[Any], tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], list[Any]]]:

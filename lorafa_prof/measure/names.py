@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from lorafa_prof.ledger import Category
-from lorafa_prof.workload.naming import common_path, is_adapter, named_states, shard_of, short_name, tensors_in
+from lorafa_prof.workload.naming import (
+    common_path,
+    is_adapter,
+    kept_states,
+    named_states,
+    shard_of,
+    short_name,
+    tensors_in,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,9 @@ def names_of_states(model: Any, optimizer: torch.optim.Optimizer, device_type: s
                 if tensor.device.type == device_type:
                     name = Name.of(paths.get(id(parameter), ""), tensor, Category.OPTIMIZER)
                     names.setdefault(address_of(tensor), _renamed(name, str(key)))
+    for path, what, tensor in kept_states(model, optimizer):
+        if tensor.device.type == device_type:
+            names.setdefault(address_of(tensor), _renamed(Name.of(path, tensor, Category.OPTIMIZER), what))
     for path, what, tensor in named_states(model):
         name = Name.of(path, tensor, Category.OPTIMIZER)
         names.setdefault(address_of(tensor), _renamed(name, f"{what} of {{}}"))

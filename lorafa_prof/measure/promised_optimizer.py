@@ -13,8 +13,9 @@ from lorafa_prof.workload.naming import tensors_in
 
 #: What the classes of the optimizers that a run can ask for are called.
 CLASSES = {
-    "adamw": "AdamW", "adamw-fused": "AdamW", "sgd": "SGD", "adamw-8bit": "AdamW8bit", "lorafa": "LoraFAOptimizer",
-    "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor", "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
+    "adamw": "AdamW", "adamw-fused": "AdamW", "sgd": "SGD", "adamw-8bit": "AdamW8bit", "lorafa": "LoraFA",
+    "lorafa-peft": "LoraFAOptimizer", "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor",
+    "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
 }  # fmt: skip
 #: Of what LoRA-Pro's optimizer keeps moments.
 _MOMENTS = {"lora-pro": "adapters", "lora-pro-full": "weights"}
@@ -76,7 +77,7 @@ def _small(found: Any, parameter: Any) -> bool:
 def _dtype(asked: str, found: Any, parameter: Any) -> torch.dtype:
     if asked in _8BIT:
         return torch.float32 if _small(found, parameter) else torch.uint8
-    if asked == "adafactor":
+    if asked == "adafactor" or (asked == "lorafa" and parameter.dtype != torch.float64):
         return torch.float32
     dtype: torch.dtype = parameter.dtype
     return dtype
@@ -95,4 +96,6 @@ def _bytes(asked: str, found: Any, parameter: Any) -> int:
     elements = int(parameter.numel())
     if asked in _8BIT:
         return 2 * 4 * elements if _small(found, parameter) else 2 * elements + 2 * 4 * -(-elements // _8BIT_BLOCK)
+    if asked == "lorafa":  # of a 16-bit parameter a copy too
+        return 4 * elements * (2 if parameter.dtype == torch.float32 else 3)
     return 2 * nbytes(parameter)

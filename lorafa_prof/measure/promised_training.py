@@ -53,7 +53,7 @@ def _frozen_a_of_a_script(subject: Subject) -> Promise | None:
     mixed = 0 < len(trained) < len(pairs)
     held = {id(p) for group in subject.optimizer.param_groups for p in group["params"]}
     useless = bool(trained) and not any(id(tensor) in held for tensor in trained)
-    its_optimizer = type(subject.optimizer).__name__ == CLASSES["lorafa"]
+    its_optimizer = type(subject.optimizer).__name__ in (CLASSES["lorafa"], CLASSES["lorafa-peft"])
     if not pairs or (len(trained) == len(pairs) and not useless and not its_optimizer):
         return None  # no LoRA, or LoRA as it is
     why = "others are frozen" if mixed else "the optimizer does not step them"

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.ledger import INITIALISATION, PRE_PASS, Ledger
+from lorafa_prof.lorafa import LoraFA
 from lorafa_prof.results import Memory, Prediction
 from lorafa_prof.results.figures import sequences_line
 from lorafa_prof.simulate.cpu_platform import Cpu
@@ -40,6 +41,7 @@ def build_for_cpu(run: RunSpec, device: str, group: Group | None = None) -> Work
 
     PEFT makes adapters on the host, in fp32, and gives them the device and the dtype of their layer's weights, which
     makes AdaLoRA's ranknum a trained parameter. Where nothing changes by that it stays frozen, as PEFT means it to be.
+    LoRA-FA's optimizer steps one module after the other there.
 
     Raises:
         UnsupportedError: AdaLoRA in fp32 by several processes, or as `Workload.build`.
@@ -48,6 +50,8 @@ def build_for_cpu(run: RunSpec, device: str, group: Group | None = None) -> Work
     if freezes and group is not None:  # they share what is trained as soon as it is built
         raise UnsupportedError("AdaLoRA over fp32 weights is not simulated for several processes on the CPU")
     work = Workload.build(run, device, group)
+    if isinstance(work.optimizer, LoraFA):
+        work.optimizer.batched = False
     if not freezes:
         return work
     for name, parameter in work.model.named_parameters():

@@ -39,6 +39,7 @@ from lorafa_prof.workload.naming import (
     common_path,
     counted_parameters,
     is_adapter,
+    kept_states,
     named_states,
     shard_of,
     short_name,
@@ -100,6 +101,7 @@ def record(
             _watching(recorder, work),
         ):  # fmt: skip
             _adopt(recorder, work.model, work.batch, buckets if _in_ddp(work) else None)
+            _adopt_states(recorder, work)
             first, again = _steps(recorder, work)
             if isinstance(work.wrapper, DistributedDataParallel):
                 first = (*first, *_rebuilding(recorder, work.wrapper))
@@ -284,6 +286,14 @@ def _adopt(
     recorder.adopt([(f"batch.{name}", tensor) for name, tensor in data.items()], Category.ACTIVATIONS)
 
 
+def _adopt_states(recorder: Recorder, work: Workload) -> None:
+    """Count what the optimizer has made before the first step."""
+    for path, name, tensor in kept_states(work.model, work.optimizer):
+        module = short_name(path).rpartition(".")[0]
+        recorder.adopt([(f"{module}.{name}", tensor)], Category.OPTIMIZER)
+        recorder.name(tensor, module, name)
+
+
 def _held_by_modules(model: torch.nn.Module) -> dict[Category, list[tuple[str, torch.Tensor]]]:
     """Return the parameters and buffers of the base and those of the adapters, by name."""
     held: dict[Category, list[tuple[str, torch.Tensor]]] = {Category.WEIGHTS: [], Category.ADAPTERS: []}
@@ -329,6 +339,9 @@ def _settle_states(recorder: Recorder, work: Workload) -> None:
             if isinstance(value, torch.Tensor):
                 recorder.settle([shard_of(value)], Category.OPTIMIZER)
                 recorder.name(shard_of(value), module, name)
+    for path, name, tensor in kept_states(work.model, work.optimizer):
+        recorder.settle([tensor], Category.OPTIMIZER)
+        recorder.name(tensor, short_name(path).rpartition(".")[0], name)
     for path, name, tensor in named_states(work.model):
         module, _, leaf = short_name(path).rpartition(".")
         recorder.settle([tensor], Category.OPTIMIZER)

@@ -12,8 +12,9 @@ import peft
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from lorafa_prof import lorafa
 from lorafa_prof.errors import BadInputError, UnknownNameError, UnsupportedError
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import PREPARED, RunSpec
 from lorafa_prof.workload.adapted_layers import check_layers, within_layers
 from lorafa_prof.workload.methods import configure
 from lorafa_prof.workload.models import DTYPES
@@ -67,7 +68,14 @@ def add_adapters(model: torch.nn.Module, run: RunSpec, config: peft.PeftConfig |
         check_layers(wrapped, run)
     if next(wrapped.parameters()).is_meta:
         _cast_meta_adapters(wrapped, DTYPES[run.resolved_adapter_dtype])
-    return wrapped
+    return _prepared(wrapped) if run.method.name in PREPARED else wrapped
+
+
+def _prepared(model: torch.nn.Module) -> torch.nn.Module:
+    try:
+        return lorafa.prepare(model)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; PEFT's LoRA-FA is --method lora-fa-peft") from None
 
 
 def _refuse_undecomposed(model: torch.nn.Module, run: RunSpec) -> None:

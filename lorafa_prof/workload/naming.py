@@ -105,3 +105,16 @@ def named_states(model: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
     for what in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
         for path, tensor in getattr(allocator, what, {}).items():
             yield path, what, tensor
+
+
+def kept_states(model: torch.nn.Module, optimizer: Any) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield what an optimizer keeps from step to step beside its states: LoRA-FA's corrections.
+
+    Yields:
+        the path of the parameter, what it is, and the tensor.
+    """
+    ours = sys.modules.get("lorafa_prof.lorafa.optimizer")  # imported by whoever has made one of it
+    if ours is not None and isinstance(optimizer, ours.LoraFA):
+        paths = {parameter: path for path, parameter in model.named_parameters()}
+        for parameter, what, tensor in optimizer.kept():
+            yield paths[parameter], what, tensor

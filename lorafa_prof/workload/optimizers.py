@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
+from lorafa_prof.lorafa import LoraFA
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.lora_pro import LoraPro, adapter_pairs
 from lorafa_prof.workload.methods import follow_steps
@@ -78,12 +79,19 @@ def _bitsandbytes() -> Any:
     return bnb_optim
 
 
-def _lorafa(model: Any, run: RunSpec) -> torch.optim.Optimizer:
+def _lorafa(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    """Ours. What it does on a GPU has to be asked for on meta."""
+    del run
+    on_meta = True if next(model.parameters()).is_meta else None
+    return LoraFA(model, lr=_RATE, fused=on_meta, batched=on_meta)
+
+
+def _lorafa_peft(model: Any, run: RunSpec) -> torch.optim.Optimizer:
     try:
         from peft.optimizers import create_lorafa_optimizer
     except ImportError:
         raise UnsupportedError(
-            "the installed peft has no LoRA-FA optimizer (0.16 has it); ask for --optimizer adamw"
+            "the installed peft has no LoRA-FA optimizer (0.16 has it); --optimizer lorafa is this package's own"
         ) from None
     rank = run.method.rank
     return create_lorafa_optimizer(model, r=rank, lora_alpha=2 * rank, lr=_RATE)
@@ -102,7 +110,7 @@ def _lora_pro(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
 _MAKERS: dict[str, Make] = {
     "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit,
     "paged-adamw-8bit": _paged_adamw_8bit, "sgd": _sgd, "adafactor": _adafactor, "lorafa": _lorafa,
-    "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
+    "lorafa-peft": _lorafa_peft, "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
 }  # fmt: skip
 
 

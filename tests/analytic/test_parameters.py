@@ -33,8 +33,8 @@ LOW_RANK = (
 )
 QUANTIZED = ("qlora", "qlora-fa")
 #: PEFT refuses DoRA for the fused parameters of experts and has no decomposition for PiSSA there; LoRA-Pro's optimizer
-#: takes pairs of matrices. Of Qwen 2 PEFT adapts no routed expert.
-NOT_OF_EXPERTS = ("dora", "pissa", "lora-pro")
+#: takes pairs of matrices, and our LoRA-FA adapts linear layers. Of Qwen 2 PEFT adapts no routed expert.
+NOT_OF_EXPERTS = ("dora", "pissa", "lora-pro", "lora-fa", "qlora-fa")
 
 
 def refused(method: str, spec: ModelSpec) -> bool:

@@ -18,7 +18,7 @@ from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.analytic.sizes import product_of, symbol_values
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
-from tests.analytic.runs import EXPERTS, FAMILIES, METHODS, WINDOWED, attentions, label, run_of
+from tests.analytic.runs import EXPERTS, FAMILIES, METHODS, WINDOWED, attentions, label, methods_of, run_of
 from tests.support import observe
 
 #: Random number state and offset that CUDA's attention kernels return: 2 + 1 integers of 8 bytes for flash, 1 + 1 for
@@ -36,7 +36,8 @@ def product_of_options(families: tuple[str, ...], *, amp: tuple[bool, ...] = (Fa
     """Family x method x attention x base and adapter dtype x autocast, less what CUDA alone runs so."""
     runs = [
         run_of(family, method, attn=attn, dtype=dtype, adapter_dtype=adapter, amp=autocast)
-        for family, method, autocast in itertools.product(families, METHODS, amp)
+        for family, autocast in itertools.product(families, amp)
+        for method in methods_of(family)
         for attn in attentions(family)
         for dtype, adapter in dtypes(method)
     ]
@@ -262,6 +263,7 @@ class TestCheckpointing:
     PRODUCT: ClassVar = [
         run_of(family, method, amp=amp, attn=attn, checkpointing="full")
         for family, method, amp in itertools.product(FAMILIES, ("full", "lora", "lora-fa", "vera"), (False, True))
+        if method in methods_of(family)
         for attn in attentions(family)
     ]
 

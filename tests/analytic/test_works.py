@@ -68,7 +68,8 @@ TINY_RUNS = [
     ("llama-bias", "full", {}), ("qwen3", "lora", {"attn": "eager"}), ("llama", "lora", {"amp": True, "dtype": "fp32"}),
     ("gpt2", "lora", {}), ("t5", "lora", {}), ("mistral-window", "lora", {}), ("llama", "dora", {}),
     ("llama", "lora", {"loss": "fused"}), ("llama", "full", {"loss": "fused"}), ("mixtral", "lora", {}),
-    ("llama", "adalora", {}), ("gpt2", "full", {}), ("llama", "full", {"dtype": "fp32"}),
+    ("llama", "adalora", {}), ("gpt2", "full", {}), ("gpt2", "lora-fa", {"adapter_dtype": "bf16"}),
+    ("llama", "lora-fa", {"dropout": 0.1}), ("llama", "lora-fa-peft", {}), ("llama", "full", {"dtype": "fp32"}),
 ]  # fmt: skip
 
 
@@ -89,7 +90,12 @@ def test_llama2_7b(method: str) -> None:
 
 def test_flops_add_up_to_those_of_the_prediction() -> None:
     """Of all models that are traced in part: the operators' FLOPs are the plan's, by phase and by name."""
-    for name, method in (("llama3-8b", "lora"), ("gpt2", "full"), ("mixtral-8x7b", "lora-fa"), ("t5-base", "lora")):
+    for name, method in (
+        ("llama3-8b", "lora"),
+        ("gpt2", "full"),
+        ("mixtral-8x7b", "lora-fa-peft"),
+        ("t5-base", "lora"),
+    ):
         run = RunSpec(model=load_model(name), method=MethodSpec(name=method), bs=2, seq=256, checkpointing="full")
         works, said = step_works(run), predict(run).throughput
         once = [work for work in works if work.phase != "recompute"]
@@ -122,8 +128,8 @@ ONE_BY_ONE = [
     ("llama", "lora", {"optimizer": "adamw-8bit", "rank": 128}), ("llama", "lora", {"optimizer": "adamw-8bit"}),
     ("llama", "lora", {"optimizer": "paged-adamw-8bit", "rank": 3000}),
     ("llama-bias", "full", {"optimizer": "adafactor"}), ("llama", "lora", {"optimizer": "adafactor"}),
-    ("llama", "lora-fa", {"optimizer": "lorafa"}),
-    ("llama", "lora-fa", {"optimizer": "lorafa", "adapter_dtype": "bf16"}), ("llama", "adalora", {}),
+    ("llama", "lora-fa-peft", {}),
+    ("llama", "lora-fa-peft", {"adapter_dtype": "bf16"}), ("llama", "adalora", {}),
 ]  # fmt: skip
 
 
@@ -154,6 +160,25 @@ def test_clipping_moves_all_gradients_twice() -> None:
         for works, count in ((step_works(run), 2), ([w for w in seen if w.moved_bytes > 1000], 2))
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("llama", {}), ("gpt2", {"adapter_dtype": "bf16"}), ("roberta", {"targets": ("query",)})]
+)
+def test_lora_fa_steps_module_by_module_of_one_shape(family: str, options: dict[str, Any]) -> None:
+    """Stacked gradients by stacked corrections, and the fused kernel; copies of 16-bit weights; a head of no pair."""
+    run = run_of(family, "lora-fa", **options)
+    seen = recorded_works(record(run, Cuda(A100, "2.13.0"), notes_all=True), A100)
+    theirs = [work for work in seen if work.phase == "optimizer" and work.moved_bytes > 0]
+    closed = [work for work in step_works(run) if work.phase == "optimizer"]
+
+    def all_of(works: list[OpWork]) -> Counter[Any]:
+        return Counter((w.op, w.dtype, w.flops, w.product, w.written_bytes, w.kernels) for w in works)
+
+    assert all_of(closed) == all_of(theirs)
+    read, others = sum(work.read_bytes for work in closed), sum(work.read_bytes for work in theirs)
+    counts = 4 * sum(w.read_bytes > 0 and w.op == "aten._fused_adamw_" for w in closed)
+    assert 0 <= others - read <= 20 * counts  # the count of steps that each parameter is given
 
 
 def test_micro_batches_are_listed_each() -> None:

@@ -145,12 +145,6 @@ UNMODELLED = (
         "simulate counts them): a small batch is launch-bound earlier than is said here"
     ),
 )
-UNMODELLED_OF = {
-    "lora-fa": (
-        "in the step time: the step of the optimizer (lorafa)",
-        "the pseudo-inverse of each module's A A^T in the LoRA-FA optimizer: its workspace",
-    ),
-}
 
 
 def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +158,7 @@ def test_json_holds_the_contract_and_reads_back(capsys: pytest.CaptureFixture[st
         assert data["versions"]["transformers"] == "5.23"
         method = data["run"]["method"]["name"]
         assert data["assumptions"] == [*ASSUMED, *ASSUMED_OF[method], _WORKSPACES, _PROFILE]
-        assert data["unmodelled"] == [*UNMODELLED, *UNMODELLED_OF.get(method, ())]
+        assert data["unmodelled"] == [*UNMODELLED]
         assert Prediction.from_json(data).to_json() == data
 
 

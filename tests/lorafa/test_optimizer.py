@@ -138,16 +138,18 @@ class TestThePapersAlgorithm:
         """Without the fused kernel, and with modules of one shape in one product, as on a GPU."""
         model, batched = prepared(torch.float64, trains=trains), prepared(torch.float64, trains=trains)
         train(model, lorafa.LoraFA(model, lr=LR, weight_decay=0.1), STEPS)
-        seen = []
-
-        def whole(parameters: Any) -> Any:
-            seen.append(len(parameters))
-            yield parameters
-
-        monkeypatch.setattr(ours, "_chunks", whole)
-        train(batched, lorafa.LoraFA(batched, lr=LR, weight_decay=0.1, fused=False), STEPS)
+        sizes = []
+        batch = lorafa.LoraFA._batch
+        monkeypatch.setattr(lorafa.LoraFA, "_batch", lambda self, of: sizes.append(len(of)) or batch(self, of))
+        train(batched, lorafa.LoraFA(batched, lr=LR, weight_decay=0.1, fused=False, batched=True), STEPS)
         assert distance(trained(batched), trained(model)) < 1e-12
-        assert max(seen) == 3
+        assert max(sizes) == 3
+        sizes.clear()
+        monkeypatch.setattr(ours, "ROWS", 2 * 40)  # of B's rows, or of A's columns
+        again = prepared(torch.float64, trains=trains)
+        train(again, lorafa.LoraFA(again, lr=LR, weight_decay=0.1, fused=False, batched=True), STEPS)
+        assert distance(trained(again), trained(model)) < 1e-12
+        assert max(sizes) == 2
 
     @given(step=st.integers(1, 2000), decay=st.floats(0, 1), lr=st.floats(0, 1))
     def test_decay_goes_into_the_fused_step(self, step: int, decay: float, lr: float) -> None:

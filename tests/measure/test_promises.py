@@ -90,7 +90,7 @@ HONEST: list[Any] = [
     ("roberta", "lora", {"optimizer": "sgd"}),
     ("t5", "vera", {}),
     ("t5", "lora", {"adapted": (1,)}),
-    ("mixtral", "lora-fa", {}),
+    ("mixtral", "lora-fa-peft", {"optimizer": "adamw"}),
     ("gemma2", "lora", {}),
     ("llama", "lora-pro", {}),
     ("llama", "lora-ga", {}),
@@ -141,15 +141,15 @@ def train_one_base_weight(work: Workload) -> None:
 
 
 FROZEN_CASES: list[Any] = [
-    pytest.param("llama", "lora-fa", {}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
-    pytest.param("llama", "lora-fa", {}, set_adapter, FROZEN_A, marks=needs_lorafa),
-    ("llama", "lora-fa", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
-    pytest.param("llama", "lora-fa", {"adapter_dtype": "bf16"}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
+    pytest.param("llama", "lora-fa-peft", {}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
+    pytest.param("llama", "lora-fa-peft", {}, set_adapter, FROZEN_A, marks=needs_lorafa),
+    ("llama", "lora-fa-peft", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
+    pytest.param("llama", "lora-fa-peft", {"adapter_dtype": "bf16"}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
     pytest.param("llama", "lora-fa-peft", {"amp": True}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
-    pytest.param("llama", "lora-fa", {"dropout": 0.1}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
-    pytest.param("llama", "qlora-fa", {}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
-    ("gpt2", "lora-fa", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
-    ("mixtral", "lora-fa", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
+    pytest.param("llama", "lora-fa-peft", {"dropout": 0.1}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
+    pytest.param("llama", "lora-fa-peft", {"quant": "nf4"}, disable_and_enable, FROZEN_A, marks=needs_lorafa),
+    ("gpt2", "lora-fa-peft", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
+    ("mixtral", "lora-fa-peft", {"optimizer": "adamw"}, disable_and_enable, FROZEN_A),
     ("llama", "lora-fb", {}, disable_and_enable, FROZEN_B),
     ("llama", "vera", {}, train_shared, SHARED),
     ("llama", "lora", {}, train_one_base_weight, BASE),
@@ -527,10 +527,22 @@ def test_plain_lora_promises_no_frozen_a() -> None:
     assert of_script(ready(run_of("llama", "lora"))) == {BASE: True, MODE: True}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("lorafa", marks=needs_lorafa)])
+@pytest.mark.parametrize("method", ["lora-fa", "qlora-fa"])
+@pytest.mark.parametrize("sabotage", [disable_and_enable, set_adapter])
+def test_ours_stays_frozen(method: str, sabotage: Any) -> None:
+    """What thaws PEFT's A leaves ours frozen, and the promise kept."""
+    if method == "qlora-fa":
+        pytest.importorskip("bitsandbytes")
+    work = ready(run_of("llama", method))
+    sabotage(work)
+    assert not any(p.requires_grad for path, p in work.model.named_parameters() if "lora_A" in path)
+    assert FROZEN_A not in violations(work)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lorafa", pytest.param("lorafa-peft", marks=needs_lorafa)])
 def test_a_script_s_frozen_a_is_seen_to_thaw(optimizer: str) -> None:
     """By an optimizer that does not step A, or is LoRA-FA's own."""
-    work = ready(run_of("llama", "lora-fa", optimizer=optimizer))
+    work = ready(run_of("llama", "lora-fa-peft", optimizer=optimizer))
     assert of_script(work)[FROZEN_A]
     disable_and_enable(work)
     assert not of_script(work)[FROZEN_A]

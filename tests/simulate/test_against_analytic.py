@@ -22,6 +22,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.specs import METHODS, MethodSpec, RunSpec
 from lorafa_prof.units import allocated
 from tests.analytic.runs import run_of
+from tests.analytic.test_experts import observed_phases, phases
 from tests.support.supported import ARCHITECTURES, architecture_run
 
 A100 = DeviceTraits((8, 0), 108)
@@ -94,11 +95,57 @@ def test_tiny_models(family: str, method: str, options: dict[str, Any]) -> None:
     assert simulated(run)[0] == closed_form(run)
 
 
+LORA_FA: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16 adapters": {"adapter_dtype": "bf16"},
+    "autocast over fp32": {"amp": True, "dtype": "fp32"},
+    "autocast, checkpointing": {"amp": True, "checkpointing": "full"},
+    "selective, dropout": {"checkpointing": "selective", "dropout": 0.1},
+    "eager, dropout, fp32": {"attn": "eager", "dropout": 0.1, "dtype": "fp32"},
+    "fp16, one sequence": {"dtype": "fp16", "bs": 1, "rank": 17},
+}
+
+
+def lora_fa_cases() -> list[Any]:
+    """Every family with every option; one in seven by default."""
+    made = []
+    for i, family in enumerate((*FAMILIES, "llama-bias", "roberta")):
+        for k, (name, options) in enumerate(LORA_FA.items()):
+            if family == "t5" and "fp16" in name:
+                continue  # closed forms do not have that
+            marks = () if (i + k) % 7 == 0 else pytest.mark.slow
+            made.append(pytest.param(family, "lora-fa", options, id=f"{family}-{name}", marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "method", "options"), lora_fa_cases())
+def test_every_phase_of_our_lora_fa(family: str, method: str, options: dict[str, Any]) -> None:
+    """Its node of autograd and its optimizer: forward, backward and step are each as high as the real step's; and what
+    autograd keeps is as much.
+    """
+    run = run_of(family, method, layers=6, **options)
+    assert phases(plan(run), run) == observed_phases(run)
+    assert simulate(run).memory.saved_activations_bytes == predict(run).memory.saved_activations_bytes
+
+
+def test_what_our_lora_fa_keeps() -> None:
+    """Beside what full checkpointing of nothing would keep: 2 N r bytes a module, where PEFT's casts make it 4 N r."""
+    kept = {
+        method: predict(run_of("llama", method, layers=9, rank=rank)).memory.saved_activations_bytes or 0
+        for method, rank in (("lora-fa", 4), ("lora-fa-peft", 4))
+    }
+    more = predict(run_of("llama", "lora-fa", layers=9, rank=12)).memory.saved_activations_bytes or 0
+    modules, tokens = 9 * 7, 3 * 22
+    assert more - kept["lora-fa"] == modules * tokens * 2 * 8
+    assert kept["lora-fa-peft"] - kept["lora-fa"] == modules * tokens * 2 * 4
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "mixtral", "gpt_bigcode"])
 @pytest.mark.parametrize(("method", "options"), [("full", {}), ("lora", {"bs": 1}), ("lora-fa", {"seq": 400})])
 def test_grouped_heads_in_fp32(family: str, method: str, options: dict[str, Any]) -> None:
     """No fused kernel takes them: the unfused one, whose scores are the peak of long sequences."""
     longer = {"n_positions": 400} if family == "gpt_bigcode" else {"max_position_embeddings": 400}
+    method = "lora-fa-peft" if (family, method) == ("mixtral", "lora-fa") else method
     run = run_of(family, method, dtype="fp32", optimizer="adamw", changes=longer, **options)
     assert simulated(run)[0] == closed_form(run)
 
@@ -116,8 +163,9 @@ def test_padded_batches(family: str, seq: int) -> None:
         kept = {
             k: v for k, v in options.items() if (family, k) != ("mixtral", "dropout")
         }  # PEFT refuses it for experts
+        method = "lora" if number % 2 == 0 else "lora-fa-peft" if family == "mixtral" else "lora-fa"
         run = run_of(
-            family, ("lora", "lora-fa")[number % 2], layers=5, changes={"vocab_size": 6000}, optimizer="adamw",
+            family, method, layers=5, changes={"vocab_size": 6000}, optimizer="adamw",
             padded=True, seq=seq, **kept,
         )  # fmt: skip
         assert simulated(run)[0] == closed_form(run)
@@ -128,6 +176,10 @@ WHOLE_COLUMNS = ("gemma", "bert", "xlm-roberta", "qwen2_moe", "qwen3_moe")
 WHOLE_ROWS = ("lora-fa-peft", "pissa", "lora-plus", "lora-fb", "lora-qv", "qlora", "qlora-fa", "adalora", "lora-pro")
 
 
+#: What PEFT, the optimizer or our LoRA-FA does not have for fused experts.
+NOT_OF_EXPERTS = ("dora", "pissa", "lora-pro", "lora-fa", "qlora-fa")
+
+
 def rest() -> list[Any]:
     """What no other test here has: architectures beside their nearest relatives, methods beside theirs."""
     made = []
@@ -136,8 +188,8 @@ def rest() -> list[Any]:
             if method == "lora-ga":
                 continue  # which has a test of its own
             if architecture in WHOLE_COLUMNS or method in WHOLE_ROWS:
-                if architecture in ("mixtral", "deepseek_v2", "qwen3_moe") and method in ("dora", "pissa", "lora-pro"):
-                    continue  # which PEFT, or the optimizer, does not have for fused experts
+                if architecture in ("mixtral", "deepseek_v2", "qwen3_moe") and method in NOT_OF_EXPERTS:
+                    continue
                 marks = () if (i + j) % 11 == 0 else pytest.mark.slow
                 made.append(pytest.param(architecture, method, id=f"{architecture}-{method}", marks=marks))
     return made
@@ -261,6 +313,8 @@ def int8_cases() -> list[Any]:
             for k, (name, options) in enumerate(INT8.items()):
                 if family == "mixtral" and ("dropout" in name or name == "prepared"):
                     continue  # PEFT has no dropout for experts, closed forms do not prepare them
+                if family == "mixtral" and method == "lora-fa":
+                    continue  # ours adapts linear layers alone
                 if family == "t5" and name == "fp16":
                     continue  # closed forms do not have it
                 # roberta's loss is small, and no peak: attention's would be, inside its kernel
@@ -338,6 +392,7 @@ def test_autocast_of_repeated_heads() -> None:
     ("model", "method", "options"),
     [
         ("llama2-7b", "lora-fa", {"bs": 8, "seq": 1024}),
+        ("llama2-7b", "lora-fa-peft", {"bs": 8, "seq": 1024}),
         ("gpt2", "lora", {"bs": 4, "seq": 512, "quant": "nf4-dq"}),
         ("llama3-8b", "qlora", {"bs": 2, "seq": 2048, "checkpointing": "full"}),
         pytest.param("mistral-7b", "lora", {"bs": 4, "seq": 4096, "checkpointing": "full"}, marks=pytest.mark.slow),
@@ -418,11 +473,11 @@ def selective_cases() -> list[Any]:
     """Every family with every method and option; one in thirteen by default."""
     made = []
     for i, family in enumerate((*FAMILIES, "roberta", "mixtral", "deepseek_v2")):
-        for j, method in enumerate(("full", "lora", "lora-fa", "vera", "dora", "qlora")):
+        for j, method in enumerate(("full", "lora", "lora-fa", "vera", "dora", "qlora", "lora-fa-peft")):
             for k, (name, options) in enumerate(SELECTIVE.items()):
                 experts = family in ("mixtral", "deepseek_v2")
-                if experts and (method == "dora" or "dropout" in name):
-                    continue  # PEFT has neither for experts
+                if experts and (method in ("dora", "lora-fa") or "dropout" in name):
+                    continue  # experts have none of these
                 if family == "t5" and "fp16" in name:
                     continue  # closed forms do not have it
                 marks = () if (i + j + k) % 13 == 0 else pytest.mark.slow

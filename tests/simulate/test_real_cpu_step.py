@@ -32,7 +32,19 @@ NUMBER = 16
 #: `repeat` makes vectors of sizes inside (in T5's masks of older releases); an axis has 8 bytes in each.
 REPEAT, SIZES = "aten::repeat", 64
 FAMILIES = ("llama", "mistral-window", "qwen3", "gemma2", "phi3", "gpt2", "gpt_bigcode", "roberta", "t5")
-METHODS = ("full", "lora", "lora-fa", "lora-fb", "vera", "lora-plus", "dora", "adalora", "lora-pro", "lora-ga")
+METHODS = (
+    "full",
+    "lora",
+    "lora-fa",
+    "lora-fa-peft",
+    "lora-fb",
+    "vera",
+    "lora-plus",
+    "dora",
+    "adalora",
+    "lora-pro",
+    "lora-ga",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "fp32": {"dtype": "fp32"},
@@ -124,7 +136,7 @@ def test_every_event_is_the_allocator_s(family: str, method: str, options: dict[
         trace, first = simulated(run)
     real = {name: getattr(step, name) for name in ("after_forward", "after_backward", "after_optimizer", "end")}
     assert live_at(trace, first) == {**real, "peak": step.peak.live}
-    if run.resolved_optimizer != "lorafa" and not sums_through_fp32(run):
+    if run.resolved_optimizer != "lorafa-peft" and not sums_through_fp32(run):
         assert in_order(changes(trace, first)) == in_order(reports(step))
 
 

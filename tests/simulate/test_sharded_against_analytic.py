@@ -69,6 +69,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "fsdp-autocast": {"shard": "fsdp", "method": "lora-fa", "amp": True, "dtype": "fp32", "gpus": 7},
     "fsdp-lora-top": {"shard": "fsdp", "method": "lora", "adapted": (4, 5)},
     "fsdp-lora-inner": {"shard": "fsdp", "method": "lora", "adapted": (1, 3), "checkpointing": "full"},
+    "fsdp-lora-fa": {"shard": "fsdp", "method": "lora-fa", "optimizer": "lorafa"},
+    "ddp-lora-fa": {"shard": "ddp", "method": "lora-fa", "optimizer": "lorafa", "adapter_dtype": "bf16"},
     "ddp-full": {"shard": "ddp", "method": "full"},
     "ddp-lora": {"shard": "ddp", "method": "lora"},
     "ddp-qlora": {"shard": "ddp", "method": "qlora"},

@@ -30,7 +30,7 @@ from lorafa_prof.simulate.platforms import answered
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.modules import ModulePaths
-from lorafa_prof.workload.naming import short_name
+from lorafa_prof.workload.naming import kept_states, short_name
 from lorafa_prof.workload.step import Workload, autocast, build_model
 from tests.support.tracking import Block, Event, StorageTracker, storage_key
 
@@ -262,7 +262,8 @@ def step_timeline(run: RunSpec, device: str = "meta", steps: int = 2) -> Timelin
 
     with ModulePaths(model) as paths, kernels_of(device):
         with StorageTracker(paths, ignore_cpu=device == "meta") as tracker, InPlaceAccumulation():
-            static = tracker.adopt(_standing(model, data), "before")
+            kept = [tensor for _, _, tensor in kept_states(model, optimizer)]
+            static = tracker.adopt([*_standing(model, data), *kept], "before")
             for _ in range(steps - 1):
                 one_step()
             first, start = len(tracker.events), tracker.live_bytes

@@ -91,7 +91,12 @@ def technique_run(option: str, value: Any) -> RunSpec:
     """
     method, more = "lora", {}
     if option == "optimizer":
-        method = {"lorafa": "lora-fa", "lora-pro": "lora-pro", "lora-pro-full": "lora-pro"}.get(value, "lora")
+        method = {
+            "lorafa": "lora-fa",
+            "lorafa-peft": "lora-fa-peft",
+            "lora-pro": "lora-pro",
+            "lora-pro-full": "lora-pro",
+        }.get(value, "lora")
     if option == "prepare_kbit":
         method, more = "qlora", {"amp": True}  # TRL's SFTTrainer trains under autocast
     if option == "keep":

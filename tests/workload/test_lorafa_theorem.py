@@ -93,7 +93,7 @@ def _as_rows(module: Any, gradient: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pairs(request: pytest.FixtureRequest) -> list[Pair]:
-    found = stepped(run_of(request.param, "lora-fa", dtype="fp32"))
+    found = stepped(run_of(request.param, "lora-fa-peft", dtype="fp32"))
     assert found
     return found
 
@@ -180,7 +180,7 @@ class TestThePeftOptimizer:
 
         With m = (1 - b1) G and v = (1 - b2) G^2 the step is lr sqrt(1 - b2) / (1 - b1) m / (sqrt(v) + 1e-6).
         """
-        run = run_of("llama", "lora-fa", dtype="fp32")
+        run = run_of("llama", "lora-fa-peft", dtype="fp32")
         before = {pair.path: pair.b.detach().clone() for pair in _unstepped(run)}
         for pair in stepped(run):
             g, b2 = pair.projected, 0.999
@@ -194,7 +194,7 @@ class TestThePeftOptimizer:
         Both factors and the result are rounded to 8 bits, each by at most 2^-8 relatively: the error of a sum of r
         products is at most 3 * 2^-8 of the sum of their magnitudes, and a hundredth more for what is of second order.
         """
-        for pair in stepped(run_of("llama", "lora-fa", dtype="fp32"), torch.float32):
+        for pair in stepped(run_of("llama", "lora-fa-peft", dtype="fp32"), torch.float32):
             a = pair.a.detach()
             inverse = torch.linalg.inv(a.double() @ a.double().T)
             exact = pair.gradient.double() @ inverse / pair.scaling**2
@@ -226,7 +226,7 @@ class TestAIsNoTrainableState:
     """A never exists as something that is trained."""
 
     @pytest.mark.parametrize("method", ["lora-fa", "lora-fa-peft", "qlora-fa"])
-    @pytest.mark.parametrize("optimizer", ["lorafa", "adamw"])
+    @pytest.mark.parametrize("optimizer", ["lorafa", "lorafa-peft", "adamw"])
     def test_five_real_steps_leave_a_as_it_was(self, method: str, optimizer: str) -> None:
         """To the bit, without gradient and without moments; B changes, and its moments have its shape."""
         work = Workload.build(run_of("llama", method, optimizer=optimizer), "cpu")
@@ -245,7 +245,7 @@ class TestAIsNoTrainableState:
 
     def test_the_states_of_a_pair_are_those_of_b(self) -> None:
         """Two moments for each B, of its shape and dtype; no key stands for A, though the optimizer is given it."""
-        work = Workload.build(run_of("llama", "lora-fa"), "cpu")
+        work = Workload.build(run_of("llama", "lora-fa-peft"), "cpu")
         training_step(work)
         parameters = dict(work.model.named_parameters())
         b = {path.partition("lora_B")[0] + "lora": p for path, p in parameters.items() if "lora_B" in path}

@@ -37,7 +37,7 @@ _REWRITTEN: Mapping[str, Mapping[str, str]] = {
 #: Methods that PEFT adapts fused parameters by, by which matrices of a pair they train (A, B).
 _TRAINED: Mapping[str, tuple[bool, bool]] = {
     **dict.fromkeys(("lora", "lora-qv", "lora-plus", "qlora"), (True, True)),
-    **dict.fromkeys(("lora-fa", "lora-fa-peft", "qlora-fa"), (False, True)),
+    "lora-fa-peft": (False, True),
     "lora-fb": (True, False),
 }
 #: Methods with a PEFT configuration of their own, for which it rewrites no target: they adapt linear layers alone.
@@ -47,6 +47,7 @@ _NOT_OF_EXPERTS: Mapping[str, str] = {
     "dora": "PEFT has no DoRA for them",
     "pissa": "PEFT decomposes the weights of layers, and they have none",
     "lora-pro": "its optimizer takes adapters of a single matrix",
+    **dict.fromkeys(("lora-fa", "qlora-fa"), "it is built for linear layers, and lora-fa-peft for these too"),
 }
 
 

@@ -45,7 +45,7 @@ class CudaAutocast(TorchFunctionMode):
         self._casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __enter__(self) -> CudaAutocast:
-        self._before = torch.is_autocast_enabled(self.device_type)
+        self._before = _TORCH_ENABLED(self.device_type)
         torch.set_autocast_enabled(self.device_type, True)  # PEFT asks for CUDA's
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
@@ -159,6 +159,16 @@ def autocast_is_available(device_type: str) -> bool:
     return device_type == "meta" or _TORCH_AVAILABLE(device_type)
 
 
+def autocast_is_enabled(*device_type: str) -> bool:
+    """In place of `torch.is_autocast_enabled`."""
+    return current() is not None if device_type == ("meta",) else _TORCH_ENABLED(*device_type)
+
+
+def autocast_dtype(device_type: str) -> torch.dtype:
+    """In place of `torch.get_autocast_dtype`."""
+    return torch.bfloat16 if device_type == "meta" else _TORCH_DTYPE(device_type)
+
+
 @contextlib.contextmanager
 def autocast_on_meta(kind: type[CudaAutocast] = CudaAutocast) -> Iterator[None]:
     """Let autocast be entered, left and asked for with meta tensors, as libraries do for their device.
@@ -180,6 +190,8 @@ def autocast_on_meta(kind: type[CudaAutocast] = CudaAutocast) -> Iterator[None]:
 
 _REPLACED: dict[str, Any] = {
     "torch.amp.is_autocast_available": autocast_is_available,
+    "torch.is_autocast_enabled": autocast_is_enabled,
+    "torch.get_autocast_dtype": autocast_dtype,
     "torch.utils.checkpoint._get_autocast_kwargs": autocast_options,
 }
 
@@ -191,3 +203,5 @@ def _in_optimizer(kind: type[CudaAutocast], **_: Any) -> CudaAutocast:
 _TORCH_AUTOCAST = torch.autocast
 _TORCH_OPTIONS: Callable[..., tuple[dict[str, Any] | None, dict[str, Any]]] = checkpoint._get_autocast_kwargs
 _TORCH_AVAILABLE = torch.amp.is_autocast_available
+_TORCH_ENABLED: Callable[..., bool] = torch.is_autocast_enabled
+_TORCH_DTYPE = torch.get_autocast_dtype

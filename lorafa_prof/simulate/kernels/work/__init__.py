@@ -33,6 +33,8 @@ __all__ = ["TABLES", "counts", "is_device_work", "is_view", "table_flops", "work
 _VIEWS = frozenset({"aten._unsafe_view", "aten._reshape_alias", "aten.lift_fresh", "aten._unsafe_split"})
 #: Namespaces of operators that are not the device's: marks of the profiler, what ranks tell each other.
 _NO_WORK = frozenset({"profiler", "c10d", "_c10d_functional"})
+#: Writes each tensor of a list over.
+_COPIES = "aten._foreach_copy_"
 #: Gradients, which fused optimizers may write to, and do only where these are scaled.
 _GRADS = "grads"
 
@@ -112,14 +114,15 @@ def _dtype(call: KernelCall) -> str:
 def _by_arguments(func: Any, call: KernelCall) -> Part:
     """Return the work of an operator that reads its arguments and writes its results, in one kernel."""
     read = written = 0
-    fused = is_foreach(packet_name(func))
+    packet = packet_name(func)
+    fused = is_foreach(packet)
     for number, argument in enumerate(func._schema.arguments):
         value = call.args[number] if number < len(call.args) else call.kwargs.get(argument.name)
         given = list(tensors_in(value))
         if not given:
             continue
         is_result = argument.alias_info is not None and argument.alias_info.is_write
-        if not argument.is_out:
+        if not argument.is_out and not (is_result and packet == _COPIES):  # what is written over is not read
             read += sum(map(size, given))
         if is_result and not (fused and argument.name == _GRADS):
             written += sum(map(whole, given))
