@@ -1,8 +1,8 @@
 """The work of an optimizer's step in closed form: what its operators read and write, in their order.
 
 Of AdamW, with foreach kernels or fused, and of SGD the operators on lists of tensors, after those that clip gradients
-and before AdaLoRA's importances; of our LoRA-FA those on stacks of gradients; of bitsandbytes' AdamW, of Adafactor and of
-PEFT's LoRA-FA those of one parameter after the other. For other optimizers there is none. Where several GPUs share
+and before AdaLoRA's importances; of our LoRA-FA those on stacks of gradients; of bitsandbytes' AdamW, of Adafactor and
+of PEFT's LoRA-FA those of one parameter after the other. For other optimizers there is none. Where several GPUs share
 parameters out, the lists are those of what one of them updates (`sharing.Alone.updated`), and of the others there is
 none.
 """

@@ -106,7 +106,7 @@ def test_explain_names_every_tensor_at_the_peak(capsys: pytest.CaptureFixture[st
     """The r-wide A x of LoRA-FA is there with its formula; LoRA's full-width fp32 input is not."""
     text = answered(capsys, *LLAMA, "--method", "lora-fa", "--explain")
     assert "model.layers.*.mlp.down_proj: A x" in text
-    assert "256·b·s x32" in text  # 4 bytes x rank 64
+    assert "128·b·s x32" in text  # 2 bytes x rank 64, in the activations' dtype
     assert "adapter input to fp32" not in text
     assert "adapter input to fp32" in answered(capsys, *LLAMA, "--method", "lora", "--explain")
 
@@ -325,7 +325,7 @@ def test_options_that_no_default_method_takes(capsys: pytest.CaptureFixture[str]
         (("--model", "llama2-7b", "--method", "lora-ga", "--quant", "nf4"), "nf4 weights have none"),
         (("--model", "llama2-7b", "--check"), "--check needs a card"),
         (("--model", "llama2-7b", "--gpus", "8"), "how are 8 GPUs to share the work? --shard ddp or fsdp"),
-        (("--model", "llama2-7b", "--method", "lora-fa", "--gpus", "8", "--shard", "fsdp"), "--optimizer adamw"),
+        (("--model", "llama2-7b", "--method", "lora-fa-peft", "--gpus", "8", "--shard", "fsdp"), "--optimizer adamw"),
         (("--model", "llama2-7b", "--method", "qlora", "--gpus", "8", "--shard", "zero3"), "--shard zero2"),
         (("--model", "llama2-7b", "--method", "full", "--gpus", "8", "--shard", "frozen"), "trains all"),
         (("--model", "/dev/zero"), "not a regular file"),

@@ -22,7 +22,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.recording import RECOMPUTE, Recording
 from lorafa_prof.simulate.shapes import Shapes
 from lorafa_prof.simulate.works import Flops, step_throughput, step_works
-from lorafa_prof.specs import MethodSpec, RunSpec
+from lorafa_prof.specs import METHODS as ALL_METHODS, MethodSpec, RunSpec
 from lorafa_prof.speed.launches import CHUNK, packed
 from lorafa_prof.speed.work import AttentionProduct, MatrixProduct, OpWork
 from lorafa_prof.workload import Workload
