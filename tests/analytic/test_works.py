@@ -97,7 +97,8 @@ def test_flops_add_up_to_those_of_the_prediction() -> None:
         ("t5-base", "lora"),
     ):
         run = RunSpec(model=load_model(name), method=MethodSpec(name=method), bs=2, seq=256, checkpointing="full")
-        works, said = step_works(run), predict(run).throughput
+        works = [work for work in step_works(run) if work.phase != "optimizer"]  # no model's arithmetic
+        said = predict(run).throughput
         once = [work for work in works if work.phase != "recompute"]
         assert sum(work.flops for work in works) == said.executed_flops
         assert sum(work.needed_flops for work in once) == said.model_flops
