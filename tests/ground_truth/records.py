@@ -101,7 +101,7 @@ def run_of(case: Case) -> RunSpec:
         adapter_dtype="auto" if case["adapter_dtype"] == "float32" else "bf16",
         attn=case["attn"],
         checkpointing="full" if case["ckpt"] else "none",
-        optimizer="lorafa" if case["method"] == "lora-fa-opt" else case["optimizer"],
+        optimizer="lorafa-peft" if case["method"] == "lora-fa-opt" else case["optimizer"],
         quant="nf4-dq" if case["method"].startswith("qlora") else "none",
     )
 

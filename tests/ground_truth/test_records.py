@@ -143,7 +143,7 @@ def test_a_case_is_the_run_that_it_says() -> None:
     plain = run(method="lora-fa", bs=4)
     assert (plain.method.name, plain.method.rank, plain.optimizer) == ("lora-fa-peft", 64, "adamw")
     assert (plain.bs, plain.seq) == (4, 1024)
-    assert run(method="lora-fa-opt").resolved_optimizer == "lorafa"
+    assert run(method="lora-fa-opt").resolved_optimizer == "lorafa-peft"
     assert run(method="lora-fa-opt").method.name == "lora-fa-peft"
     assert run(method="qlora").quant == "nf4-dq"
     assert run(ckpt=True).checkpointing == "full"
