@@ -140,12 +140,22 @@ def share_spelled(text: str) -> tuple[float, str] | None:
     return 100 * number / total, "first" if ends[0][0] == 0 and number < total else "last"
 
 
-def rank_beyond(path: str, rank: int, width: int, method: str) -> BadInputError:
-    """Return the error for a rank beyond a layer's width, where LoRA-FA (or LoRA-FB) inverts a matrix of the rank."""
-    return BadInputError(
-        f"{path}: rank {rank} is larger than the layer's width of {width}: the {rank} x {rank} matrix that {method} "
-        f"inverts is singular; take a rank up to {width}"
-    )
+class RankBeyondError(BadInputError):
+    """A rank beyond a layer's width, where LoRA-FA (or LoRA-FB) inverts a matrix of the rank.
+
+    Args:
+        path: of the layer.
+        rank: the number, or what stands for it in the text.
+        width: of the layer.
+        method: in words.
+    """
+
+    def __init__(self, path: str, rank: int | str, width: int, method: str) -> None:
+        super().__init__(
+            f"{path}: rank {rank} is larger than the layer's width of {width}: the {rank} x {rank} matrix that "
+            f"{method} inverts is singular; take a rank up to {width}"
+        )
+        self.path, self.width, self.method = path, width, method
 
 
 def nothing_there(target: str, layers: str, model: str) -> BadInputError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lorafa_prof.analytic.blocks import beyond_tensors, most_beyond_tensors
 from lorafa_prof.analytic.frontier import Plans, largest_within
-from lorafa_prof.analytic.sizes import format_size, product_of, rounded, symbol_values
+from lorafa_prof.analytic.sizes import SENTINEL, WITNESS, format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import Peak, StepPlan
 from lorafa_prof.analytic.step_times import step_times, times_unmodelled
 from lorafa_prof.analytic.timeline import Kind
@@ -15,6 +16,7 @@ from lorafa_prof.analytic.workspaces import cublas_workspace_of_each, cublas_wor
 from lorafa_prof.analytic.zero import as_deepspeed_casts, refuse_zero
 from lorafa_prof.contradictions import refuse_contradictions
 from lorafa_prof.errors import UnsupportedError
+from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.ledger import Category, Ledger, MemoryItem
 from lorafa_prof.results import Fit, Memory, Prediction, Throughput
 from lorafa_prof.results.figures import (
@@ -82,6 +84,7 @@ def predict(
     """
     refuse_unmodelled(run)
     plans = Plans() if plans is None else plans
+    _refuse_rank_beyond(run, plans)
     plan = plans.of(run)
     peak = plans.peak(run)
     device = devices[0] if devices else None
@@ -110,6 +113,20 @@ def predict(
         ledger=ledger,
         communication_bytes=communicated(plan),
     )
+
+
+def _refuse_rank_beyond(run: RunSpec, plans: Plans) -> None:
+    """Refuse a rank beyond a layer's width where it is one that stands for any rank, which plans take for that.
+
+    No width lies between it and the rank below.
+    """
+    rank = run.method.rank
+    if rank not in (SENTINEL, WITNESS):
+        return
+    try:
+        plans.of(run.replace(method=replace(run.method, rank=rank - 1)))
+    except RankBeyondError as error:
+        raise RankBeyondError(error.path, rank, error.width, error.method) from None
 
 
 def refuse_unmodelled(run: RunSpec) -> None:

@@ -15,7 +15,8 @@ peak is the highest of a few moments, the first where several are; a moment's pa
     moments    those of a step: [text, a sum for each of `parts`, text, ...]
     plans      {"moments": which, "assumptions": texts, "unmodelled": texts}
     models     for each method the number of a plan, or -1 - n where it is refused for texts[n], one for each
-               combination of (windowed, single, *options), the last option changing fastest
+               combination of (windowed, single, *options), the last option changing fastest; and [rank, n, ...]: a
+               larger rank is refused for texts[n], the first of them
     devices    bytes, context (null: not known), workspaces, and remarks by attention
 """
 
@@ -40,9 +41,19 @@ from lorafa_prof.analytic.plan import plan
 from lorafa_prof.analytic.ranks import SENTINEL, WITNESS, same_step
 from lorafa_prof.analytic.workspaces import cublas_workspaces
 from lorafa_prof.contradictions import refuse_contradictions
-from lorafa_prof.errors import ContradictionError, UnsupportedError
+from lorafa_prof.errors import ContradictionError, LorafaProfError, UnsupportedError
+from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.results import PART_FIELDS
-from lorafa_prof.specs import LARGEST_BATCH, LARGEST_RANK, LARGEST_SEQUENCE, DeviceSpec, MethodSpec, ModelSpec, RunSpec
+from lorafa_prof.specs import (
+    LARGEST_BATCH,
+    LARGEST_RANK,
+    LARGEST_SEQUENCE,
+    LORA_FA,
+    DeviceSpec,
+    MethodSpec,
+    ModelSpec,
+    RunSpec,
+)
 from lorafa_prof.units import ALLOCATION_GRANULE
 
 Options = Mapping[str, tuple[Any, ...]]
@@ -167,6 +178,26 @@ def _check_rank(known: Mapping[Hashable, Answer]) -> None:
         assert same_step(plan(run), plan(other)), f"{run.method.name} depends on the rank in more than its sizes"
 
 
+def _ranks(model: ModelSpec, method: str) -> list[tuple[int, str]]:
+    """Return the ranks that a method can have at most, layer after layer, each lower than those before, with why."""
+    found: list[tuple[int, str]] = []
+    error = _rank_beyond(model, method, LARGEST_RANK)
+    while error is not None:
+        found.append((error.width, str(RankBeyondError(error.path, "{rank}", error.width, error.method))))
+        error = _rank_beyond(model, method, error.width)
+    return found
+
+
+def _rank_beyond(model: ModelSpec, method: str, rank: int) -> RankBeyondError | None:
+    try:
+        plan(RunSpec(model=model, method=MethodSpec(name=method, rank=rank), bs=2, seq=1))
+    except RankBeyondError as error:
+        return error
+    except LorafaProfError:  # which every plan says for itself
+        return None
+    return None
+
+
 def export(
     models: Sequence[ModelSpec],
     methods: Sequence[str],
@@ -205,6 +236,11 @@ def _model(
         "max_positions": model.max_positions,
         "window": model.sliding_window,
         "methods": {method: [tables.number(answer) for answer in next(answers)] for method in methods},
+        "ranks": {
+            method: [number for most, why in _ranks(model, method) for number in (most, tables.texts(why))]
+            for method in methods
+            if method in LORA_FA
+        },
     }
 
 

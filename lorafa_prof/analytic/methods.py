@@ -14,7 +14,7 @@ from lorafa_prof.analytic.lora_fa import add_adapter
 from lorafa_prof.analytic.sizes import SENTINEL, WITNESS
 from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
 from lorafa_prof.errors import UnsupportedError
-from lorafa_prof.layers import rank_beyond
+from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.registry import Registry
 
 _METHODS: Registry[MakeAdapter] = Registry("method")
@@ -109,7 +109,7 @@ def lora_fa(builder: Builder, layer: Linear) -> AdapterForward:
     """
     rank, p = builder.run.method.rank, builder.run.method.dropout
     if rank > layer.in_features and rank not in (SENTINEL, WITNESS):
-        raise rank_beyond(layer.path, rank, layer.in_features, "LoRA-FA")
+        raise RankBeyondError(layer.path, rank, layer.in_features, "LoRA-FA")
     pair = _pair(builder, layer, train_a=False, train_b=True)
     return lambda x, result: add_adapter(result, x, pair, p)
 

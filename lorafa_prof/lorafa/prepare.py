@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from lorafa_prof.errors import BadInputError
-from lorafa_prof.layers import rank_beyond
+from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.lorafa.layers import Dropout, OneSided, Products, make_one_sided
 from lorafa_prof.lorafa.pairs import OTHER, Side, adapter_pairs
 
@@ -56,7 +56,7 @@ def prepare(
         rank = pair.layer.r[pair.adapter]
         width = frozen.shape[1 if trains == "B" else 0]
         if rank > width:
-            raise rank_beyond(pair.path, rank, width, f"LoRA-F{OTHER[trains]}")
+            raise RankBeyondError(pair.path, rank, width, f"LoRA-F{OTHER[trains]}")
     for pair in pairs:
         how = OneSided(path=pair.path, trains=trains, dropout=dropout, products=products)
         make_one_sided(pair, how)

@@ -55,6 +55,18 @@ def test_the_edges_of_the_plans(browser: Browser, bs: int, seq: int) -> None:
         assert comparable(browser.evaluate(run)) == predicted(run)
 
 
+@pytest.mark.parametrize("rank", [4096, 4097, 65519, 65521, 65536])
+def test_a_rank_beyond_a_layer_s_width(browser: Browser, rank: int) -> None:
+    """LoRA-FA inverts a matrix of the rank: where it is singular the page refuses it in `predict`'s own words."""
+    run = {
+        "model": "mistral-7b", "method": "lora-fa", "gpu": "h100", "bs": 2, "seq": 16, "rank": rank, "dtype": "bf16",
+        "adapter_dtype": "auto", "amp": False, "attn": "sdpa", "checkpointing": "none",
+    }  # fmt: skip
+    answer = browser.evaluate(run)
+    assert ("refused" in answer) is (rank > 4096)
+    assert comparable(answer) == predicted(run)
+
+
 def test_of_equal_moments_the_first_is_the_peak(browser: Browser) -> None:
     """As `StepPlan.peak` has it; a later one counts only if it is higher."""
     script = """

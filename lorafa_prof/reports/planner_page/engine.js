@@ -80,7 +80,12 @@ class Engine {
       return `sequence length ${run.seq} is beyond the ${model.max_positions} positions of ${model.name}`;
     }
     const number = this.planNumber(run, run.bs);
-    return number < 0 ? this.data.texts[-1 - number] : null;
+    if (number < 0) return this.data.texts[-1 - number];
+    const ranks = model.ranks[run.method] ?? [];
+    for (let at = 0; at < ranks.length; at += 2) {
+      if (run.rank > ranks[at]) return this.data.texts[ranks[at + 1]].replaceAll("{rank}", run.rank);
+    }
+    return null;
   }
 
   /** What `lorafa-prof predict --format json` prints of a run's memory and fit; {refused} where it is refused. */
