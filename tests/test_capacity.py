@@ -114,9 +114,9 @@ def test_a_device_without_data_has_no_time() -> None:
 
 
 def test_an_optimizer_whose_work_is_not_listed_is_said_to_be_left_out() -> None:
-    """LoRA-FA's by PEFT: the time is that of forward and backward."""
-    (found,) = planned(a_run("lora-fa", optimizer="lorafa"), cards("h100"))
-    assert "in the step time: what lorafa does in its step" in found.unmodelled
+    """LoRA-Pro's: the time is that of forward and backward."""
+    (found,) = planned(a_run("lora-pro"), cards("h100"))
+    assert "in the step time: what lora-pro does in its step" in found.unmodelled
     (plain,) = planned(a_run("lora"), cards("h100"))
     assert not any("does in its step" in line for line in plain.unmodelled)
 

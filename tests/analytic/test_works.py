@@ -91,7 +91,8 @@ def test_flops_add_up_to_those_of_the_prediction() -> None:
     """Of all models that are traced in part: the operators' FLOPs are the plan's, by phase and by name."""
     for name, method in (("llama3-8b", "lora"), ("gpt2", "full"), ("mixtral-8x7b", "lora-fa"), ("t5-base", "lora")):
         run = RunSpec(model=load_model(name), method=MethodSpec(name=method), bs=2, seq=256, checkpointing="full")
-        works, said = step_works(run), predict(run).throughput
+        works = [work for work in step_works(run) if work.phase != "optimizer"]  # no model's arithmetic
+        said = predict(run).throughput
         once = [work for work in works if work.phase != "recompute"]
         assert sum(work.flops for work in works) == said.executed_flops
         assert sum(work.needed_flops for work in once) == said.model_flops

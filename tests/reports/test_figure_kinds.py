@@ -464,6 +464,11 @@ class TestFrontier:
         assert "measured: it ran" not in legend_of(figure)
 
 
+def timed(bs: int, tokens_per_s: float, name: str) -> Prediction:
+    said = fitting(16, None, name, name=name, bs=bs)
+    return replace(said, fit=tuple(replace(fit, step_s=1.0, tokens_per_s=tokens_per_s) for fit in said.fit))
+
+
 def everything(name: str = "small") -> Collection:
     """Results that every kind has data in."""
     seen = measurement(timeline=LINE, run=run_with(name=name), environment=CARD | {"device": name})
@@ -474,7 +479,7 @@ def everything(name: str = "small") -> Collection:
         measurements=(seen, shared),
         predictions=(
             said, prediction(run=some), of_size(7, rank=16, name=name), fitting(16, 3, name, name=name),
-            fitting(32, 2, name, name=name),
+            fitting(32, 2, name, name=name), *(timed(bs, 1000.0 * bs, name) for bs in (1, 2)),
         ),
         comparisons=(compare(seen, [said]),),
     )  # fmt: skip
