@@ -59,8 +59,8 @@ def check(run: RunSpec) -> None:
 #: What is known to differ, and why.
 NOT_MET = {
     "qwen2_moe-lora-sdpa-full-bf16-True": (
-        "6.5 KiB in the backward: qwen2_moe makes a mask for a window of 0, and closed forms have the mask without what "
-        "making it takes"
+        "6.5 KiB in the backward: qwen2_moe makes a mask for a window of 0, and closed forms have the mask without "
+        "what making it takes"
     ),
 }
 
