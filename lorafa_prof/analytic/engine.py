@@ -42,7 +42,10 @@ from lorafa_prof.units import format_bytes
 MODELLED_VERSIONS = {"torch": "2.13", "transformers": "5.23", "peft": "0.21", "bitsandbytes": "0.50"}
 
 #: What peak allocated and its parts leave out, sums of tensors as they are.
-BLOCKS = "what blocks above 1 MiB have beyond their tensors, up to 1 MiB each: in peak_blocks_bytes alone"
+BLOCKS = (
+    "what blocks above 1 MiB have beyond their tensors, up to 1 MiB each: in peak_blocks_bytes alone, which does not "
+    "know what earlier steps have left free"
+)
 #: Up to so many bytes addresses are told apart in the allocator's blocks: 64 PiB.
 MOST_IN_BLOCKS = 2**56
 

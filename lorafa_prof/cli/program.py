@@ -21,7 +21,7 @@ from typing import TextIO
 import click
 
 from lorafa_prof import __version__
-from lorafa_prof.errors import LorafaProfError, nearest_names
+from lorafa_prof.errors import BadInputError, LorafaProfError, nearest_names
 
 PROGRAM = "lorafa-prof"
 
@@ -204,6 +204,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def _dispatch(args: list[str]) -> int:
     """Run the group without click's own error handling, which would answer a closed pipe with 1."""
     _Stderr.is_quiet = False
+    if any("\0" in arg for arg in args):  # none comes from a shell; click's paths would end in a traceback
+        raise BadInputError("an argument has a NUL character, which no name and no file has")
     if "_LORAFA_PROF_COMPLETE" in os.environ:  # the shell asks for completions: click's own affair
         group.main(args, prog_name=PROGRAM)
     try:

@@ -25,7 +25,13 @@ def check_repeated_layers(run: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None
         assert short.saved_activation_bytes(bs, seq) == full.saved_activation_bytes(bs, seq)
         assert short.flops(bs, seq) == full.flops(bs, seq)
     for bs, seq in LARGE:
-        at = [each.peak(bs, seq).position for each in (short, full)]
-        assert beyond_tensors(short, bs, seq, at[0]) == beyond_tensors(full, bs, seq, at[1])
+        one, other = (beyond_tensors(each, bs, seq, each.peak(bs, seq).position) for each in (short, full))
+        # with adapters in some layers alone, what stands for several layers comes and goes in another order than theirs
+        if one != other and run.method.layers is not None:
+            assert one is not None
+            assert other is not None
+            assert abs(one - other) <= 0.01 * short.peak(bs, seq).allocated
+        else:
+            assert one == other
     assert short.parameters == full.parameters
     assert short.static_bytes == full.static_bytes

@@ -133,7 +133,10 @@ _PROFILE = "step time by the default profile of a100-80gb: its peaks, and publis
 _WORKSPACES = "two cuBLAS workspaces, 16.25 MiB together, as on a100-80gb"
 UNMODELLED = (
     "reserved memory: what the caching allocator keeps beyond what is allocated, and its fragmentation",
-    "what blocks above 1 MiB have beyond their tensors, up to 1 MiB each: in peak_blocks_bytes alone",
+    (
+        "what blocks above 1 MiB have beyond their tensors, up to 1 MiB each: in peak_blocks_bytes alone, which does "
+        "not know what earlier steps have left free"
+    ),
     "scratch buffers inside kernels other than attention's (sorts of embedding backward, reductions)",
     (
         "in the step time: data loading, logging, what other processes take of card and host, clocks lowered by heat "
