@@ -7,8 +7,9 @@ tokens with k experts each make (b, s, k) pairs.
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Product, Tensor
+from lorafa_prof.analytic.tensors import Grads, Tensor
 
 
 def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
