@@ -57,15 +57,6 @@ def check(run: RunSpec) -> None:
     assert phases(plan(run), run) == observed_phases(run)
 
 
-#: What is known to differ, and why.
-NOT_MET = {
-    "qwen2_moe-lora-sdpa-full-bf16-True": (
-        "6.5 KiB in the backward: qwen2_moe makes a mask for a window of 0, and closed forms have the mask without "
-        "what making it takes"
-    ),
-}
-
-
 def product() -> list[Any]:
     """Family x method x dtypes x attention x checkpointing; one in seventeen by default."""
     made: list[Any] = []
@@ -78,8 +69,6 @@ def product() -> list[Any]:
             # a prime, so that the quick ones go round through all values of every option
             marks = () if len(made) % 17 == 0 else pytest.mark.slow
             name = f"{family}-{method}-{'-'.join(str(value) for value in options.values())}"
-            if name in NOT_MET:
-                marks = pytest.mark.xfail(reason=NOT_MET[name])
             made.append(pytest.param(family, method, options, id=name, marks=marks))
     return made
 
