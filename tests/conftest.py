@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -62,3 +63,22 @@ def _no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", local_only)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_looks_at_torch_afterwards() -> Iterator[None]:
+    """Hold every test to what an observer of training loops promises: torch is given back as it was."""
+    yield
+    waiting = [finder for finder in sys.meta_path if type(finder).__module__.startswith("lorafa_prof")]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder not in waiting]  # so that one test alone fails
+    assert not waiting, "something still waits for an import"
+    if "torch.optim.optimizer" not in sys.modules:
+        return
+    import torch
+
+    optimizer = sys.modules["torch.optim.optimizer"]
+    assert not optimizer._global_optimizer_pre_hooks, "a hook of optimizers was left"
+    assert not optimizer._global_optimizer_post_hooks, "a hook of optimizers was left"
+    assert torch.nn.Module.__call__.__name__ == "_wrapped_call_impl", "calls of modules are still watched"
+    assert not hasattr(torch.nn.Module.__call__, "__wrapped__"), "calls of modules are still watched"
+    assert not hasattr(torch.autograd.backward, "__wrapped__"), "the backward is still watched"

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import FusedAttention
 from lorafa_prof.analytic.sizes import elements
-from lorafa_prof.analytic.tape import FusedAttention, Grads, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Grads, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from lorafa_prof.analytic import ops, ops_quantized
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Parameter, Tensor
 from lorafa_prof.errors import BadInputError, UnknownNameError
 from lorafa_prof.layers import nothing_there
 from lorafa_prof.specs import Dtype, ModelSpec, Quantization, RunSpec

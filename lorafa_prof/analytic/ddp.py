@@ -13,7 +13,7 @@ from functools import cached_property
 from lorafa_prof.analytic.builder import BUFFERS
 from lorafa_prof.analytic.optimizers import StateTensor
 from lorafa_prof.analytic.sharing import Alone, from_the_last
-from lorafa_prof.analytic.tape import WORKSPACES
+from lorafa_prof.analytic.tensors import WORKSPACES
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import ITEMSIZE
 

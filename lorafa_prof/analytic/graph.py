@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from lorafa_prof.analytic.sizes import Shape
-    from lorafa_prof.analytic.tape import Backward, Parameter, Storage, Tensor
+    from lorafa_prof.analytic.tensors import Backward, Parameter, Storage, Tensor
 
 
 class Edge(NamedTuple):

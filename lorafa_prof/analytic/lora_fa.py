@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 #: What the optimizer computes in.
 WIDE = "fp32"

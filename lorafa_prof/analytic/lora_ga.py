@@ -14,7 +14,8 @@ from functools import cached_property
 from lorafa_prof.analytic.builder import Builder, Linear
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import StepPlan
-from lorafa_prof.analytic.tape import GRADIENTS, TEMPORARIES, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import GRADIENTS, TEMPORARIES, Tensor
 from lorafa_prof.analytic.timeline import Kind, Timeline, build_timeline, generic
 from lorafa_prof.analytic.trace import StepTrace, trace_step
 from lorafa_prof.errors import UnsupportedError

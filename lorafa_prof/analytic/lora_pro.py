@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Dim, Shape
-from lorafa_prof.analytic.tape import Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Tensor
 
 #: What eigenvalues are found in.
 WIDE = "fp32"

@@ -12,7 +12,8 @@ from lorafa_prof.analytic import ops, ops_adalora
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, AdapterForward, Builder, Linear, MakeAdapter, targeted
 from lorafa_prof.analytic.lora_fa import add_adapter
 from lorafa_prof.analytic.sizes import SENTINEL, WITNESS
-from lorafa_prof.analytic.tape import Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.registry import Registry

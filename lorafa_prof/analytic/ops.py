@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 #: What 4-bit weights are multiplied in (bnb_4bit_compute_dtype).
 COMPUTE_DTYPE = "bf16"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
+from lorafa_prof.analytic.arithmetic import Product
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 
 def quotient(a: Tensor, b: Tensor, name: str = "quotient") -> Tensor:

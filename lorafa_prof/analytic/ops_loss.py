@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.builder import Linear
 from lorafa_prof.analytic.sizes import Shape, chunk_symbol
-from lorafa_prof.analytic.tape import Grads, Product, Tensor
+from lorafa_prof.analytic.tensors import Grads, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
-from lorafa_prof.analytic.tape import Grads, Parameter, Tensor
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 
 def rms_norm(x: Tensor, weight: Parameter) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 
 def dequantized_linear(x: Tensor, weight: Parameter, bias: Tensor | None, *, double: bool) -> Tensor:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from lorafa_prof.analytic import lora_fa as lora_fa_step, lora_pro as lora_pro_step
 from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Shape, rounded, size_of
-from lorafa_prof.analytic.tape import Parameter, Tape
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Parameter
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import RunSpec
 

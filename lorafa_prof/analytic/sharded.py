@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from lorafa_prof.analytic.builder import BUFFERS, WEIGHTS, Builder, Held
 from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.sizes import rounded
-from lorafa_prof.analytic.tape import GRADIENTS, WORKSPACES, Parameter, Tensor
+from lorafa_prof.analytic.tensors import GRADIENTS, WORKSPACES, Parameter, Tensor
 from lorafa_prof.sharding import Collective, share_of
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 

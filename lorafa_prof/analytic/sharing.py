@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lorafa_prof.analytic.builder import Builder, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor, optimizer_cost
 from lorafa_prof.analytic.sizes import rounded
-from lorafa_prof.analytic.tape import Parameter
+from lorafa_prof.analytic.tensors import Parameter
 from lorafa_prof.sharding import Collective
 from lorafa_prof.specs import RunSpec
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lorafa_prof.analytic.builder import ADAPTERS, BUFFERS, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sizes import Size, product_of, rounded, size_of, symbol_values
-from lorafa_prof.analytic.tape import GRADIENTS
+from lorafa_prof.analytic.tensors import GRADIENTS
 from lorafa_prof.analytic.timeline import Kind, Place, Timeline, build_timeline, repeated_flops, repeats, state_kind
 from lorafa_prof.analytic.trace import StepTrace
 from lorafa_prof.specs import RunSpec

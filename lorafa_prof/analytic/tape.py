@@ -15,13 +15,22 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
+from lorafa_prof.analytic.arithmetic import Arithmetic, FusedAttention, Move, Product
 from lorafa_prof.analytic.graph import CheckpointFrame, EarlyStop, Edge, Node, Placeholder
 from lorafa_prof.analytic.sizes import Shape, Size, elements, size_of
+from lorafa_prof.analytic.tensors import (
+    GRADIENTS,
+    TEMPORARIES,
+    Backward,
+    Grads,
+    Item,
+    Parameter,
+    Storage,
+    Tensor,
+    unborn,
+)
 
-ACTIVATIONS, LOGITS, GRADIENTS, TEMPORARIES = "activations", "logits", "gradients", "temporaries"
-WORKSPACES = "workspaces"
 #: Operations whose backward makes zeros, and writes its gradient into a part of them.
 INTO_ZEROS = frozenset({"slice", "embedding", "nll_loss"})
 #: The kind of a leaf that is no parameter of the model but what goes into its layers.
@@ -41,158 +50,6 @@ def _into_zeros(
         [targets] = [item for item in saved if item.dtype == "int64"]
         return (size_of(targets.shape, targets.dtype),), (size_of(targets.shape, zeros.dtype),)
     return given, given
-
-
-class Item:
-    """What the record keeps of one storage: where it was born, what it is, how large."""
-
-    __slots__ = ("category", "dtype", "module", "name", "saved", "shape")
-
-    def __init__(self, module: str, name: str, shape: Shape, dtype: str, category: str) -> None:
-        self.module, self.name, self.shape, self.dtype = module, name, shape, dtype
-        self.category = category
-        self.saved = False
-
-
-class Storage:
-    """One allocation. Its death is recorded when the last reference goes, as in PyTorch."""
-
-    __slots__ = ("buffers", "dies", "index", "tied")
-
-    def __init__(self, dies: Callable[[int], None], index: int) -> None:
-        self.dies, self.index = dies, index  # the first is told of the death
-        self.buffers = 0  # gradient buffers that hold it now: shared gradients are not added to in place
-        self.tied: Storage | None = None  # one that lives as long: where the sizes decide which of two there is
-
-    def __del__(self) -> None:
-        self.dies(~self.index)
-
-
-def _unborn(event: int) -> None:
-    """Note nothing of the death of a storage that has never been."""
-
-
-class Tensor:
-    """A view on a storage, with its place in the autograd graph."""
-
-    __slots__ = ("dtype", "is_view", "node", "requires_grad", "shape", "slot", "storage", "tape")
-
-    def __init__(
-        self, tape: Tape, storage: Storage | None, shape: Shape, dtype: str, *, requires_grad: bool = False
-    ) -> None:
-        self.tape, self.storage, self.shape, self.dtype = tape, storage, shape, dtype
-        self.requires_grad = requires_grad
-        self.node: Node | None = None
-        self.slot = 0
-        self.is_view = False  # a view keeps its base, so a gradient that is one is never added to in place
-
-    def viewed(self, shape: Shape) -> Tensor:
-        """Return a view outside the graph, as a backward formula makes of a gradient."""
-        out = Tensor(self.tape, self.storage, shape, self.dtype)
-        out.is_view = True
-        return out
-
-    def detached(self) -> Tensor:
-        """Return the same storage outside the graph."""
-        return Tensor(self.tape, self.storage, self.shape, self.dtype)
-
-
-class Parameter(Tensor):
-    """A leaf with static memory: it is counted in the inventory of weights, not in the record of the step."""
-
-    __slots__ = ("grad", "kind", "name", "packed", "uses")
-
-    def __init__(self, tape: Tape, name: str, shape: Shape, dtype: str, *, trained: bool, kind: str) -> None:
-        super().__init__(tape, None, shape, dtype, requires_grad=trained)
-        self.name, self.kind = name, kind
-        self.grad: Tensor | None = None
-        self.uses = 0
-        self.packed = 1  # values in one element: 2 in a 4-bit weight
-
-    @property
-    def size(self) -> Size:
-        """Bytes of the parameter."""
-        return size_of(self.shape, self.dtype)
-
-    @property
-    def numel(self) -> int:
-        """Number of values, as the unquantised model counts them."""
-        return elements(self.shape)[0] * self.packed
-
-
-class Product(NamedTuple):
-    """Products of (m, k) by (k, n), a batch of them; each dimension is the product of a shape."""
-
-    dtype: str
-    batch: Shape
-    m: Shape
-    k: Shape
-    n: Shape
-    added: Shape = ()
-    """Shape of a bias that is added within the operator; () for none."""
-    groups: int = 0
-    """Rows of m, or of k where m has none of the batch, are those of so many groups, each with a product of its own; 0:
-    it is one product."""
-    chunk: Shape = ()
-    """How much of m, or of k where m has none of the batch, is multiplied at once; () for all."""
-
-    @property
-    def backwards(self) -> tuple[Product, Product]:
-        """The products that give the gradients of the first factor and of the second."""
-        return self._replace(k=self.n, n=self.k, added=()), self._replace(m=self.k, k=self.m, added=())
-
-    @property
-    def transposed(self) -> Product:
-        """The product that gives the result transposed."""
-        return self._replace(m=self.n, n=self.m)
-
-
-class FusedAttention(NamedTuple):
-    """Attention by one kernel."""
-
-    dtype: str
-    kernel: str
-    heads: tuple[int, int]
-    """Of queries, and of keys and values."""
-    widths: tuple[int, int]
-    """Of a head of queries and keys, and of one of values."""
-    causal: bool
-    backward: bool = False
-
-
-class Arithmetic(NamedTuple):
-    """Floating-point operations of one kind by one operator."""
-
-    position: int
-    """In the tape's events."""
-    where: str
-    """The pass: "forward", "recompute", "backward"."""
-    kind: str
-    number: Size
-    phase: str
-    """In which it runs; a fused loss computes gradients in the forward."""
-    module: str
-    of: Product | FusedAttention | None
-
-
-class Move(NamedTuple):
-    """What an operator without arithmetic worth counting reads and writes."""
-
-    position: int
-    """In the tape's events."""
-    arithmetic: int
-    """How many operators with arithmetic came before."""
-    phase: str
-    """"forward", "recompute" or "backward"."""
-    module: str
-    op: str
-    dtype: str
-    read: tuple[Size, ...]
-    written: tuple[Size, ...]
-
-
-Grads = Sequence["Tensor | None"]
-Backward = Callable[[Grads], "Sequence[Tensor | None]"]
 
 
 class Tape:
@@ -346,7 +203,7 @@ class Tape:
         for out in outputs:
             if out is not None and self.events[-1] == out.index:
                 self.events.pop()
-                out.dies = _unborn
+                out.dies = unborn
             elif self._recomputing is not None:
                 self._recomputing.give_back(out)
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
+from lorafa_prof.analytic.arithmetic import Arithmetic
 from lorafa_prof.analytic.builder import TRACED_LAYERS
 from lorafa_prof.analytic.sizes import Shape, Size, size_of
-from lorafa_prof.analytic.tape import ACTIVATIONS, GRADIENTS, TEMPORARIES, Arithmetic, Tape
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import ACTIVATIONS, GRADIENTS, TEMPORARIES
 
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 

@@ -12,7 +12,8 @@ from lorafa_prof.analytic.families import Model, build
 from lorafa_prof.analytic.methods import adapter_maker
 from lorafa_prof.analytic.sharded import Frozen, Fsdp, FsdpGradOp
 from lorafa_prof.analytic.sharing import Alone
-from lorafa_prof.analytic.tape import GRADIENTS, LOGITS, TEMPORARIES, WORKSPACES, Item, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import GRADIENTS, LOGITS, TEMPORARIES, WORKSPACES, Item, Tensor
 from lorafa_prof.analytic.zero import Zero
 from lorafa_prof.specs import ModelSpec, RunSpec
 

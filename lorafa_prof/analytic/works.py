@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lorafa_prof.analytic.arithmetic import Arithmetic, FusedAttention, Move, Product
 from lorafa_prof.analytic.optimizer_works import optimizer_works
 from lorafa_prof.analytic.sizes import Shape, Size, elements, product_of, symbol_values
-from lorafa_prof.analytic.tape import Arithmetic, FusedAttention, Move, Product, Tape
+from lorafa_prof.analytic.tape import Tape
 from lorafa_prof.analytic.timeline import repeats
 from lorafa_prof.analytic.trace import trace_step
 from lorafa_prof.specs import ITEMSIZE, RunSpec

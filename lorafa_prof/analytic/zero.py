@@ -26,7 +26,7 @@ from functools import cached_property
 from lorafa_prof.analytic.builder import BUFFERS, WEIGHTS, Builder, Held
 from lorafa_prof.analytic.optimizers import OptimizerCost, StateTensor
 from lorafa_prof.analytic.sharing import Alone, from_the_last
-from lorafa_prof.analytic.tape import GRADIENTS, WORKSPACES, Parameter, Tensor
+from lorafa_prof.analytic.tensors import GRADIENTS, WORKSPACES, Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.sharding import Collective, share_of
 from lorafa_prof.specs import ITEMSIZE, RunSpec

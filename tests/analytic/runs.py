@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lorafa_prof.catalog import spec_from_config
 from lorafa_prof.specs import MethodSpec, RunSpec
-from tests.support.configs import tiny_configs
+from tests.support.configs import method_for, tiny_configs
 
 #: PEFT has its LoRA-FA optimizer since release 0.16.
 HAS_LORAFA = importlib.util.find_spec("peft.optimizers.lorafa") is not None
@@ -32,13 +32,8 @@ METHODS = ("full", "lora", "lora-fa", "lora-fb", "lora-qv", "vera")
 
 
 def methods_of(family: str) -> tuple[str, ...]:
-    """The methods that a family is run with: PEFT's LoRA-FA for fused experts, which ours does not adapt.
-
-    Of Qwen 2 PEFT adapts linear layers alone.
-    """
-    return tuple(
-        "lora-fa-peft" if family in EXPERTS and family != "qwen2_moe" and m == "lora-fa" else m for m in METHODS
-    )
+    """The methods that a family is run with: PEFT's LoRA-FA for fused experts, which ours does not adapt."""
+    return tuple(method_for(family, method) for method in METHODS)
 
 
 #: Dropout has another kernel on CUDA than on the CPU; where it is not what a test is about, it is off.

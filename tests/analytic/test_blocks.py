@@ -18,6 +18,7 @@ from lorafa_prof.catalog import load_model
 from lorafa_prof.specs import MethodSpec, RunSpec
 from lorafa_prof.units import MIB
 from tests.analytic.runs import FAMILIES, run_of
+from tests.support.configs import method_for
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -49,7 +50,7 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("family", "options"), cases())
 def test_what_is_replayed_is_what_is_alive(family: str, options: dict[str, Any]) -> None:
     """Layer by layer, at any moment: every tensor that has come and not gone, those of layers not traced too."""
-    for method in ("full", "lora-fa"):
+    for method in ("full", method_for(family, "lora-fa")):
         planned = plan(run_of(family, method, layers=7, **options))
         end = len(planned.timeline.events)
         outside = {i for repeat in planned.timeline.repeats for i in range(repeat.block_first, repeat.block_end)}

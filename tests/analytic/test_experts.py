@@ -13,7 +13,7 @@ from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.catalog import load_model
 from lorafa_prof.errors import BadInputError, ContradictionError, LorafaProfError, UnsupportedError
 from lorafa_prof.specs import MethodSpec, RunSpec
-from tests.analytic.runs import EXPERTS, attentions, methods_of, run_of
+from tests.analytic.runs import EXPERTS, METHODS, attentions, methods_of, run_of
 from tests.analytic.test_peaks import HIDDEN
 from tests.support import observe
 
@@ -57,21 +57,11 @@ def check(run: RunSpec) -> None:
     assert phases(plan(run), run) == observed_phases(run)
 
 
-#: What is known to differ, and why.
-NOT_MET = {
-    "qwen2_moe-lora-sdpa-full-bf16-True": (
-        "6.5 KiB in the backward: qwen2_moe makes a mask for a window of 0, and closed forms have the mask without "
-        "what making it takes"
-    ),
-}
-
-
 def product() -> list[Any]:
     """Family x method x dtypes x attention x checkpointing; one in seventeen by default."""
     made: list[Any] = []
-    for family, method, dtypes, checkpointing in itertools.product(
-        EXPERTS, methods_of("mixtral"), DTYPES, ("none", "full")
-    ):
+    for family, at, dtypes, checkpointing in itertools.product(EXPERTS, range(len(METHODS)), DTYPES, ("none", "full")):
+        method = methods_of(family)[at]
         if method == "full" and "adapter_dtype" in dtypes:
             continue
         for attn in attentions(family):
@@ -79,8 +69,6 @@ def product() -> list[Any]:
             # a prime, so that the quick ones go round through all values of every option
             marks = () if len(made) % 17 == 0 else pytest.mark.slow
             name = f"{family}-{method}-{'-'.join(str(value) for value in options.values())}"
-            if name in NOT_MET:
-                marks = pytest.mark.xfail(reason=NOT_MET[name])
             made.append(pytest.param(family, method, options, id=name, marks=marks))
     return made
 

@@ -18,6 +18,7 @@ from lorafa_prof.results import PART_FIELDS
 from lorafa_prof.specs import LARGEST_BATCH, MethodSpec, RunSpec
 from tests.analytic.runs import EAGER_ONLY, FAMILIES, WINDOWED, run_of
 from tests.support import observe
+from tests.support.configs import method_for
 
 #: One sequence and several; multiples of what kernels pad to and not; around the window of the tiny models, which
 #: take 64 tokens at most.
@@ -64,7 +65,9 @@ def test_every_figure_is_the_one_of_predict(family: str, reduced: bool, monkeypa
     checkpointing = "full" if reduced and family != "t5" else "none"
     sizes = list(zip(BATCHES, LENGTHS, strict=True))
     method = ("full", "lora-fa", "vera")[len(family) % 3] if reduced else "lora"
-    run = run_of(family, method, attn=attn, checkpointing=checkpointing, amp=not reduced, config_dropout=True)
+    run = run_of(
+        family, method_for(family, method), attn=attn, checkpointing=checkpointing, amp=not reduced, config_dropout=True
+    )
     assert computed(run, sizes) == [told(run, *size) for size in sizes]
 
 

@@ -30,18 +30,19 @@ class Golden:
     saved_bf16: int
     """Saved bytes a token with bf16 adapters over a bf16 base."""
     saved_fp32: int
-    """The same with fp32 adapters: x is cast first, and its copy is what is kept."""
+    """The same with fp32 adapters: PEFT casts x first, and the copy is what is kept."""
     once_bf16: int = 0
     """Saved bytes that do not depend on the tokens, with bf16 adapters; with fp32 adapters twice as many."""
 
 
-#: Full: 2 m. LoRA: A's input and B's, 2 m + 2 r (4 m + 4 r in fp32). LoRA-FA: B's input alone, 2 r. LoRA-FB: A's input
-#: alone, 2 m. VeRA: what lambda_d and lambda_b multiply, 2 r + 2 k. DoRA: LoRA's, and what
-#: its scale multiplies: W x in the base's dtype and B A x, 2 k each (2 k + 4 k); once for all tokens the norms, the
-#: scale and the scale less one, k each. AdaLoRA: LoRA's, what its divisor divides, k wide, and once for all tokens
-#: E * A and the divisor. The q-methods keep what theirs keeps unquantised.
+#: Full: 2 m. LoRA: A's input and B's, 2 m + 2 r (4 m + 4 r in fp32). PEFT's LoRA-FA: B's input alone, 2 r (4 r). Ours
+#: computes in the dtype of x, whatever that of the adapters: 2 r with both. LoRA-FB: A's input alone, 2 m. VeRA: what
+#: lambda_d and lambda_b multiply, 2 r + 2 k. DoRA: LoRA's, and what its scale multiplies: W x in the base's dtype and
+#: B A x, 2 k each (2 k + 4 k); once for all tokens the norms, the scale and the scale less one, k each. AdaLoRA:
+#: LoRA's, what its divisor divides, k wide, and once for all tokens E * A and the divisor. The q-methods keep what
+#: theirs keeps unquantised.
 LORA = Golden(trained=8 * (96 + 160), frozen=0, saved_bf16=2 * 96 + 2 * 8, saved_fp32=4 * 96 + 4 * 8)
-LORA_FA = Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=4 * 8)
+LORA_FA = Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=2 * 8)
 GOLDEN = {
     "full": Golden(trained=96 * 160, frozen=0, saved_bf16=2 * 96, saved_fp32=2 * 96),
     "lora": LORA,
@@ -59,7 +60,7 @@ GOLDEN = {
     ),
     "qlora": LORA,
     "lora-fa": LORA_FA,
-    "lora-fa-peft": LORA_FA,
+    "lora-fa-peft": Golden(trained=8 * 160, frozen=8 * 96, saved_bf16=2 * 8, saved_fp32=4 * 8),
     "qlora-fa": LORA_FA,
     "lora-fb": Golden(trained=8 * 96, frozen=8 * 160, saved_bf16=2 * 96, saved_fp32=4 * 96),
     "adalora": Golden(

@@ -12,9 +12,12 @@ from lorafa_prof.analytic.plan import StepPlan, plan
 from lorafa_prof.analytic.ranks import RANK, SENTINEL, WITNESS, same_step, with_rank
 from lorafa_prof.analytic.sizes import product_of, rounded, symbol_values
 from lorafa_prof.catalog import load_model
+from lorafa_prof.layers import RankBeyondError
 from lorafa_prof.specs import MethodSpec, RunSpec
 
-METHODS = ("full", "lora", "lora-fa", "qlora", "vera", "lora-fb", "lora-pro")
+METHODS = ("full", "lora", "lora-fa", "lora-fa-peft", "qlora", "vera", "lora-fb", "lora-pro")
+#: Beyond every layer's width: our LoRA-FA is refused.
+BEYOND = 2**16
 
 
 def run_of(method: str, rank: int, *, bs: int = 2, **options: str | bool) -> RunSpec:
@@ -52,7 +55,7 @@ def highest(moments: list[Moment], bs: int, seq: int, rank: int) -> tuple[int, s
     single=st.booleans(),
     bs=st.integers(2, 5000),
     seq=st.one_of(st.integers(1, 64), st.integers(1, 131072), st.sampled_from((128, 1024, 4096))),
-    rank=st.sampled_from((1, 3, 8, 64, 200, WITNESS, SENTINEL, 2**16)),
+    rank=st.sampled_from((1, 3, 8, 64, 200, WITNESS, SENTINEL, BEYOND)),
     amp=st.booleans(),
     attn=st.sampled_from(("sdpa", "eager")),
 )
@@ -61,6 +64,10 @@ def test_the_moments_know_the_peak(
 ) -> None:
     """For any batch, sequence length and rank: the bytes, the name and the parts of the peak that the plan finds."""
     bs = 1 if single else bs
+    if method == "lora-fa" and rank == BEYOND:
+        with pytest.raises(RankBeyondError, match="rank 65536 is larger than the layer's width of 2048"):
+            plan_of(method, rank, min(bs, 2), amp=amp, attn=attn)
+        return
     whole = plan_of(method, rank, min(bs, 2), amp=amp, attn=attn)
     peak = whole.peak(bs, seq)
     values = symbol_values(bs, seq)

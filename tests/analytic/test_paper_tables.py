@@ -405,7 +405,10 @@ class TestAgainstRealModels:
     )
     @pytest.mark.parametrize("family", ["llama", "qwen2"])
     def test_what_lora_fa_saves_over_lora(self, family: str, rule: str, options: dict[str, Any]) -> None:
-        """The difference of a real model's saved bytes under PEFT is the rule's, to the byte."""
+        """The difference of a real model's saved bytes under PEFT is the rule's, to the byte.
+
+        Ours is the same, but for fp32 adapters on a bf16 model: there it keeps every A x in bf16, 2 bytes less.
+        """
         pytest.importorskip("peft")
         from tests.support import observe
         from tests.support.configs import tiny_run
@@ -416,7 +419,9 @@ class TestAgainstRealModels:
 
         run = tiny_run(family)
         cell = table_c3(dims_of(run.model), bs=run.bs, seq=run.seq).cell(rule, "all blocks")
-        assert saved("lora") - saved("lora-fa") == cell.value
+        narrower = 2 * 7 * run.model.num_layers * run.bs * run.seq * run.method.rank if "fp32" in rule else 0
+        assert saved("lora") - saved("lora-fa-peft") == cell.value
+        assert saved("lora") - saved("lora-fa") == cell.value + narrower
 
     @pytest.mark.parametrize(
         ("data_type", "fused"), list(product(("FP32", "Pure-FP16", "Autocast-BF16"), (False, True)))

@@ -16,7 +16,7 @@ from lorafa_prof.workload.adapters import FROZEN, add_adapters
 from lorafa_prof.workload.models import base_model
 from tests.analytic.runs import FAMILIES, run_of
 from tests.support import observe
-from tests.support.configs import tiny_configs
+from tests.support.configs import method_for, tiny_configs
 
 #: Methods that wrap the model with the same modules and differ in what they train, or in how the rest is stored.
 LOW_RANK = (
@@ -170,7 +170,7 @@ class TestFamilies:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_the_plan_counts_alike(self, family: str, method: str) -> None:
         """The plan of a step, made of a few layers that stand for all, counts what the model has."""
-        run = run_of(family, method, layers=7)
+        run = run_of(family, method_for(family, method), layers=7)
         assert plan(run).parameters == count_parameters(run)
 
 

@@ -222,9 +222,14 @@ class TestUnderCudasKernels:
 class TestDropoutRule:
     """The stated rule for dropout on CUDA: a mask of one byte an element, whatever the dtype."""
 
-    @pytest.mark.parametrize(("method", "copies"), [("lora-fa", 0), ("lora", 2), ("lora-fb", 2)])
-    def test_adapter_dropout_costs_its_masks(self, method: str, copies: int) -> None:
-        """LoRA keeps each module's own dropped-out input too (2 bytes), where before some shared one; LoRA-FA none."""
+    @pytest.mark.parametrize(
+        ("method", "masks", "copies"), [("lora-fa-peft", 1, 0), ("lora", 1, 2), ("lora-fb", 1, 2), ("lora-fa", 0, 0)]
+    )
+    def test_adapter_dropout_costs_its_masks(self, method: str, masks: int, copies: int) -> None:
+        """LoRA keeps each module's own dropped-out input too (2 bytes), where before some shared one; LoRA-FA none.
+
+        Ours keeps no mask either, which it draws again from its seed.
+        """
         heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
 
         def of_a_layer(dropout: float) -> int:
@@ -235,18 +240,25 @@ class TestDropoutRule:
         d, f, tokens = 48, 112, 3 * 22
         inputs = 6 * d + f  # q, k, v, o, gate and up read d, down reads f
         shared = 2 * (2 * d + f)  # bytes a token: q, k, v share one input, gate and up another; o's is attention's own
-        assert of_a_layer(0.1) - of_a_layer(0.0) == tokens * (inputs * (1 + copies) - (shared if copies else 0))
+        assert of_a_layer(0.1) - of_a_layer(0.0) == tokens * (inputs * (masks + copies) - (shared if copies else 0))
 
     def test_lora_keeps_more_than_lora_fa_by_the_inputs(self) -> None:
-        """With dropout nothing is shared: 2 bytes of every module's input, however the attention runs."""
+        """With dropout nothing is shared: 2 bytes of every module's input, however the attention runs.
+
+        Ours keeps none of the masks either, of which layer 0's q, k and v have none, whose input needs no gradient.
+        """
         heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 8}
         for attn in ("sdpa", "eager"):
-            lora, lora_fa = (
-                run_of("llama", m, changes=heads, adapter_dtype="bf16", dropout=0.1, attn=attn)
-                for m in ("lora", "lora-fa")
+            lora, of_peft, ours = (
+                saved_bytes(plan(run), run)
+                for run in (
+                    run_of("llama", m, changes=heads, adapter_dtype="bf16", dropout=0.1, attn=attn)
+                    for m in ("lora", "lora-fa-peft", "lora-fa")
+                )
             )
-            difference = saved_bytes(plan(lora), lora) - saved_bytes(plan(lora_fa), lora_fa)
-            assert difference == 2 * (3 * 22) * 2 * (6 * 48 + 112)  # bytes x tokens x layers x widths
+            tokens, widths = 3 * 22, 2 * (6 * 48 + 112)  # of both layers
+            assert lora - of_peft == 2 * tokens * widths
+            assert lora - ours == 2 * tokens * widths + tokens * (widths - 3 * 48)
 
 
 class TestCheckpointing:

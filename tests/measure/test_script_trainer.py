@@ -19,18 +19,29 @@ PLAN = {"warmup": 1, "steps": 2}
 BS = 2
 
 
-def trained(folder: Path, model: Any, **options: Any) -> Measurement:
+class Failing(transformers.TrainerCallback):
+    """Ends a training in the midst of it."""
+
+    def on_step_end(self, *_: Any, **kwargs: Any) -> None:
+        raise ArithmeticError("the loss is not a number")
+
+
+def a_trainer(folder: Path, model: Any, callback: Any, **options: Any) -> transformers.Trainer:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=BS, max_steps=5, save_strategy="no", report_to=[],
         use_cpu=True, disable_tqdm=True, logging_strategy="no", **options,
     )  # fmt: skip
-    callback = lorafa_prof.TrainerCallback(**PLAN)
-    assert callback.measurement is None
     trainer = transformers.Trainer(
         model=model, args=arguments, train_dataset=sequences(20), callbacks=[callback],
     )  # fmt: skip
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
+    return trainer
+
+
+def trained(folder: Path, model: Any, **options: Any) -> Measurement:
+    callback = lorafa_prof.TrainerCallback(**PLAN)
+    assert callback.measurement is None
+    a_trainer(folder, model, callback, **options).train()
     seen = callback.measurement
     assert isinstance(seen, Measurement)
     return seen
@@ -74,6 +85,28 @@ def test_a_frozen_matrix_that_is_turned_on_again_is_told(tmp_path: Path) -> None
     seen = trained(tmp_path, model)
     assert [promise.name for promise in seen.violations] == ["frozen A"]
     assert "others are frozen" in seen.violations[0].detail
+
+
+def test_a_training_that_failed_is_over_when_the_next_begins(tmp_path: Path) -> None:
+    """Its callback is not told, and would look at the next as well: each step would count twice."""
+    callback = lorafa_prof.TrainerCallback(**PLAN)
+    trainer = a_trainer(tmp_path, lora_llama(), callback)
+    trainer.add_callback(Failing())
+    with pytest.raises(ArithmeticError):
+        trainer.train()
+    seen = trained(tmp_path, lora_llama())
+    assert [step.tokens for step in seen.steps] == [BS * TOKENS] * 2
+    assert callback.measurement is not None
+    assert callback.measurement.outcome == "error"
+    assert "another began before it ended" in (callback.measurement.error or "")
+
+
+def test_two_that_look_at_one_training_see_the_same(tmp_path: Path) -> None:
+    """Who looks from further out changes nothing of what the other sees, whichever finds the model first."""
+    with lorafa_prof.profile(**PLAN, trace=False) as around:
+        seen = trained(tmp_path, lora_llama())
+    assert [step.tokens for step in seen.steps] == [BS * TOKENS] * 2
+    assert [step.tokens for step in around.measurement.steps] == [BS * TOKENS] * 2
 
 
 def test_wrong_options_are_refused_at_once() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from lorafa_prof.simulate.kernels.attention_choice import AttentionCall, choose_sdpa_kernel, kernel_order, why_not
+from lorafa_prof.simulate.kernels.choices import Choices
+from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -213,3 +215,24 @@ def test_cudnn_is_not_deterministic() -> None:
 def test_math_can_always_run() -> None:
     """It is composed of plain operators."""
     assert why_not("math", call(dtype=torch.float64, heads=3, key_heads=1, mask=MASK)) is None
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+def test_dropout_within_the_unfused_path_is_cudas(dropout_p: float) -> None:
+    """CUDA fuses it, with a mask of one byte an element; elsewhere its noise is as wide as its input, as on the CPU
+    (`is_fused_kernel_acceptable` in ATen's Dropout.cpp). Nothing of it is left once the step is over.
+    """
+    query = tensor(2, 8, 64, 64, dtype=FP32).requires_grad_()
+    key = tensor(2, 2, 64, 64, dtype=FP32).requires_grad_()  # grouped heads in fp32: no fused kernel takes them
+
+    def attended() -> list[torch.dtype]:
+        saved: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            torch.nn.functional.scaled_dot_product_attention(
+                query, key, key, dropout_p=dropout_p, enable_gqa=True
+            ).sum().backward()
+        return [t.dtype for t in saved if t.shape == (2, 8, 64, 64)]
+
+    with cuda_on_meta(A100, Choices()):
+        assert attended().count(torch.bool) == (1 if dropout_p else 0)
+    assert torch.bool not in attended()

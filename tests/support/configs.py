@@ -90,12 +90,20 @@ _CONFIGS["deepseek_v2-groups"] = _CONFIGS["deepseek_v2"] | {
 #: Heads whose keys are as wide as their values: flash attention takes them.
 _CONFIGS["deepseek_v2-flash"] = _CONFIGS["deepseek_v2"] | {"v_head_dim": 24, "first_k_dense_replace": 0}
 
+#: Families whose experts are fused parameters, which our LoRA-FA does not adapt; of Qwen 2's, PEFT adapts none either.
+FUSED_EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v2-groups", "deepseek_v2-flash")
+
 _TASKS: dict[str, Task] = {"bert": "seq-cls", "roberta": "seq-cls", "t5": "seq2seq-lm"}
 
 
 def tiny_configs() -> dict[str, dict[str, Any]]:
     """Family (or family-variant) -> configuration dict, a fresh copy."""
     return {name: dict(config) for name, config in _CONFIGS.items()}
+
+
+def method_for(family: str, method: str) -> str:
+    """The method that a family is run with: PEFT's LoRA-FA in place of ours where experts are fused."""
+    return "lora-fa-peft" if method == "lora-fa" and family in FUSED_EXPERTS else method
 
 
 def model_spec(name: str, config: dict[str, Any], task: Task | None = None) -> ModelSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lorafa_prof.analytic.builder import Builder
-from lorafa_prof.analytic.tape import Tensor
+from lorafa_prof.analytic.tensors import Tensor
 from lorafa_prof.errors import UnsupportedError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite")

@@ -11,7 +11,8 @@ from lorafa_prof.analytic import ops
 from lorafa_prof.analytic.attention import AttentionOptions
 from lorafa_prof.analytic.builder import Builder, Linear, prepared_dtype
 from lorafa_prof.analytic.ops_loss import causal_lm_loss, fused_causal_lm_loss
-from lorafa_prof.analytic.tape import ACTIVATIONS, INPUT, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import INPUT, Tape
+from lorafa_prof.analytic.tensors import ACTIVATIONS, Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ModelSpec, RunSpec
 

@@ -11,11 +11,12 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.builder import ADAPTERS, Builder, Linear, targeted
 from lorafa_prof.analytic.families import routing
 from lorafa_prof.analytic.families.common import activation
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Parameter, Product, Tensor
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
 from lorafa_prof.layers import experts_everywhere
 from lorafa_prof.specs import ModelSpec, MoeSpec

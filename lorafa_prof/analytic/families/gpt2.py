@@ -26,7 +26,7 @@ from lorafa_prof.analytic.families.common import (
 )
 from lorafa_prof.analytic.ops_norm import layer_norm
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Tensor
+from lorafa_prof.analytic.tensors import Tensor
 
 
 class Attention:

@@ -13,7 +13,8 @@ from lorafa_prof.analytic.attention import AttentionOptions, attend_with_weights
 from lorafa_prof.analytic.builder import Builder, Linear, Norm
 from lorafa_prof.analytic.families.common import not_modelled
 from lorafa_prof.analytic.ops_norm import rms_norm
-from lorafa_prof.analytic.tape import Grads, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Grads, Tensor
 from lorafa_prof.specs import ITEMSIZE, MlaSpec, RunSpec
 
 

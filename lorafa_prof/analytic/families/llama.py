@@ -27,7 +27,7 @@ from lorafa_prof.analytic.families.common import (
     window_binds,
 )
 from lorafa_prof.analytic.ops_norm import gemma_rms_norm, rms_norm
-from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.analytic.tensors import Parameter, Tensor
 from lorafa_prof.specs import ModelSpec
 
 GEMMAS = ("gemma", "gemma2", "gemma3_text")

@@ -27,7 +27,7 @@ from lorafa_prof.analytic.families.experts import RoutedExperts, attach_adapters
 from lorafa_prof.analytic.families.latent import LatentAttention, LatentShared, latent_options, rotary_table
 from lorafa_prof.analytic.families.llama import Attention, Shared, traits_of
 from lorafa_prof.analytic.ops_norm import rms_norm
-from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.analytic.tensors import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ITEMSIZE, MoeSpec, RunSpec
 

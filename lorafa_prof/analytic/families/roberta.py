@@ -25,7 +25,8 @@ from lorafa_prof.analytic.families.common import (
 )
 from lorafa_prof.analytic.ops_norm import layer_norm
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Tensor
 
 
 class Embeddings:

@@ -7,8 +7,9 @@ tokens with k experts each make (b, s, k) pairs.
 from __future__ import annotations
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import Product
 from lorafa_prof.analytic.sizes import Shape
-from lorafa_prof.analytic.tape import Grads, Product, Tensor
+from lorafa_prof.analytic.tensors import Grads, Tensor
 
 
 def top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -87,15 +88,15 @@ def rows(x: Tensor, indices: Tensor, shape: Shape, name: str) -> Tensor:
 
 
 def summed(x: Tensor, shape: Shape) -> Tensor:
-    """Sum over the experts of each token; the gradient is repeated for each by a copy."""
+    """Sum over the experts of each token, in fp32 under autocast; the gradient is repeated for each by a copy."""
     tape, source, dtype = x.tape, x.shape, x.dtype
-    out = tape.new("sum over experts", shape, dtype)
+    out = tape.new("sum over experts", shape, "fp32" if tape.autocast else dtype)
     if tape.needs_grad(x):
 
         def backward(g: Grads) -> list[Tensor | None]:
             grad = g[0]
             assert grad is not None
-            if source[2] == 1:
+            if source[2] == 1 and grad.dtype == dtype:
                 return [Tensor(tape, grad.storage, source, dtype)]
             return [tape.new("gradient for each expert", source, dtype)]
 

@@ -23,7 +23,7 @@ from lorafa_prof.analytic.families.common import (
     run_layers,
 )
 from lorafa_prof.analytic.families.t5_attention import Bias, Shapes, attend, lookup, no_bias
-from lorafa_prof.analytic.tape import Parameter, Tensor
+from lorafa_prof.analytic.tensors import Parameter, Tensor
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 

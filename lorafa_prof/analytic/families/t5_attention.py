@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorafa_prof.analytic import ops
+from lorafa_prof.analytic.arithmetic import FusedAttention
 from lorafa_prof.analytic.sizes import Shape, elements
-from lorafa_prof.analytic.tape import FusedAttention, Grads, Parameter, Tape, Tensor
+from lorafa_prof.analytic.tape import Tape
+from lorafa_prof.analytic.tensors import Grads, Parameter, Tensor
 
 
 @dataclass(frozen=True)

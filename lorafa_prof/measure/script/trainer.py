@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 
@@ -22,6 +22,8 @@ class TrainerCallback(transformers.TrainerCallback):
         options: those of `lorafa_prof.profile`.
     """
 
+    _looking: ClassVar[TrainerCallback | None] = None
+
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._profile: profile | None = None
@@ -33,11 +35,22 @@ class TrainerCallback(transformers.TrainerCallback):
         return None if self._profile is None else self._profile.measurement
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin to look; a second training is looked at anew."""
+        """Begin to look; a second training is looked at anew.
+
+        A Trainer tells nobody that its training has failed: what looked at one is still there when the next begins.
+        """
+        if (before := TrainerCallback._looking) is not None:
+            before._stop(RuntimeError("the training failed: another began before it ended"))
         self._profile = profile(**self._options)
         self._profile.__enter__()
+        TrainerCallback._looking = self
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop looking."""
+        if TrainerCallback._looking is self:
+            self._stop()
+
+    def _stop(self, error: Exception | None = None) -> None:
+        TrainerCallback._looking = None
         if self._profile is not None:
-            self._profile.__exit__(None, None, None)
+            self._profile.__exit__(None if error is None else type(error), error, None)

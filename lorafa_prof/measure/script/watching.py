@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -93,7 +93,8 @@ class Watch:
 
         @functools.wraps(original)
         def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not (self._is_on and is_wanted(module)):
+            # Who else watches may keep this in place of what it was, and call it when its own time is over.
+            if not (self._is_on and self._calls is calls and is_wanted(module)):
                 return original(module, *args, **kwargs)
             self._guarded(self._listener.enter_model, module, args, kwargs)
             # Modules within are called as ever, which matters to compilers too.
@@ -143,16 +144,24 @@ class Watch:
 class _replaced(contextlib.AbstractContextManager[None]):  # noqa: N801 - used as a function
     """While entered, an attribute has another value; one that was inherited is inherited again."""
 
+    _entered: ClassVar[list[_replaced]] = []
+
     def __init__(self, owner: Any, name: str, value: Any) -> None:
         self._owner, self._name, self._value = owner, name, value
 
     def __enter__(self) -> None:
         self._own = vars(self._owner).get(self._name)
         setattr(self._owner, self._name, self._value)
+        self._entered.append(self)
 
     def __exit__(self, *_: object) -> None:
+        self._entered.remove(self)
         if vars(self._owner).get(self._name) is not self._value:
-            return  # somebody else has put something over it, which is left alone
+            # Somebody else has put something over it, which is left alone. Another watch gives back what was before.
+            for other in self._entered:
+                if (other._owner, other._name) == (self._owner, self._name) and other._own is self._value:
+                    other._own = self._own
+            return
         if self._own is None:
             delattr(self._owner, self._name)
         else:

@@ -68,7 +68,16 @@ def _cudnn(call: AttentionCall, scale: float) -> torch.Tensor:
 
 def _math(call: AttentionCall, scale: float) -> torch.Tensor:
     plain = (*call.tensors, call.mask, call.dropout_p, call.is_causal)
-    return first(aten._scaled_dot_product_attention_math(*plain, scale=scale, enable_gqa=call.enable_gqa))
+    with _fused_dropout_within() if call.dropout_p else contextlib.nullcontext():
+        return first(aten._scaled_dot_product_attention_math(*plain, scale=scale, enable_gqa=call.enable_gqa))
+
+
+@contextlib.contextmanager
+def _fused_dropout_within() -> Iterator[None]:
+    """`at::dropout`, called by PyTorch's own C++ code, as it is on CUDA: it asks the tensor where it is."""
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("dropout", lambda x, p, train: first(aten.native_dropout(x, p, train)), "AutogradMeta")
+        yield
 
 
 _KERNELS = {"flash": _flash, "efficient": _efficient, "cudnn": _cudnn, "math": _math}
