@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.measure.names import address_of, named_tensors
 from lorafa_prof.workload.naming import tensors_in
 
@@ -85,7 +86,8 @@ def extra_activations(
     Under checkpointing only one checkpointed module's activations are alive at a time, while it is computed again; that
     of the module for which they are largest is returned. For it alone checkpointing is lifted, so that its forward
     keeps what its recomputation keeps. None where the flag is not the module's own (before transformers 4.53), and
-    where a forward fails, by dtypes that do not go together or for want of memory: that must not end a measurement.
+    where a forward fails, by dtypes that do not go together, for want of memory or because LoRA-FA's layers refuse it:
+    that must not end a measurement.
     """
 
     def extra() -> int:
@@ -97,7 +99,7 @@ def extra_activations(
         if not checkpointing_flags(model):
             return extra()
         return max((_without_checkpointing(module, extra) for module in _different(_checkpointed(model))), default=None)
-    except RuntimeError:
+    except (RuntimeError, LorafaProfError):
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lorafa_prof.layers import spelled
+from lorafa_prof.lorafa.layers import OneSidedLayer
 from lorafa_prof.measure import costs
 from lorafa_prof.measure.promised_optimizer import CLASSES, states_of
 from lorafa_prof.measure.subject import Named, Subject, short
@@ -21,7 +22,8 @@ from lorafa_prof.workload.naming import short_name
 
 #: What a method leaves untrained, beside the pairs of `FROZEN`: VeRA's matrices, which all layers share.
 _SHARED = ("vera_A", "vera_B")
-_HAZARD = "PEFT turns them on when disable_adapter() ends or set_adapter() is called"
+_BY_PEFT = "PEFT turns them on when disable_adapter() ends or set_adapter() is called"
+_BY_HAND = "lorafa.prepare froze them and its layers refuse the next forward: something has set their requires_grad"
 
 
 def frozen_matrices(subject: Subject) -> Promise | None:
@@ -35,7 +37,12 @@ def frozen_matrices(subject: Subject) -> Promise | None:
     half = FROZEN.get(run.method.name)
     if half is None:
         return None
-    return _untrained(subject, f"frozen {half[-1]}", _halves(subject, half), _HAZARD)
+    return _untrained(subject, f"frozen {half[-1]}", _halves(subject, half), _hazard(subject))
+
+
+def _hazard(subject: Subject) -> str:
+    """Return what can have turned a frozen half on: of a prepared model none of PEFT's calls does."""
+    return _BY_HAND if any(isinstance(module, OneSidedLayer) for module in subject.model.modules()) else _BY_PEFT
 
 
 def _halves(subject: Subject, half: str) -> Named:
@@ -57,7 +64,7 @@ def _frozen_a_of_a_script(subject: Subject) -> Promise | None:
     if not pairs or (len(trained) == len(pairs) and not useless and not its_optimizer):
         return None  # no LoRA, or LoRA as it is
     why = "others are frozen" if mixed else "the optimizer does not step them"
-    return _untrained(subject, "frozen A", pairs, f"{why}; {_HAZARD}")
+    return _untrained(subject, "frozen A", pairs, f"{why}; {_hazard(subject)}")
 
 
 def base_weights(subject: Subject) -> Promise | None:

@@ -56,6 +56,7 @@ RUNS = {
     "fsdp full checkpointed": run_of("fsdp", "full", checkpointing="full"),
     "frozen lora bf16": run_of("frozen", "lora").replace(dtype="bf16"),
     "frozen lora-fa": run_of("frozen", "lora-fa"),
+    "fsdp lora-fa": run_of("fsdp", "lora-fa"),
     "fsdp-grad-op lora": run_of("fsdp-grad-op", "lora"),
     "fsdp tied": run_of("fsdp", "full", changes={"tie_word_embeddings": True}),
 }

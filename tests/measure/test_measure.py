@@ -30,11 +30,10 @@ from lorafa_prof.simulate.on_cpu import predict_on_cpu
 from lorafa_prof.specs import RunSpec
 from lorafa_prof.units import format_bytes
 from lorafa_prof.workload import Workload, training_step
-from lorafa_prof.workload.naming import named_states, tensors_in
-from lorafa_prof.workload.quantized import quantization_tensors
 from lorafa_prof.workload.versions import release
 from tests.analytic.runs import run_of
 from tests.support.profiled import kernels_of_known_size, profile_step
+from tests.support.reachable import storage_bytes
 
 THREADS = 2
 PEAK_FLOPS = 1e12
@@ -95,12 +94,7 @@ def bytes_before_a_step(run: RunSpec) -> int:
     """Storages of model, quantisation, optimizer and batch after a first step, each counted once."""
     work = Workload.build(run, "cpu")
     training_step(work)
-    states = [dict(state) for state in work.optimizer.state.values()]
-    found = [
-        *work.model.parameters(), *work.model.buffers(), *quantization_tensors(work.model), *tensors_in(states),
-        *work.batch.values(), *(tensor for _, _, tensor in named_states(work.model)),
-    ]  # fmt: skip
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found}.values())
+    return storage_bytes(work)
 
 
 class TestMemory:

@@ -208,7 +208,7 @@ def test_adapters_that_are_missing() -> None:
 @needs_lorafa
 def test_where_the_peak_moves_the_cost_bounds_it() -> None:
     """T5's tiny vocabulary: the promised run peaks elsewhere, so that the peak rises by less than the activations."""
-    work = ready(run_of("t5", "lora-fa"), steps=2)
+    work = ready(run_of("t5", "lora-fa-peft"), steps=2)
     before = Observed(work)
     disable_and_enable(work)
     training_step(work)
@@ -221,7 +221,7 @@ def test_where_the_peak_moves_the_cost_bounds_it() -> None:
 @needs_lorafa
 def test_under_checkpointing_the_cost_is_that_of_one_layer() -> None:
     """A checkpointed layer saves its inputs only while it is computed again: all layers' are never there together."""
-    checkpointed = run_of("llama", "lora-fa", layers=4, checkpointing="full")
+    checkpointed = run_of("llama", "lora-fa-peft", layers=4, checkpointing="full")
     work = ready(checkpointed, steps=2)
     before = Observed(work)
     disable_and_enable(work)
@@ -239,7 +239,7 @@ def test_under_checkpointing_the_cost_is_that_of_one_layer() -> None:
 
 def test_states_of_what_should_be_frozen_are_counted() -> None:
     """An optimizer that was given A after all: two fp32 moments of each, seen in its state."""
-    work = ready(run_of("llama", "lora-fa", optimizer="adamw"))
+    work = ready(run_of("llama", "lora-fa-peft", optimizer="adamw"))
     disable_and_enable(work)
     a = [p for path, p in work.model.named_parameters() if "lora_A" in path]
     work.optimizer.add_param_group({"params": a})
@@ -257,7 +257,7 @@ def test_states_of_what_should_be_frozen_are_counted() -> None:
 
 def test_the_check_changes_nothing() -> None:
     """Neither what is trained, nor gradients, nor the random numbers that come next, though it ran forwards."""
-    work = ready(run_of("llama", "lora-fa", optimizer="adamw", dropout=0.1, checkpointing="full"))
+    work = ready(run_of("llama", "lora-fa-peft", optimizer="adamw", dropout=0.1, checkpointing="full"))
     disable_and_enable(work)
 
     def state() -> tuple[Any, ...]:
@@ -272,7 +272,7 @@ def test_the_check_changes_nothing() -> None:
 
 def test_without_a_forward_to_run_the_activations_stay_unknown() -> None:
     """The violation is told all the same."""
-    work = ready(run_of("llama", "lora-fa", optimizer="adamw"))
+    work = ready(run_of("llama", "lora-fa-peft", optimizer="adamw"))
     disable_and_enable(work)
     (promise,) = (p for p in check_promises(work.model, work.optimizer, work.run) if not p.kept)
     assert (promise.name, promise.cost_bytes) == (FROZEN_A, None)
@@ -283,7 +283,7 @@ def test_without_a_forward_to_run_the_activations_stay_unknown() -> None:
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_a_forward_that_fails_leaves_the_cost_unknown(checkpointing: str) -> None:
     """For want of memory, say: the violation is told, flags and trained parameters are as before, nothing is raised."""
-    work = ready(run_of("llama", "lora-fa", optimizer="adamw", checkpointing=checkpointing))
+    work = ready(run_of("llama", "lora-fa-peft", optimizer="adamw", checkpointing=checkpointing))
     disable_and_enable(work)
     flags = [getattr(module, "gradient_checkpointing", None) for module in work.model.modules()]
     calls: list[int] = []
@@ -539,6 +539,40 @@ def test_ours_stays_frozen(method: str, sabotage: Any) -> None:
     assert FROZEN_A not in violations(work)
 
 
+def test_ours_stays_frozen_in_a_script() -> None:
+    """There too, where the promise follows from the optimizer alone."""
+    work = ready(run_of("llama", "lora-fa"))
+    assert of_script(work)[FROZEN_A]
+    disable_and_enable(work)
+    assert of_script(work)[FROZEN_A]
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_ours_thawed_by_hand_is_told(checkpointing: str) -> None:
+    """By name, with the cause that it can have; no forward says what it costs, since the layers refuse to run one."""
+    work = ready(run_of("llama", "lora-fa", checkpointing=checkpointing))
+    a = next(p for path, p in work.model.named_parameters() if "lora_A" in path)
+    a.requires_grad_(True)
+    (promise,) = violations(work).values()
+    assert (promise.name, promise.cost_bytes) == (FROZEN_A, None)
+    assert "requires_grad" in promise.detail
+    assert "disable_adapter" not in promise.detail
+    assert not of_script(work)[FROZEN_A]
+    a.requires_grad_(False)
+    assert promises(work)[FROZEN_A].kept
+
+
+def test_states_of_our_frozen_a_are_counted() -> None:
+    """An optimizer that was given A before it was frozen: its two fp32 moments are there, though no gradient is."""
+    work = ready(run_of("llama", "lora-fa", optimizer="adamw"))
+    a = next(p for path, p in work.model.named_parameters() if "lora_A" in path)
+    work.optimizer.add_param_group({"params": [a]})
+    a.grad = torch.zeros_like(a)
+    work.optimizer.step()
+    work.optimizer.zero_grad(set_to_none=True)
+    assert violations(work)[FROZEN_A].cost_bytes == 2 * a.nbytes
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "lorafa", pytest.param("lorafa-peft", marks=needs_lorafa)])
 def test_a_script_s_frozen_a_is_seen_to_thaw(optimizer: str) -> None:
     """By an optimizer that does not step A, or is LoRA-FA's own."""
@@ -577,8 +611,14 @@ def test_full_fine_tuning_of_a_script_promises_nothing() -> None:
 # -- within a measurement --------------------------------------------------------------------------------------------
 
 
-def test_a_measurement_tells_violations_before_its_first_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checked after warm-up, again at the end: with the kernels that ran, and the recomputation of the traced step."""
+@pytest.mark.parametrize(("method", "broken"), [("lora-fa-peft", [FROZEN_A]), ("lora-fa", [])])
+def test_a_measurement_tells_violations_before_its_first_timed_step(
+    monkeypatch: pytest.MonkeyPatch, method: str, broken: list[str]
+) -> None:
+    """Checked after warm-up, again at the end: with the kernels that ran, and the recomputation of the traced step.
+
+    What thaws PEFT's A before the first step leaves ours as it is.
+    """
     build = Workload.build
 
     def thawed(run: RunSpec, device: str, group: Group | None = None) -> Workload:
@@ -588,12 +628,12 @@ def test_a_measurement_tells_violations_before_its_first_timed_step(monkeypatch:
 
     monkeypatch.setattr(harness.Workload, "build", thawed)
     reports: list[Measurement] = []
-    run = run_of("llama", "lora-fa", optimizer="adamw", checkpointing="full")
+    run = run_of("llama", method, optimizer="adamw", checkpointing="full")
     done = measure(run, Options(device="cpu", steps=1, warmup=1), reports.append)
     first = next(report for report in reports if report.promises)
     assert first.steps == ()
-    assert [promise.name for promise in first.violations] == [FROZEN_A]
-    assert [promise.name for promise in done.violations] == [FROZEN_A]
+    assert [promise.name for promise in first.violations] == broken
+    assert [promise.name for promise in done.violations] == broken
     details = {promise.name: promise.detail for promise in done.promises}
     assert details[CHECKPOINTING].endswith("a recomputation was seen")
     assert details[ATTENTION] == "asked for: sdpa; a forward ran flash 2 times"

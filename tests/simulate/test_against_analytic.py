@@ -416,7 +416,7 @@ def checkpointed() -> list[Any]:
     """Every family with every method, in bf16 and under autocast; a third of them by default."""
     made = []
     for i, family in enumerate((*FAMILIES, "gemma3_text-window", "roberta")):
-        for j, method in enumerate(("full", "lora", "lora-fa", "vera")):
+        for j, method in enumerate(("full", "lora", "lora-fa", "vera", "lora-fa-peft")):
             for k, (name, options) in enumerate({"bf16": {}, "autocast": OPTIONS["autocast"]}.items()):
                 marks = () if (i + j + k) % 3 == 0 else pytest.mark.slow
                 made.append(pytest.param(family, method, options, id=f"{family}-{method}-{name}", marks=marks))
@@ -428,9 +428,11 @@ def test_parts_of_checkpointed_layers(family: str, method: str, options: dict[st
     """Of recomputed tensors both say which are kept and which are there for a moment, to the byte.
 
     SGD has no states and eager attention no buffers, so that the peak is in a layer's recomputation or backward. There
-    is nothing to be allowed for.
+    is nothing to be allowed for. Under LoRA-FA some layers keep less than the loss of 250 words; it has fewer.
     """
-    run = run_of(family, method, layers=5, checkpointing="full", optimizer="sgd", **{**options, "attn": "eager"})
+    fewer = {"changes": {"vocab_size": 100}} if method == "lora-fa" else {}
+    options = {**options, **fewer, "attn": "eager"}
+    run = run_of(family, method, layers=5, checkpointing="full", optimizer="sgd", **options)
     parts, where = simulated(run)
     assert parts == closed_form(run)
     said = predict(run).memory.peak_moment

@@ -16,12 +16,13 @@ from lorafa_prof.workload import Workload, training_step
 from lorafa_prof.workload.architectures import runnable_model
 from tests.analytic.runs import run_of
 from tests.support.profiled import kernels_of_known_size, profile_step
+from tests.support.reachable import storage_bytes
 
 THREADS = 2
 CASES = [
     (family, method)
     for family in ("llama", "gpt2", "roberta", "t5")
-    for method in ("full", "lora", "lora-fa", "lora-fb", "vera")
+    for method in ("full", "lora", "lora-fa", "lora-fa-peft", "lora-fb", "vera")
 ]
 
 
@@ -36,13 +37,10 @@ def predicted(family: str, method: str) -> Prediction:
 
 
 def bytes_before_the_second_step(run: RunSpec) -> int:
-    """The storages of the real model, batch and optimizer's states after one real step, each once."""
+    """The storages of the real model, batch and optimizer after one real step, each once."""
     work = Workload.build(run, "cpu")
     training_step(work)
-    states = [value for state in work.optimizer.state.values() for value in state.values()]
-    tensors = [*work.model.parameters(), *work.model.buffers(), *work.batch.values(), *states]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor)}
-    return sum(storage.nbytes() for storage in storages.values())
+    return storage_bytes(work)
 
 
 @pytest.mark.parametrize(("family", "method"), CASES)
@@ -65,6 +63,19 @@ def test_the_parts_are_the_peak(family: str, method: str) -> None:
     assert memory.peak_device_bytes is None
     assert max(memory.moments.values()) == memory.peak_allocated_bytes
     assert set(memory.moments) == {"forward", "loss", "backward", "optimizer step", "zero_grad"}
+
+
+@pytest.mark.parametrize("family", ["llama", "roberta"])
+def test_what_our_lora_fa_keeps(family: str) -> None:
+    """Of each trained tensor two fp32 moments, a copy if it has 16 bits (RoBERTa's classifier) and a counter.
+
+    Beside them of each pair the inverse, r x r, and one number for all. PEFT's optimizer keeps no inverse.
+    """
+    model = Workload.build(cpu_run(family, "lora-fa"), "meta").model
+    trained = {path: p for path, p in model.named_parameters() if p.requires_grad}
+    pairs, rank = sum("lora_B" in path for path in trained), 4
+    states = sum((8 if p.dtype == torch.float32 else 12) * p.numel() + 4 for p in trained.values())
+    assert predicted(family, "lora-fa").memory.optimizer_bytes == states + pairs * 4 * rank**2 + 4
 
 
 def test_gradients_are_there_at_the_step() -> None:

@@ -35,7 +35,8 @@ WIDE = {"hidden_size": 384, "intermediate_size": 512, "vocab_size": 600}
         ("llama-bias", "lora", {"rank": 32, "attn": "eager"}),
         ("gemma2", "vera", {"adapter_dtype": "bf16"}),
         ("mixtral", "full", {}),
-        ("phi3", "lora-fa", {"rank": 512, "layers": 5}),
+        ("phi3", "lora-fa", {"rank": 48, "layers": 5}),  # as wide as its narrowest layer
+        ("phi3", "lora-fa-peft", {"rank": 512, "layers": 5}),
     ],
 )
 def test_states_and_temporaries(family: str, method: str, options: dict[str, Any], optimizer: str) -> None:
