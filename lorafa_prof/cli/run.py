@@ -63,7 +63,11 @@ def command(
         (*(["-m"] if as_module else []), target, *args), Plan(warmup=warmup, steps=steps, trace=trace), format, output
     )  # fmt: skip
     session.begin()
-    ending = run_program(program)
+    try:
+        ending = run_program(program)
+    except BaseException:
+        session.abandon()
+        raise
     return session.end(ending)
 
 
@@ -111,6 +115,12 @@ class _Session:
         """Keep what has been seen so far."""
         if self._file is not None and os.getpid() == self._process:
             self._file.keep_so_far(seen)
+
+    def abandon(self) -> None:
+        """Stop looking, where nothing could be run."""
+        self._leave()
+        if self._observer is not None:
+            self._observer.finish("error")
 
     def end(self, ending: Ending) -> int:
         """Keep and tell the result; return the exit code, which is the script's."""

@@ -47,6 +47,15 @@ def test_what_is_there_already_is_told_at_once(module: str) -> None:
     assert told == ["there"]
 
 
+def test_two_can_wait_for_one_module(module: str) -> None:
+    told: list[str] = []
+    when_imported(module, lambda: told.append("first"))
+    when_imported(module, lambda: told.append("second"))
+    imported = importlib.import_module(module)
+    assert sorted(told) == ["first", "second"]
+    assert "exec_module" not in vars(imported.__spec__.loader)
+
+
 def test_a_wait_can_be_ended(module: str) -> None:
     before = list(sys.meta_path)
     told: list[str] = []

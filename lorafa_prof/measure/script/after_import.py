@@ -49,10 +49,14 @@ class _Finder(MetaPathFinder):
 
     def _see_executed(self, loader: Any) -> None:
         # On the loader itself and only until it has run: whoever asks the module for its loader finds its own.
-        execute = loader.exec_module
+        # Another that waits for the same module may have done so already; it comes next.
+        execute, before = loader.exec_module, vars(loader).get("exec_module")
 
         def exec_module(module: ModuleType) -> None:
-            del loader.exec_module
+            if before is None:
+                del loader.exec_module
+            else:
+                loader.exec_module = before
             execute(module)
             self.leave()
             self._call()
