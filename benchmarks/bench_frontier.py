@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from lorafa_prof.advice import with_advice
 from lorafa_prof.analytic.thresholds import ClosedForms
+from lorafa_prof.analytic.timer import Timer
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.results import Axis, Threshold
 from lorafa_prof.specs import MethodSpec, RunSpec
@@ -41,7 +42,8 @@ def found(axis: Axis, advised: bool = False) -> list[Threshold]:
     thresholds = [(find_threshold(forms, run, axis, device), device) for run in runs for device in devices]
     if not advised:
         return [threshold for threshold, _ in thresholds]
-    return [with_advice(forms, threshold, device, forms.executed_flops) for threshold, device in thresholds]
+    ratio = Timer().ratio
+    return [with_advice(forms, threshold, device, forms.executed_flops, ratio) for threshold, device in thresholds]
 
 
 def seconds(work: Callable[[], list[Threshold]], runs: int) -> float:

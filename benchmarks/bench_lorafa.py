@@ -50,7 +50,7 @@ def frozen(inputs: int, outputs: int) -> torch.nn.Linear:
     return layer
 
 
-def adapted(width: int, rank: int, layers: int) -> torch.nn.Module:
+def adapted(width: int, rank: int, layers: int) -> peft.PeftModel:
     """Return the layers with adapters whose B has a gradient, A frozen."""
     torch.manual_seed(0)
     base = torch.nn.Sequential(*(Layer(width) for _ in range(layers)))
