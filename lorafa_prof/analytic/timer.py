@@ -34,6 +34,7 @@ class Timer:
         self._profile, self._link = profile, link
         self._plans = Plans() if plans is None else plans
         self._traced: dict[tuple[RunSpec, int], StepWorks] = {}
+        self._held_against: tuple[RunSpec, DeviceSpec, StepTime] | None = None
 
     def step_time(self, run: RunSpec, device: DeviceSpec) -> StepTime:
         """Return the time of a run's step on a card, or why there is none."""
@@ -58,11 +59,18 @@ class Timer:
         """
         if changed.resolved_optimizer != run.resolved_optimizer and not (is_listed(changed) and is_listed(run)):
             return None
-        one, other = self.step_time(run, device), self.step_time(changed, device)
+        one, other = self._reference(run, device), self.step_time(changed, device)
         before, after = one.timeline, other.timeline
         if before is None or after is None or not before.step_s or one.decompositions != other.decompositions:
             return None
         return (after.step_s / changed.tokens) / (before.step_s / run.tokens)
+
+    def _reference(self, run: RunSpec, device: DeviceSpec) -> StepTime:
+        """Return the time of the step that others are held against, one after another: it is worked out once."""
+        held = self._held_against
+        if held is None or held[0] is not run or held[1] is not device:
+            held = self._held_against = run, device, self.step_time(run, device)
+        return held[2]
 
     def works(self, run: RunSpec) -> list[OpWork]:
         """Return the operations of a run's step, of one card where several share it.

@@ -56,13 +56,13 @@ class StepWorks:
     def passes(self, bs: int, seq: int) -> list[OpWork]:
         """Return the work of forward, loss and backward, in order, of each micro-batch."""
         values = symbol_values(bs, seq)
-        known: dict[tuple[int, str], list[OpWork]] = {}
+        known: dict[int, list[OpWork]] = {}
         found: list[OpWork] = []
         for row in self._rows:
-            key = (id(row.entry), row.module)
-            if key not in known:
-                known[key] = [replace(work, module=row.module) for work in _works(row.entry, values)]
-            found += known[key]
+            works = known.get(id(row))  # of a layer that stands for others there is one row, as often as it is run
+            if works is None:
+                works = known[id(row)] = [replace(work, module=row.module) for work in _works(row.entry, values)]
+            found += works
         return found * self.run.accumulation
 
 
@@ -104,9 +104,9 @@ def _repeated(tape: Tape, entries: Sequence[Entry]) -> Iterator[_Row]:
         end = number
         while end < len(entries) and here[0] < entries[end].position <= here[1]:
             end += 1
+        layer = [_Row(entry, _LAYER.sub("*", entry.module)) for entry in entries[number:end]]
         for _ in range(here[2] + 1):
-            for entry in entries[number:end]:
-                yield _Row(entry, _LAYER.sub("*", entry.module))
+            yield from layer
         number = end
 
 

@@ -101,6 +101,7 @@ class _Clocks:
         self._by_phase: dict[str, float] = {}
         self._by_kind = dict.fromkeys(KINDS, 0.0)
         self._groups: dict[tuple[object, ...], _Group] = {}
+        self._known: dict[int, _Issued] = {}
 
     @property
     def _now(self) -> float:
@@ -109,28 +110,28 @@ class _Clocks:
     def issue(self, work: OpWork) -> None:
         """Let the host issue one operation and the device execute it."""
         before = self._now if self._alone else self._device
-        issuing = self._host_times.seconds(work.phase, work.kernels)
-        self._issuing += issuing
-        self._host += issuing
-        busy = self._rates.seconds(work)
+        known = self._known.get(id(work))  # one object stands in the list as often as its layer is run
+        if known is None:
+            known = self._known[id(work)] = self._look_up(work)
+        busy = known.busy
+        self._issuing += known.issuing
+        self._host += known.issuing
         if work.kernels:
             self._device = max(self._device, self._host + (0.0 if self._alone else self._latency)) + busy
             if self._alone or work.waits:
                 self._host = max(self._host, self._device)
-        self._account(work, before, busy)
-
-    def _account(self, work: OpWork, before: float, busy: float) -> None:
         passed = (self._now if self._alone else self._device) - before
         self._by_phase[work.phase] = self._by_phase.get(work.phase, 0.0) + passed
         self._by_kind[work.kind] += busy
         self._by_kind["waiting"] += passed - busy
         self._busy += busy
-        key = (work.op, work.phase, work.dtype, work.product)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = _Group(work)
-        group.count += 1
-        group.seconds += busy
+        known.group.count += 1
+        known.group.seconds += busy
+
+    def _look_up(self, work: OpWork) -> _Issued:
+        group = self._groups.setdefault((work.op, work.phase, work.dtype, work.product), _Group(work))
+        issuing = self._host_times.seconds(work.phase, work.kernels)
+        return _Issued(work, issuing, self._rates.seconds(work), group)
 
     def result(self) -> StepTimeline:
         """Return what has come of it; the last phase ends with whichever of the two is later."""
@@ -164,6 +165,17 @@ class _Group:
             op=work.op, phase=work.phase, module=_NUMBER.sub("*", work.module), dtype=work.dtype, shape=shape,
             count=self.count, seconds=self.seconds,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Issued:
+    """What each issuing of one operation takes."""
+
+    work: OpWork
+    """Held, so that nothing else is found at its address."""
+    issuing: float
+    busy: float
+    group: _Group
 
 
 def _shape(product: MatrixProduct) -> str:
