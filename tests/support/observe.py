@@ -28,6 +28,7 @@ from lorafa_prof.simulate.kernels.cuda import cuda_on_meta
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
 from lorafa_prof.simulate.platforms import answered
 from lorafa_prof.specs import RunSpec
+from lorafa_prof.workload.lora_ga import has_pre_pass
 from lorafa_prof.workload.models import batch
 from lorafa_prof.workload.modules import ModulePaths
 from lorafa_prof.workload.naming import kept_states, short_name
@@ -308,7 +309,12 @@ def flops(run: RunSpec, device: str = "meta") -> Flops:
     Grouped products and those of 4-bit weights, which it does not know, are taken for what they are.
     """
     grouped = {torch.ops.aten._grouped_mm.default: _grouped_flops, torch.ops.aten._grouped_mm: _grouped_flops}
-    model, data = build_model(run, device), batch(run, device)
+    if has_pre_pass(run):  # which names the layers that are adapted
+        with kernels_of(device):
+            model = Workload.build(run, device).model
+    else:
+        model = build_model(run, device)
+    data = batch(run, device)
     if hasattr(torch.ops.bitsandbytes, "gemm_4bit"):
         grouped[torch.ops.bitsandbytes.gemm_4bit] = _gemm_4bit_flops
     with kernels_of(device):
