@@ -35,16 +35,12 @@ def refuse_unshareable(run: RunSpec) -> None:
         BadInputError: several GPUs, and not how they share the work.
         ContradictionError: shards of what is frozen, where nothing is.
         UnsupportedError: quantised weights or the head of a fused loss in shards, an optimizer or a method that does
-            not know sharded tensors, micro-batches or clipping.
+            not know sharded tensors.
     """
     if run.gpus > 1 and run.shard == "none":
         raise BadInputError(f"how are {run.gpus} GPUs to share the work? --shard ddp or fsdp")
     if run.shard == "frozen" and run.method.name == "full":
         raise ContradictionError("--shard frozen shards what is not trained: full fine-tuning trains all")
-    if is_shared(run) and run.shard != "ddp" and (run.accumulation > 1 or run.clip):
-        raise UnsupportedError(
-            f"--accumulation and --clip are not built with --shard {run.shard}: leave them out, or take --shard ddp"
-        )
     if run.shard not in BY_FSDP:
         return
     if run.loss == "fused":

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from lorafa_prof.analytic.blocks import beyond_tensors, most_beyond_tensors
 from lorafa_prof.analytic.frontier import Plans, largest_within
+from lorafa_prof.analytic.sharded import refuse_passes
 from lorafa_prof.analytic.sizes import SENTINEL, WITNESS, format_size, product_of, rounded, symbol_values
 from lorafa_prof.analytic.step_plan import Peak, StepPlan
 from lorafa_prof.analytic.step_times import step_times, times_unmodelled
@@ -150,6 +151,7 @@ def refuse_unmodelled(run: RunSpec) -> None:
     refuse_contradictions(run)
     refuse_unshareable(run)
     refuse_zero(run)
+    refuse_passes(run)
     run.check_optimizer()
     for asked, what, instead in refused:
         if asked:

@@ -23,11 +23,24 @@ from lorafa_prof.analytic.builder import BUFFERS, WEIGHTS, Builder, Held
 from lorafa_prof.analytic.sharing import Alone
 from lorafa_prof.analytic.sizes import rounded
 from lorafa_prof.analytic.tensors import GRADIENTS, WORKSPACES, Parameter, Tensor
+from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.sharding import Collective, share_of
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 
 #: The name of a parameter within a list of modules, and the path of the module in the list.
 _IN_LIST = re.compile(r"(.+?\.\d+)\.")
+
+
+def refuse_passes(run: RunSpec) -> None:
+    """Refuse what has no closed form where parameters are sharded.
+
+    Raises:
+        UnsupportedError: micro-batches, between which gradients stay whole, or clipping by a norm of shards.
+    """
+    if run.shard in ("none", "ddp") or (run.accumulation == 1 and not run.clip):
+        return
+    elsewhere = "" if run.shard.startswith("zero") else "; --engine simulate has them"
+    raise UnsupportedError(f"--accumulation and --clip have no closed form with --shard {run.shard}{elsewhere}")
 
 
 def local(parameter: Parameter, gpus: int) -> Parameter:

@@ -295,7 +295,7 @@ class Simulation:
             f"allocator settings {self.settings.describe()}",
         ]
         if run.accumulation > (recorded := micro_batches(run)):
-            last = ", but for the last" if run.shard == "ddp" else ""
+            last = "" if run.shard == "none" else ", but for the last"
             lines.append(f"of a step's micro-batches {recorded}: from the second on they are alike{last}")
         if run.loss == "fused":
             lines.append(FUSED_LOSS)
@@ -389,12 +389,12 @@ _SHARED_BY = {
 def sharing_of(recording: Recording, link: Link | None) -> Sharing | None:
     """Return what a step takes of a device's time beside its own operations; None where there is no other device.
 
-    Each layer is gathered in the forward and in the backward, what is outside of all once.
+    Each layer is gathered in the forward and in the backward of each micro-batch, what is outside of all once.
     """
     run = recording.run
     if run.gpus == 1:
         return None
-    units = sum(kind == "all_gather" for kind, _ in recording.collectives) // 2
+    units = sum(kind == "all_gather" for kind, _ in recording.collectives) // (2 * run.accumulation)
     sent = sent_bytes(recording.collectives, run.gpus)
     return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link, passes=run.accumulation)
 

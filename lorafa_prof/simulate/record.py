@@ -20,7 +20,7 @@ from lorafa_prof.simulate.platforms import Platform
 from lorafa_prof.simulate.questions import KnownValues, Watching
 from lorafa_prof.simulate.ranks import Buckets, first_of, rebuild_buckets
 from lorafa_prof.simulate.recorder import Recorder
-from lorafa_prof.simulate.recording import Recording, Segment, micro_batches, repeatable
+from lorafa_prof.simulate.recording import Recording, Segment, micro_batches, repeatable, whole_step
 from lorafa_prof.simulate.refusals import Failure, explained
 from lorafa_prof.specs import ModelSpec, RunSpec
 from lorafa_prof.workload import Workload
@@ -191,7 +191,7 @@ def _recording(recorder: Recorder, work: Workload, first: tuple[Segment, ...], a
         Recording(
             run=work.run, blocks=recorder.blocks(), specs=list(recorder.specs), load=recorder.segments[0], first=first,
             again=again, operators=tuple(map(str, recorder.operators)), parameters=counted_parameters(work.model),
-            collectives=_collectives(recorder, again), managed=managed_bytes(work.optimizer),
+            collectives=_collectives(recorder, work.run, again) if again else (), managed=managed_bytes(work.optimizer),
             table_elements=_table_elements(work.model), notes_all=recorder.notes_all,
         )
     )  # fmt: skip
@@ -205,10 +205,12 @@ def _table_elements(model: torch.nn.Module) -> int | None:
         return None
 
 
-def _collectives(recorder: Recorder, again: tuple[Segment, ...]) -> tuple[tuple[str, int], ...]:
-    """Return the collectives of the repeated step."""
-    numbers = {number for number, segment in enumerate(recorder.segments) if any(segment is s for s in again)}
-    return tuple((kind, nbytes) for number, kind, nbytes in recorder.collectives if number in numbers)
+def _collectives(recorder: Recorder, run: RunSpec, again: tuple[Segment, ...]) -> tuple[tuple[str, int], ...]:
+    """Return the collectives of the repeated step, all of its micro-batches."""
+    sent: dict[int, list[tuple[str, int]]] = {}
+    for number, kind, nbytes in recorder.collectives:
+        sent.setdefault(id(recorder.segments[number]), []).append((kind, nbytes))
+    return tuple(one for segment in whole_step(run, again) for one in sent.get(id(segment), ()))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorafa_prof.ledger import Category
@@ -63,9 +63,22 @@ class Segment:
 def micro_batches(run: RunSpec) -> int:
     """Return how many of a step's micro-batches are recorded: from the second on they are alike.
 
-    Under DDP but for the last, which reduces the gradients.
+    Of several ranks but for the last, in which they reduce the gradients.
     """
-    return min(run.accumulation, 3 if run.shard == "ddp" else 2)
+    return min(run.accumulation, 2 if run.shard == "none" else 3)
+
+
+def whole_step(run: RunSpec, recorded: Sequence[Segment]) -> Iterator[Segment]:
+    """Yield the segments of a step with all of its micro-batches, of which `micro_batches` are recorded.
+
+    The second recorded one stands for those that are not.
+    """
+    backwards = [number for number, segment in enumerate(recorded) if segment.phase == "backward"]
+    known = micro_batches(run)
+    end = backwards[min(known, 2) - 1] + 1
+    yield from recorded[:end]
+    yield from [*recorded[end - 2 : end]] * (run.accumulation - known)
+    yield from recorded[end:]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lorafa_prof.simulate.calls import CallSpec
 from lorafa_prof.simulate.kernels.work import packet_name, works_of
 from lorafa_prof.simulate.kernels.work.foreach import is_foreach
 from lorafa_prof.simulate.kernels.workspaces import DeviceTraits
-from lorafa_prof.simulate.recording import RECOMPUTE, Call, Recording, Segment, micro_batches
+from lorafa_prof.simulate.recording import RECOMPUTE, Call, Recording, Segment, micro_batches, whole_step
 from lorafa_prof.speed.work import OpWork
 from lorafa_prof.workload.naming import LOSS
 
@@ -71,14 +71,8 @@ def checkpointing_lines(recording: Recording) -> tuple[str, ...]:
 
 
 def _repeated(recording: Recording) -> Iterator[Segment]:
-    """Yield the segments of a step in its steady state, each micro-batch of it."""
-    segments = recording.again or _last_step(recording)
-    recorded, asked = micro_batches(recording.run), recording.run.accumulation
-    backwards = [number for number, segment in enumerate(segments) if segment.phase == "backward"]
-    end = backwards[min(recorded, 2) - 1] + 1
-    yield from segments[:end]
-    yield from segments[end - 2 : end] * (asked - recorded)
-    yield from segments[end:]
+    """Return the segments of a step in its steady state, each micro-batch of it."""
+    return whole_step(recording.run, recording.again or _last_step(recording))
 
 
 def _last_step(recording: Recording) -> tuple[Segment, ...]:

@@ -150,10 +150,26 @@ def waiting(
     if _HIDES[shard] == "buckets":
         last = min(total, 2 * (gpus - 1) / gpus * DDP_BUCKET / link.bytes_per_s)
         return max(0.0, total - last - backward / passes) + last
-    gathered = seconds.get("all_gather", 0.0)
-    reduced = total - gathered
-    before, again = (gathered, 0.0) if shard in _GATHERED_ONCE else (gathered / 2, gathered / 2)
-    share = 1 / max(units, 1)
-    first_pass = max(forward + share * before, before + share * forward)
-    second_pass = max(backward + share * reduced, again + reduced + share * backward)
-    return first_pass - forward + second_pass - backward
+    return _waiting_for_units(forward, backward, seconds, shard in _GATHERED_ONCE, 1 / max(units, 1), passes)
+
+
+def _waiting_for_units(
+    forward: float, backward: float, sent: Mapping[str, float], once: bool, share: float, passes: int
+) -> float:
+    """Return how long a step waits whose units are gathered in each pass, and reduced in the last backward.
+
+    Args:
+        forward: seconds of all forwards.
+        backward: and of all backwards.
+        sent: seconds that are sent, by kind.
+        once: units stay gathered from the forward to the backward.
+        share: of one unit in the computation.
+        passes: micro-batches.
+    """
+    gathered, forward, backward = sent.get("all_gather", 0.0) / passes, forward / passes, backward / passes
+    reduced = sum(sent.values()) - passes * gathered
+    before, again = (gathered, 0.0) if once else (gathered / 2, gathered / 2)
+    first = max(forward + share * before, before + share * forward)
+    inner = max(backward, again + share * backward) if again else backward
+    last = max(backward + share * reduced, again + reduced + share * backward)
+    return passes * (first - forward) + (passes - 1) * (inner - backward) + last - backward

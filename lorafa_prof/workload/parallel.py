@@ -5,6 +5,7 @@ Of the LoRA-FA paper's variant (section E.4) FSDP2 shards the frozen base weight
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,27 @@ def distribute(model: torch.nn.Module, run: RunSpec, device: str) -> torch.nn.Mo
 def _left_whole(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Return what has no shards where only frozen base weights have: adapters, and all that is trained."""
     return [p for name, p in model.named_parameters() if p.requires_grad or is_adapter(name)]
+
+
+@contextlib.contextmanager
+def unreduced(entry: Any) -> Iterator[None]:
+    """While entered, backwards leave each rank the gradients of its own batch, whole.
+
+    Args:
+        entry: from `distribute`, or a model that no others share.
+    """
+    if isinstance(entry, torch.nn.parallel.DistributedDataParallel):
+        with entry.no_sync():
+            yield
+        return
+    shards = hasattr(entry, "set_requires_gradient_sync")  # FSDP2's
+    if shards:
+        entry.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        if shards:
+            entry.set_requires_gradient_sync(True)
 
 
 def reduce_gradients(model: torch.nn.Module, group_size: int) -> None:

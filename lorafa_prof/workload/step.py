@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,14 @@ from lorafa_prof.workload.fused_loss import fuse_loss, refuse_adapted_head
 from lorafa_prof.workload.lora_ga import base_of, estimate, has_pre_pass, initialise
 from lorafa_prof.workload.models import base_model, batch
 from lorafa_prof.workload.optimizers import make_optimizer
-from lorafa_prof.workload.parallel import Group, distribute, first_device, reduce_gradients, refuse_in_group
+from lorafa_prof.workload.parallel import (
+    Group,
+    distribute,
+    first_device,
+    reduce_gradients,
+    refuse_in_group,
+    unreduced,
+)
 from lorafa_prof.workload.quantized import quantize
 
 #: The phases of a step, in order.
@@ -110,15 +117,17 @@ class Workload:
         """Run the backward of a micro-batch, whose loss counts for its share of the step's."""
         part = loss if self.run.accumulation == 1 else loss / self.run.accumulation
         part.backward()
-        if self.run.shard == "frozen":
-            reduce_gradients(self.model, self.run.gpus)
 
-    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return what stands around forward and backward of a micro-batch: DDP reduces gradients in the last alone."""
-        if last or not isinstance(self.wrapper, torch.nn.parallel.DistributedDataParallel):
-            return contextlib.nullcontext()
-        unreduced: contextlib.AbstractContextManager[Any] = self.wrapper.no_sync()
-        return unreduced
+    @contextlib.contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """Stand around forward and backward of a micro-batch: ranks reduce the gradients of a step once, in its last.
+
+        As `no_sync` of accelerate has it, for FSDP2 too, whose gradients stay whole until then.
+        """
+        with unreduced(self.entry) if not last else contextlib.nullcontext():
+            yield
+        if last and self.run.shard == "frozen":
+            reduce_gradients(self.model, self.run.gpus)
 
     def clip(self) -> None:
         """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""

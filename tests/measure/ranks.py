@@ -47,6 +47,15 @@ def run_of(shard: str, method: str, **options: Any) -> RunSpec:
     )
 
 
+#: What has no closed form.
+SIMULATED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "fsdp lora in four micro-batches": ("fsdp", "lora", {"accumulation": 4}),
+    "fsdp full in two micro-batches, checkpointed": ("fsdp", "full", {"accumulation": 2, "checkpointing": "full"}),
+    "fsdp full, clipped": ("fsdp", "full", {"clip": True}),
+    "fsdp-grad-op full in three micro-batches": ("fsdp-grad-op", "full", {"accumulation": 3}),
+    "frozen lora in three micro-batches, clipped": ("frozen", "lora", {"accumulation": 3, "clip": True}),
+}
+
 #: Frozen bf16 weights beside trained fp32 adapters, in one group of FSDP2's, are among them.
 RUNS = {
     "ddp full": run_of("ddp", "full"),
@@ -60,6 +69,7 @@ RUNS = {
     "fsdp lora-fa": run_of("fsdp", "lora-fa"),
     "fsdp-grad-op lora": run_of("fsdp-grad-op", "lora"),
     "fsdp tied": run_of("fsdp", "full", changes={"tie_word_embeddings": True}),
+    **{name: run_of(shard, method, **options) for name, (shard, method, options) in SIMULATED.items()},
 }
 
 

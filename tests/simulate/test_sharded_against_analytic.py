@@ -88,7 +88,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 #: Not left to the slow tests either.
-_ALSO = {("llama", way) for way in ("grad-op-full", "frozen-lora", "fsdp-alone", "fsdp-more-than-rows", "ddp-lora-accumulated")}
+_ALSO = {
+    ("llama", way)
+    for way in ("grad-op-full", "frozen-lora", "fsdp-alone", "fsdp-more-than-rows", "ddp-lora-accumulated")
+}
 
 
 def cases() -> list[Any]:
