@@ -5,6 +5,7 @@ The measuring process is the one of tests/measure/faults.py, which goes wrong as
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,12 +285,19 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def started(args: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def started(args: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, which is gone in the end whatever happens here."""
+    with subprocess.Popen(
         [sys.executable, "-c", DRIVER.format(child=FAULTS), *args],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-    )  # fmt: skip
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -325,6 +333,8 @@ def test_an_interrupted_sweep(folder: Path, number: int, deeds: str) -> None:
     """What was there stays on record, the interrupted configuration is added with its steps, no process is left, and
     the exit code is 130.
     """
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip("processes that are started here ignore the signal, as under nohup")
     assert main(command(folder, "well", "-o", "run.json")) == 0
     model(folder, deeds)
     with started(command(folder, deeds, "--bs", "1,2", "-o", "run.json")) as process:
