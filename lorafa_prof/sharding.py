@@ -41,8 +41,10 @@ def refuse_unshareable(run: RunSpec) -> None:
         raise BadInputError(f"how are {run.gpus} GPUs to share the work? --shard ddp or fsdp")
     if run.shard == "frozen" and run.method.name == "full":
         raise ContradictionError("--shard frozen shards what is not trained: full fine-tuning trains all")
-    if is_shared(run) and (run.accumulation > 1 or run.clip):
-        raise UnsupportedError("--accumulation and --clip are not built for several GPUs; leave them out")
+    if is_shared(run) and run.shard != "ddp" and (run.accumulation > 1 or run.clip):
+        raise UnsupportedError(
+            f"--accumulation and --clip are not built with --shard {run.shard}: leave them out, or take --shard ddp"
+        )
     if run.shard not in BY_FSDP:
         return
     if run.loss == "fused":

@@ -68,7 +68,7 @@ def sharing_of(plan: StepPlan, run: RunSpec, link: Link | None) -> Sharing | Non
         return None
     sent = sent_bytes(plan.sharing.collectives(), run.gpus)
     units = run.spec.num_layers + run.spec.num_decoder_layers
-    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link)
+    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link, passes=run.accumulation)
 
 
 def with_dtypes(works: Sequence[OpWork], run: RunSpec) -> list[OpWork]:

@@ -74,7 +74,13 @@ def _as_it_runs(reading: Reading, *, zero: bool) -> Reading:
             settings["dtype"] = replace(settings["dtype"], value="fp32")
             notes.append("under FSDP with bf16 accelerate casts what is trained to fp32")
     clip = settings.get("clip")
-    if shared is not None and shared.value != "none" and clip is not None and clip.value and not clip.explicit:
+    if (
+        shared is not None
+        and shared.value not in ("none", "ddp")
+        and clip is not None
+        and clip.value
+        and not clip.explicit
+    ):
         del settings["clip"]
-        notes.append("clipping, which is the Trainer's default, is not counted over several GPUs")
+        notes.append(f"clipping, which is the Trainer's default, is not counted with {shared.value}")
     return replace(reading, settings=settings, notes=tuple(notes), unmodelled=tuple(unmodelled))

@@ -294,8 +294,9 @@ class Simulation:
             f"kernels of {where}; {_streams(run)}",
             f"allocator settings {self.settings.describe()}",
         ]
-        if run.accumulation > 2:
-            lines.append("of a step's micro-batches two: from the second on they are alike")
+        if run.accumulation > (recorded := micro_batches(run)):
+            last = ", but for the last" if run.shard == "ddp" else ""
+            lines.append(f"of a step's micro-batches {recorded}: from the second on they are alike{last}")
         if run.loss == "fused":
             lines.append(FUSED_LOSS)
         lines += [*never_run(run, self.recording.operators), *checkpointing_lines(self.recording)]
@@ -395,7 +396,7 @@ def sharing_of(recording: Recording, link: Link | None) -> Sharing | None:
         return None
     units = sum(kind == "all_gather" for kind, _ in recording.collectives) // 2
     sent = sent_bytes(recording.collectives, run.gpus)
-    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link)
+    return Sharing(shard=run.shard, gpus=run.gpus, sent=sent, units=units, link=link, passes=run.accumulation)
 
 
 def communicated(recording: Recording) -> dict[str, int] | None:

@@ -241,17 +241,19 @@ def _steps(recorder: Recorder, work: Workload) -> tuple[tuple[Segment, ...], tup
     """Run a step whose optimizer steps twice; return the first step's segments, and those of any later one."""
     began = len(recorder.segments)
     loss: torch.Tensor | None = None
-    for _ in range(micro_batches(work.run)):
+    recorded = micro_batches(work.run)
+    for number in range(1, recorded + 1):
         loss = None  # that of the micro-batch before is not held
-        recorder.enter_phase("forward")
-        loss = work.loss()
-        recorder.settle([loss], Category.LOGITS)
-        recorder.name(loss, LOSS, LOSS)
-        _settle_replaced(recorder, work)
-        recorder.settle_alive(["forward"], Category.ACTIVATIONS)
-        recorder.enter_phase("backward")
-        work.backward(loss)
-        _settle_gradients(recorder, work.model)
+        with work.micro_batch(last=number == recorded):
+            recorder.enter_phase("forward")
+            loss = work.loss()
+            recorder.settle([loss], Category.LOGITS)
+            recorder.name(loss, LOSS, LOSS)
+            _settle_replaced(recorder, work)
+            recorder.settle_alive(["forward"], Category.ACTIVATIONS)
+            recorder.enter_phase("backward")
+            work.backward(loss)
+            _settle_gradients(recorder, work.model)
     for _ in range(2):
         recorder.enter_phase("optimizer")
         work.clip()

@@ -61,8 +61,11 @@ class Segment:
 
 
 def micro_batches(run: RunSpec) -> int:
-    """Return how many of a step's micro-batches are recorded: from the second on they are alike."""
-    return min(run.accumulation, 2)
+    """Return how many of a step's micro-batches are recorded: from the second on they are alike.
+
+    Under DDP but for the last, which reduces the gradients.
+    """
+    return min(run.accumulation, 3 if run.shard == "ddp" else 2)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _repeated(recording: Recording) -> Iterator[Segment]:
     segments = recording.again or _last_step(recording)
     recorded, asked = micro_batches(recording.run), recording.run.accumulation
     backwards = [number for number, segment in enumerate(segments) if segment.phase == "backward"]
-    end = backwards[recorded - 1] + 1
+    end = backwards[min(recorded, 2) - 1] + 1
     yield from segments[:end]
     yield from segments[end - 2 : end] * (asked - recorded)
     yield from segments[end:]

@@ -87,6 +87,8 @@ class Sharing:
     """Layers that are gathered one by one."""
     link: Link | None
     """Between the cards; None: not known."""
+    passes: int = 1
+    """Micro-batches of the step, whose gradients are reduced once."""
 
     def waiting(self, phases: Mapping[str, float], device: str) -> float:
         """Return how long a step waits for what the cards send each other, seconds; see `waiting`.
@@ -103,7 +105,7 @@ class Sharing:
             raise UnsupportedError(
                 f"what links several {device} is not known: name what each card sends with --link 25GB/s"
             )
-        return waiting(phases, self.sent, self.shard, self.gpus, self.units, self.link)
+        return waiting(phases, self.sent, self.shard, self.gpus, self.units, self.link, self.passes)
 
     def describe(self) -> str:
         """Return what the time that a step waits rests on."""
@@ -115,7 +117,7 @@ class Sharing:
 
 
 def waiting(
-    phases: Mapping[str, float], sent: Mapping[str, int], shard: str, gpus: int, units: int, link: Link
+    phases: Mapping[str, float], sent: Mapping[str, int], shard: str, gpus: int, units: int, link: Link, passes: int = 1
 ) -> float:
     """Return how long a step waits for what several cards send each other, seconds.
 
@@ -123,7 +125,7 @@ def waiting(
     unit before computes, in the forward and again in the backward, and scatters its gradients meanwhile. A pass that
     computes longer waits for the first unit's weights or the last one's gradients; one that sends longer takes as long
     as that and the computation of one unit. DDP reduces buckets
-    while the backward goes on, and waits for the last.
+    while the backward of the last micro-batch goes on, and waits for the last of them.
 
     Args:
         phases: seconds of the phases of a card's own computation ("forward", "backward", "optimizer", ...).
@@ -132,6 +134,7 @@ def waiting(
         gpus: cards that share it.
         units: layers that are gathered one by one.
         link: between the cards.
+        passes: micro-batches of the step, each with a forward and a backward.
 
     Raises:
         BadInputError: a way of sharing that is not known.
@@ -146,7 +149,7 @@ def waiting(
         return total
     if _HIDES[shard] == "buckets":
         last = min(total, 2 * (gpus - 1) / gpus * DDP_BUCKET / link.bytes_per_s)
-        return max(0.0, total - last - backward) + last
+        return max(0.0, total - last - backward / passes) + last
     gathered = seconds.get("all_gather", 0.0)
     reduced = total - gathered
     before, again = (gathered, 0.0) if shard in _GATHERED_ONCE else (gathered / 2, gathered / 2)

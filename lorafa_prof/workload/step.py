@@ -113,6 +113,13 @@ class Workload:
         if self.run.shard == "frozen":
             reduce_gradients(self.model, self.run.gpus)
 
+    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return what stands around forward and backward of a micro-batch: DDP reduces gradients in the last alone."""
+        if last or not isinstance(self.wrapper, torch.nn.parallel.DistributedDataParallel):
+            return contextlib.nullcontext()
+        unreduced: contextlib.AbstractContextManager[Any] = self.wrapper.no_sync()
+        return unreduced
+
     def clip(self) -> None:
         """Clip the gradients by their common norm, where the run has that; with foreach kernels, as on CUDA."""
         if self.run.clip:
@@ -199,12 +206,13 @@ def training_step(work: Workload, enter: Callable[[str], None] = lambda phase: N
     (`out.loss.backward()`) holds the logits too. Of several micro-batches each is a forward and a backward.
     """
     loss: torch.Tensor | None = None
-    for _ in range(work.run.accumulation):
+    for number in range(1, work.run.accumulation + 1):
         loss = None  # that of the micro-batch before is not held
-        enter("forward")
-        loss = work.loss()
-        enter("backward")
-        work.backward(loss)
+        with work.micro_batch(last=number == work.run.accumulation):
+            enter("forward")
+            loss = work.loss()
+            enter("backward")
+            work.backward(loss)
     enter("optimizer")
     work.clip()
     work.optimizer.step()

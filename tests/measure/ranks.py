@@ -52,6 +52,7 @@ RUNS = {
     "ddp full": run_of("ddp", "full"),
     "fsdp full": run_of("fsdp", "full"),
     "ddp lora": run_of("ddp", "lora"),
+    "ddp lora in three micro-batches, clipped": run_of("ddp", "lora", accumulation=3, clip=True),
     "fsdp lora bf16": run_of("fsdp", "lora").replace(dtype="bf16"),
     "fsdp full checkpointed": run_of("fsdp", "full", checkpointing="full"),
     "frozen lora bf16": run_of("frozen", "lora").replace(dtype="bf16"),

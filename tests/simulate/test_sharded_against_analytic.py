@@ -74,6 +74,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddp-full": {"shard": "ddp", "method": "full"},
     "ddp-lora": {"shard": "ddp", "method": "lora"},
     "ddp-qlora": {"shard": "ddp", "method": "qlora"},
+    "ddp-full-accumulated": {"shard": "ddp", "method": "full", "accumulation": 2, "clip": True},
+    "ddp-lora-accumulated": {"shard": "ddp", "method": "lora", "accumulation": 5},
+    "ddp-lora-fa-clipped": {"shard": "ddp", "method": "lora-fa", "optimizer": "lorafa", "clip": True},
     "grad-op-full": {"shard": "fsdp-grad-op", "method": "full"},
     "grad-op-lora-checkpointed": {"shard": "fsdp-grad-op", "method": "lora", "checkpointing": "full"},
     "frozen-lora": {"shard": "frozen", "method": "lora"},
@@ -85,7 +88,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 #: Not left to the slow tests either.
-_ALSO = {("llama", way) for way in ("grad-op-full", "frozen-lora", "fsdp-alone", "fsdp-more-than-rows")}
+_ALSO = {("llama", way) for way in ("grad-op-full", "frozen-lora", "fsdp-alone", "fsdp-more-than-rows", "ddp-lora-accumulated")}
 
 
 def cases() -> list[Any]:

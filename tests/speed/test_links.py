@@ -12,9 +12,11 @@ LINK = Link(bytes_per_s=1e9, source="made up")
 PHASES = {"forward": 1.0, "loss": 0.5, "recompute": 1.0, "backward": 2.0, "optimizer": 0.4, "zero_grad": 0.1}
 
 
-def step(sent: dict[str, int], shard: str, *, gpus: int = 4, units: int = 10, link: Link = LINK) -> float:
+def step(
+    sent: dict[str, int], shard: str, *, gpus: int = 4, units: int = 10, link: Link = LINK, passes: int = 1
+) -> float:
     """A card's own phases, 1.5 s forward, 3 s backward, 0.4 s update and 0.1 s rest, and what is waited for."""
-    return sum(PHASES.values()) + waiting(PHASES, sent, shard, gpus, units, link)
+    return sum(PHASES.values()) + waiting(PHASES, sent, shard, gpus, units, link, passes)
 
 
 class TestDdp:
@@ -26,6 +28,10 @@ class TestDdp:
     def test_gradients_that_take_longer_than_the_backward(self) -> None:
         """7 s to send: the 2 s of update, rest and forward are not hidden."""
         assert step({"all_reduce": 7 * 10**9}, "ddp") == pytest.approx(7.0 + 1.5 + 0.4 + 0.1)
+
+    def test_of_several_micro_batches_the_last_one_hides_them(self) -> None:
+        """2 s to send; of three micro-batches the last one's backward takes 1 s."""
+        assert step({"all_reduce": 2 * 10**9}, "ddp", passes=3) == pytest.approx(5.0 + 1.0)
 
     def test_less_than_a_bucket_is_not_hidden(self) -> None:
         """What is sent at once, at the end of the backward, is waited for."""
