@@ -202,7 +202,8 @@ _OPTIONS = (
     _Option(names=("--dropout", "dropout"), kind=float, default=0.0, help="Dropout on the adapters' input."),
     _Option(
         names=("--optimizer", "optimizer"), kind=Optimizer, default="auto",
-        help="auto: adamw, for LoRA-FA PEFT's lorafa, for LoRA-Pro lora-pro; lora-pro-full has the weights' moments.",
+        help="auto: adamw, for LoRA-FA lorafa (for PEFT's lorafa-peft), for LoRA-Pro lora-pro; lora-pro-full has the "
+        "weights' moments.",
     ),
     _Option(
         names=("--quant", "quant"), kind=Quantization, default="none",
