@@ -33,7 +33,7 @@ help:
 	@echo 'make test-grid    peaks by both engines: every method on every architecture, in models of full size'
 	@echo 'make test-heldin  published measurements, each with the releases that were measured'
 	@echo 'make test-matrix  the simulation with the oldest, a middle and the newest transformers'
-	@echo "make test-zero    closed forms of ZeRO against two real ranks of DeepSpeed, which it installs beside"
+	@echo "make test-zero    closed forms of ZeRO against real ranks of DeepSpeed, which it installs beside"
 	@echo 'make test-gpu     the tests that need a CUDA device'
 	@echo 'make test-wheel   wheel and sdist, installed without and with each extra; PYTHONS="python3.10 ..." for more'
 	@echo 'make fuzz         other inputs than those of make test for readers and command line, each time anew'

@@ -329,13 +329,14 @@ def recorded_step(run: RunSpec, device: DeviceSpec | None, conf: str | None) -> 
     return step_record(simulate(run, device, settings=AllocatorSettings.parse(conf) if conf else None))
 
 
-def simulating_on_cards(profile: DeviceProfile | None = None) -> PredictOnCard:
+def simulating_on_cards(profile: DeviceProfile | None = None, link: Link | None = None) -> PredictOnCard:
     """Return a function that predicts a run with the engine `simulate` for one card (None: for none).
 
     Asked for the largest batch as well, it takes more recordings. Cards on which the same kernels run share them.
 
     Args:
         profile: of the card of its name, by which its steps are timed; the others have their default profiles.
+        link: between several cards; None: theirs, where it is known.
 
     Raises:
         MissingComponentError: PyTorch, transformers or PEFT is not installed; the text holds the command.
@@ -352,7 +353,7 @@ def simulating_on_cards(profile: DeviceProfile | None = None) -> PredictOnCard:
             known.clear()
             known[key] = simulate(run, device, timed=timed, recordings=recordings)
         on_card = replace(known[key], device=device)
-        return on_card.prediction([device] if device else [], largest_batch=largest_batch, profile=profile)
+        return on_card.prediction([device] if device else [], largest_batch=largest_batch, profile=profile, link=link)
 
     return predict
 

@@ -125,11 +125,20 @@ def profiled_cards(
     return found, card_profile_in(profile, found)
 
 
-def timer_by(profile: DeviceProfile | None) -> Timer:
-    """Return what times steps, by a profile of the card of its name."""
-    from lorafa_prof.analytic.timer import Timer
+def timer_by(profile: DeviceProfile | None, link: str | None = None) -> Timer:
+    """Return what times steps.
 
-    return Timer(profile)
+    Args:
+        profile: of the card of its name.
+        link: between several cards, as "25GB/s"; None: theirs, where it is known.
+
+    Raises:
+        BadInputError: not a rate.
+    """
+    from lorafa_prof.analytic.timer import Timer
+    from lorafa_prof.speed.links import read_link
+
+    return Timer(profile, link=None if link is None else read_link(link))
 
 
 def _capped(device: DeviceSpec, cap: int) -> DeviceSpec:

@@ -40,7 +40,9 @@ def refuse_passes(run: RunSpec) -> None:
     if run.shard in ("none", "ddp") or (run.accumulation == 1 and not run.clip):
         return
     elsewhere = "" if run.shard.startswith("zero") else "; --engine simulate has them"
-    raise UnsupportedError(f"--accumulation and --clip have no closed form with --shard {run.shard}{elsewhere}")
+    raise UnsupportedError(
+        f"--accumulation and --clip have no closed form with --shard {run.shard}: leave them out{elsewhere}"
+    )
 
 
 def local(parameter: Parameter, gpus: int) -> Parameter:

@@ -87,6 +87,7 @@ def oom(
     trust_remote_code: bool = False,
     alloc_conf: str | None = None,
     profile: str | None = None,
+    link: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Thresholds:
     """Find the largest batch, sequence or rank that fits, and what makes the next one fit: `lorafa-prof oom`.
@@ -103,6 +104,7 @@ def oom(
         trust_remote_code: as `predict` takes it.
         alloc_conf: as `predict` takes it.
         profile: as `predict` takes it.
+        link: as `predict` takes it; also of the cards that advice adds.
         **options: see `RunOptions`; that of the axis is of no account.
 
     Returns:
@@ -126,7 +128,7 @@ def oom(
     names, given = _named(gpus)
     devices, measured = profiled_cards(profile, names, None if cap is None else parse_bytes(str(cap)), given)
     question = Question(
-        forms=forms, axis=axis, methods=found.methods, advice=advice, timer=timer_by(measured), run_of=found.run,
+        forms=forms, axis=axis, methods=found.methods, advice=advice, timer=timer_by(measured, link), run_of=found.run,
         tell=remarks.append,
     )  # fmt: skip
     judge = forms if engine == "analytic" else simulations(alloc_conf, forms.guess, lambda run, device: None)

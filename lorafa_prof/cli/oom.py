@@ -17,6 +17,7 @@ from lorafa_prof.cli.options import (
     allocator_options,
     cards_option,
     limit_options,
+    link_option,
     methods_option,
     profile_option,
     run_options,
@@ -50,6 +51,7 @@ ENGINES = ("analytic", "simulate", "measure")
 @click.option("--engine", type=click.Choice(ENGINES), default="analytic", show_default=True, help="Who judges.")
 @cards_option("Card", "; all: every card of the catalog.")
 @profile_option("step times on its card")
+@link_option
 @click.option(
     "--advice/--no-advice", default=None,
     help="Say what would make the next one fit, and its cost.  [default: yes; not for measure, where each is a run]",
@@ -66,6 +68,7 @@ def command(
     engine: str,
     gpus_asked: tuple[str, ...],
     profile: str | None,
+    link: str | None,
     advice: bool | None,
     cap: str | None,
     expandable_segments: bool,
@@ -95,8 +98,11 @@ def command(
     if lengths is not None and (engine == "measure" or advice):
         raise BadInputError("--lengths goes with --engine analytic and simulate, and not with --advice")
     files = configuration()
-    if profile is not None and (engine == "measure" or lengths is not None):
-        raise BadInputError("--profile is for predicted step times, which --engine measure and --lengths do without")
+    for option, given in (("--profile", profile), ("--link", link)):
+        if given is not None and (engine == "measure" or lengths is not None):
+            raise BadInputError(
+                f"{option} is for predicted step times, which --engine measure and --lengths do without"
+            )
     names, cap_bytes = name_list(gpus_asked), None if cap is None else parse_bytes(cap)
     devices, measured = _cards(engine, names, cap_bytes, profile)
     wants_advice = engine != "measure" and lengths is None if advice is None else advice
@@ -104,7 +110,7 @@ def command(
     options["seq"] = length_to_begin_with(axis, options["seq"], model)
     question = Question(
         forms=_closed_forms(lengths), axis=axis, methods=name_list(methods), advice=wants_advice,
-        timer=None if lengths is not None else timer_by(measured),
+        timer=None if lengths is not None else timer_by(measured, link),
         run_of=lambda method: run_spec(model, method, **options), tell=say,
     )  # fmt: skip
     if engine == "analytic":

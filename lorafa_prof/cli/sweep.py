@@ -16,7 +16,7 @@ import click
 from lorafa_prof import __version__
 from lorafa_prof.cli.configuration import configuration, require_model
 from lorafa_prof.cli.emit import check_output, write_stdout_bytes
-from lorafa_prof.cli.options import grid_options, profile_option, trust_option
+from lorafa_prof.cli.options import grid_options, link_option, profile_option, trust_option
 from lorafa_prof.cli.progress import Bar
 from lorafa_prof.cli.sweep_export import definition_in, differing, export, require_parquet
 from lorafa_prof.cli.sweep_file import WAYS_OUT, SweepFile, refused_in
@@ -28,6 +28,7 @@ from lorafa_prof.errors import BadInputError
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.runs import DEFAULT_METHODS, asked_methods, name_list
 from lorafa_prof.specs import DeviceSpec, ModelSpec, RunnableModel
+from lorafa_prof.speed.links import Link, read_link
 from lorafa_prof.speed.profile import DeviceProfile
 
 Spec = TypeVar("Spec", ModelSpec | RunnableModel, DeviceSpec)
@@ -56,6 +57,7 @@ MOST_JOBS = 8
 @click.option("--max-bs", is_flag=True, help="Add the largest batch that fits on the card, as max_bs.")
 @click.option("--timed", is_flag=True, help="Add the step's time on the card, tokens per second, MFU and HFU.")
 @profile_option("the step times of its card; goes with --timed")
+@link_option
 @click.option(
     "--jobs", type=click.IntRange(1), metavar="N",
     help=f"Processes.  [default: one for simulate a core, up to {MOST_JOBS}; none beside this one for analytic]",
@@ -73,6 +75,7 @@ def command(
     max_bs: bool,
     timed: bool,
     profile: str | None,
+    link: str | None,
     jobs: int | None,
     restart: bool,
     format: str | None,
@@ -98,7 +101,9 @@ def command(
         # Before numpy is loaded: its products here are too small for a second thread to do more than wait for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     devices = list(_distinct(load_device(name) for name in name_list(gpus_asked, "--gpu")))
-    asked = Figures(max_bs=max_bs, timed=timed, profile=_profile(profile, devices, timed=timed))
+    asked = Figures(
+        max_bs=max_bs, timed=timed, profile=_profile(profile, devices, timed=timed), link=_link(link, timed=timed)
+    )
     grid = SweepGrid(
         models=_distinct(model_for(engine, name, trust=trust_remote_code) for name in name_list(models, "--model")),
         methods=tuple(asked_methods(methods)), engine=engine, axes=axes,
@@ -128,6 +133,19 @@ def _profile(path: str | None, devices: list[DeviceSpec], *, timed: bool) -> Dev
     if not timed:
         raise BadInputError("--profile is for step times: add --timed")
     return card_profile_in(path, devices)
+
+
+def _link(rate: str | None, *, timed: bool) -> Link | None:
+    """Return what the user says that links the cards.
+
+    Raises:
+        BadInputError: not a rate; no times are asked for.
+    """
+    if rate is None:
+        return None
+    if not timed:
+        raise BadInputError("--link is for step times: add --timed")
+    return read_link(rate)
 
 
 def _distinct(specs: Iterable[Spec]) -> tuple[Spec, ...]:

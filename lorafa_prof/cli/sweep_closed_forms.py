@@ -31,7 +31,7 @@ class AnalyticRows:
     def __init__(self, asked: Asked) -> None:
         self._columns = asked.columns[len(KEYS) :]
         self._max_bs = asked.max_bs
-        self._timer = Timer(asked.profile) if asked.timed else None
+        self._timer = Timer(asked.profile, link=asked.link) if asked.timed else None
         self._known: tuple[object, RunFigures] | None = None
         self._forms = ClosedForms()
 

@@ -17,6 +17,7 @@ from lorafa_prof.reports.prediction import RECORD_COLUMNS, TIME_COLUMNS, run_rec
 from lorafa_prof.reports.table import csv_line
 from lorafa_prof.runs import layers_of, run_spec
 from lorafa_prof.specs import KEPT_BY_DEFAULT, DeviceSpec, ModelSpec, RunnableModel, RunSpec
+from lorafa_prof.speed.links import Link
 from lorafa_prof.speed.profile import DeviceProfile
 
 #: Rows of the largest sweep: some 30 GB of CSV.
@@ -54,6 +55,8 @@ class Figures:
     """How long the step takes there."""
     profile: DeviceProfile | None = None
     """Of the card of its name, by which steps are timed; the others have their default profiles."""
+    link: Link | None = None
+    """Between several cards; None: theirs, where it is known."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -67,6 +70,8 @@ class Figures:
         if self.profile is not None:
             text = json.dumps(self.profile.to_json(), sort_keys=True)
             found["profile"] = f"{self.profile.name} {hashlib.sha256(text.encode()).hexdigest()}"
+        if self.link is not None:
+            found["link_bytes_per_s"] = self.link.bytes_per_s
         return found
 
 

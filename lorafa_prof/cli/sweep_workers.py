@@ -36,7 +36,7 @@ def rows_of(engine: str, asked: Figures) -> Rows:
         from lorafa_prof.cli.sweep_closed_forms import AnalyticRows
 
         return AnalyticRows(asked)
-    predict = partial(simulating_on_cards(asked.profile), largest_batch=asked.max_bs, timed=asked.timed)
+    predict = partial(simulating_on_cards(asked.profile, asked.link), largest_batch=asked.max_bs, timed=asked.timed)
     return SimulatedRows(predict, asked)
 
 

@@ -364,3 +364,27 @@ def test_a_real_search_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["first_oom"] == found["max"] + 1
     assert found["at_max"]["memory"]["peak_allocated_bytes"] <= 4 * 2**20
     assert found["at_first_oom"]["memory"]["peak_allocated_bytes"] > 4 * 2**20
+
+
+def test_a_link_times_what_advice_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cards without NVLink send what the user says that they can: less takes longer, and without it nobody knows."""
+
+    def ratio(*args: str) -> float | None:
+        [found] = thresholds(capsys, "oom", "--model", "llama2-7b", "--method", "lora", "--gpu", "rtx4090", *args)
+        [change] = [each for each in found["advice"] if each["options"] == "--gpus 8 --shard fsdp"]
+        return change["time_ratio"]
+
+    slow, fast = ratio("--link", "5GB/s"), ratio("--link", "50GB/s")
+    assert slow is not None
+    assert fast is not None
+    assert slow > fast
+    assert ratio() is None
+
+
+def test_what_is_no_link(capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate of nothing, and a rate where no time is predicted."""
+    args = ["oom", "--model", "llama2-7b", "--gpu", "rtx4090", "--link"]
+    assert main([*args, "0GB/s"]) == 2
+    assert "--link '0GB/s' is no rate" in capsys.readouterr().err
+    assert main([*args, "5GB/s", "--engine", "measure"]) == 2
+    assert "--link is for predicted step times" in capsys.readouterr().err

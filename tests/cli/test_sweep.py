@@ -716,3 +716,17 @@ def test_simulation_is_taken_up_after_ctrl_c() -> None:
     assert done.returncode == 0, done.stderr
     assert Path("s.csv").read_bytes().startswith(part)
     assert len(rows()) == 12
+
+
+def test_a_link_times_several_cards(capsys: pytest.CaptureFixture[str]) -> None:
+    """With what a card can send there is a time; without it the reason; a link without times is refused."""
+    args = ["sweep", "--model", "llama2-7b", "--method", "lora", "--gpu", "l40s", "--gpus", "8", "--shard", "ddp"]
+    assert main([*args, "--timed", "--link", "20GB/s"]) == 0
+    [linked] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert main([*args, "--timed"]) == 0
+    [alone] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(linked["step_s"]) > 0
+    assert alone["step_s"] == ""
+    assert "--link" in alone["why_no_time"]
+    assert main([*args, "--link", "20GB/s"]) == 2
+    assert "--link is for step times: add --timed" in capsys.readouterr().err
