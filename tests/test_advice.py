@@ -14,7 +14,7 @@ from lorafa_prof.analytic.timer import Timer
 from lorafa_prof.catalog import load_device, load_model
 from lorafa_prof.errors import UnsupportedError
 from lorafa_prof.results import Axis, Change, Threshold
-from lorafa_prof.specs import DeviceSpec, MethodSpec, RunSpec
+from lorafa_prof.specs import DeviceSpec, MethodSpec, RunSpec, Shard
 from lorafa_prof.thresholds import Verdict, find_threshold
 
 CARD = load_device("rtx4090")
@@ -102,13 +102,24 @@ def test_accumulation_keeps_the_batch() -> None:
     assert change.flops_ratio == pytest.approx(1.0)
 
 
-def test_several_cards_have_advice_without_accumulation() -> None:
-    """Micro-batches that add up are refused on several cards: that advice is left out, and all other is there."""
-    found = advised("lora", card=load_device("a100-80gb"), gpus=2, shard="ddp")
+@pytest.mark.parametrize(
+    ("shard", "other", "adds_up"), [("ddp", "--shard fsdp", True), ("fsdp", "--checkpointing full", False)]
+)
+def test_micro_batches_are_advised_on_several_cards_where_closed_forms_take_them(
+    shard: Shard, other: str, adds_up: bool
+) -> None:
+    """Whole gradients add up on each card; of sharded ones closed forms refuse it, and other advice is there."""
+    found = advised("lora", card=load_device("a100-80gb"), gpus=2, shard=shard)
     assert found.max > 0
     options = by_options(found)
-    assert "--shard fsdp" in options
-    assert not any("--accumulation" in each for each in options)
+    assert other in options
+    micro = [
+        change
+        for each, change in options.items()
+        if "--accumulation" in each and "--" not in each.split("--accumulation")[1]
+    ]
+    assert bool(micro) is adds_up
+    assert all(change.fits for change in micro)
 
 
 def test_shorter_sequences_are_the_longest_that_fit() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lorafa_prof.api.answers import Predictions
 from lorafa_prof.api.options import RunOptions
+from lorafa_prof.api.trained_by import optimizer_of
 from lorafa_prof.api.training import Training, training_of
 from lorafa_prof.cards import named_card
 from lorafa_prof.engines import predictor, simulations
@@ -66,8 +67,10 @@ def preflight(
         BadInputError: no card, no sequence length to be had, an option that there is not.
         UnsupportedError: what neither engine models: nothing is said then, and training may fit or not.
     """
-    dataset, optimizer = getattr(trainer, "train_dataset", None), getattr(trainer, "optimizer", None)
-    training = training_of(trainer.model, trainer.args, dataset=dataset, optimizer=optimizer, options=options)
+    training = training_of(
+        trainer.model, trainer.args, dataset=getattr(trainer, "train_dataset", None), optimizer=optimizer_of(trainer),
+        options=options,
+    )  # fmt: skip
     return _judged(training, _card(gpu, cap, trainer.args), engine=engine, advice=advice, stop=stop)
 
 

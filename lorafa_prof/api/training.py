@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from lorafa_prof.api.options import as_said, defaults
+from lorafa_prof.api.trained_by import is_prepared, optimizer_name
 from lorafa_prof.configs import Reading, peft, trainer
 from lorafa_prof.configs.applied import Applied, applied
 from lorafa_prof.configs.draft import Draft
@@ -26,10 +27,6 @@ from lorafa_prof.specs import RunSpec, Task
 
 #: Rows of a data set that are looked at for the longest sequence.
 MOST_ROWS = 100_000
-#: Optimizers by class name, as the Trainer makes them; AdamW is told apart by its switches.
-_CLASSES = {
-    "SGD": "sgd", "Adafactor": "adafactor", "AdamW8bit": "adamw-8bit", "PagedAdamW8bit": "paged-adamw-8bit",
-}  # fmt: skip
 #: What a model is trained for, by the end of its class's name.
 _TASKS: Mapping[str, Task] = {
     "ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForSequenceClassification": "seq-cls",
@@ -80,10 +77,12 @@ def training_of(
     """
     _refuse_wrappers(model, args)
     adapter = _adapter(model)
-    reading = _reading(args, adapter)
-    found = _observed(model, adapter is not None, optimizer, args) | _of_ranks(args, reading)
-    method = _method(model, str(reading.options.get("method", "lora")), adapter is not None)
+    reading = _reading(args, None if adapter is None else model.peft_config[adapter])
     said = as_said(options)
+    found = _observed(model, adapter is not None, args) | _of_ranks(args, reading)
+    if optimizer is not None and "optimizer" not in said:
+        found["optimizer"] = optimizer_name(optimizer)
+    method = _method(model, str(reading.options.get("method", "lora")), adapter)
     if "seq" not in said and "seq" not in reading.options:
         found |= _lengths(dataset, found["bs"])
     values = {**defaults(), **reading.options, **found, **said}
@@ -100,8 +99,8 @@ def _refuse_wrappers(model: Any, args: Any) -> None:
         raise UnsupportedError("DataParallel over several GPUs is not modelled: start a process a GPU (torchrun)")
 
 
-def _adapter(model: Any) -> Any:
-    """Return the configuration of the active adapter; None where there is none.
+def _adapter(model: Any) -> str | None:
+    """Return the name of the active adapter; None where there is none.
 
     Raises:
         UnsupportedError: several are active.
@@ -113,7 +112,7 @@ def _adapter(model: Any) -> Any:
     names = [active] if isinstance(active, str) else list(active)
     if len(names) != 1:
         raise UnsupportedError(f"{len(names)} adapters are active at once; every engine knows one")
-    return configs[names[0]]
+    return names[0]
 
 
 def _base(model: Any) -> Any:
@@ -164,7 +163,7 @@ def _parameters(model: Any, run: RunSpec) -> dict[str, int]:
     return {"total": sum(p.numel() for p in model.parameters()), "trainable": trained}
 
 
-def _observed(model: Any, adapted: bool, optimizer: Any, args: Any) -> dict[str, Any]:
+def _observed(model: Any, adapted: bool, args: Any) -> dict[str, Any]:
     """Return the options that the model itself answers."""
     base = _base(model)
     found: dict[str, Any] = {"bs": args.per_device_train_batch_size, **_stored(base)}
@@ -182,8 +181,6 @@ def _observed(model: Any, adapted: bool, optimizer: Any, args: Any) -> dict[str,
     found["attn"] = attention
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         found["checkpointing"] = "full"
-    if optimizer is not None:
-        found["optimizer"] = _optimizer(optimizer)
     return found
 
 
@@ -216,29 +213,13 @@ def _is_adapter(name: str) -> bool:
     return ".lora_" in name or ".vera_" in name
 
 
-def _optimizer(optimizer: Any) -> str:
-    """Return an optimizer by its class, whatever accelerate has wrapped around it.
+def _method(model: Any, said: str, adapter: str | None) -> str:
+    """Return the method: as the adapter's configuration has it, and as its layers and what is trained show.
 
     Raises:
-        UnsupportedError: another one.
+        UnsupportedError: without an adapter, some weights are frozen; or layers of LoRA-FA that are not modelled.
     """
-    inner = getattr(optimizer, "optimizer", optimizer)
-    name = type(inner).__name__
-    if name == "AdamW" and type(inner).__module__.startswith("torch."):
-        return "adamw-fused" if inner.defaults.get("fused") else "adamw"
-    if name not in _CLASSES:
-        known = ", ".join(("AdamW", *_CLASSES))
-        raise UnsupportedError(f"optimizer {name} is not modelled ({known} are); say optimizer= what to take instead")
-    return _CLASSES[name]
-
-
-def _method(model: Any, said: str, adapted: bool) -> str:
-    """Return the method: as the adapter's configuration has it, and as what is trained shows.
-
-    Raises:
-        UnsupportedError: without an adapter, some weights are frozen.
-    """
-    if not adapted:
+    if adapter is None:
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
         if frozen:
             raise UnsupportedError(
@@ -246,6 +227,8 @@ def _method(model: Any, said: str, adapted: bool) -> str:
                 "all of them"
             )
         return "full"
+    if is_prepared(model, adapter):
+        return "lora-fa"
     trained = {part: _trains(model, part) for part in ("lora_A", "lora_B")}
     if said in ("lora", "qlora") and trained == {"lora_A": False, "lora_B": True}:
         return "lora-fa-peft"

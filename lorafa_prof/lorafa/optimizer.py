@@ -105,7 +105,7 @@ class LoraFA(torch.optim.Optimizer):
         wrong += [f"betas={betas}"] if not all(0.0 <= beta < 1.0 for beta in betas) else []
         if wrong:
             raise BadInputError(f"LoraFA: {wrong[0]} is out of range; betas are in [0, 1), the others at least 0")
-        self._damping, self._fused, self.batched = damping, fused, batched
+        self._damping, self.fused, self.batched = damping, fused, batched
         self._trained: dict[torch.Tensor, _Trained] = {}
         self._settled: dict[torch.device, torch.Tensor] = {}
         for pair in adapter_pairs(model):
@@ -244,7 +244,7 @@ class LoraFA(torch.optim.Optimizer):
         rate = float(group["lr"]) * unbiased * left
         gradients = _projected(batch)
         device = batch.values[0].device
-        if device.type in _FUSED if self._fused is None else self._fused:
+        if device.type in _FUSED if self.fused is None else self.fused:
             # the kernel decays by its own rate: rate within = 1 - left
             within = group["weight_decay"] / (unbiased * left) if left > 0 else 0.0
             if left <= 0:

@@ -11,8 +11,10 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.optimizers import create_lorafa_optimizer
 
 import lorafa_prof as lp
+from lorafa_prof import lorafa
 from lorafa_prof.errors import BadInputError, DeviceError, DoesNotFitError, UnsupportedError
 from lorafa_prof.specs import DeviceSpec
 
@@ -40,13 +42,18 @@ def sequences(number: int = 8) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in rows]
 
 
+#: What the Trainer itself takes.
+OF_TRAINER = ("optimizers", "optimizer_cls_and_kwargs")
+
+
 def trainer(folder: Path, model: Any, callbacks: list[Any] | None = None, **arguments: Any) -> Any:
+    own = {name: arguments.pop(name) for name in OF_TRAINER if name in arguments}
     known = {
         "output_dir": str(folder), "per_device_train_batch_size": 1, "max_steps": 1, "report_to": [], "use_cpu": True,
         "save_strategy": "no", "disable_tqdm": True, "optim": "adamw_torch",
     }  # fmt: skip
     args = transformers.TrainingArguments(**known | arguments)
-    return transformers.Trainer(model=model, args=args, train_dataset=sequences(), callbacks=callbacks)
+    return transformers.Trainer(model=model, args=args, train_dataset=sequences(), callbacks=callbacks, **own)
 
 
 def small(total: int) -> DeviceSpec:
@@ -96,6 +103,88 @@ def test_what_is_trained_decides(tmp_path: Path) -> None:
     made = lp.preflight(trainer(tmp_path, model), gpu="rtx4090", engine="analytic")
     assert made.only.run.method.name == "lora-fa-peft"
     assert made.only.run.optimizer == "adamw"
+
+
+class TestLoraFA:
+    """LoRA-FA's own layers and optimizers, ours and PEFT's."""
+
+    @pytest.mark.parametrize("engine", ["analytic", "simulate"])
+    def test_a_prepared_model_and_our_optimizer(self, tmp_path: Path, engine: Any) -> None:
+        """Both by themselves; the bytes are those of `predict` with the method's name, and the parameters' number is
+        the model's.
+        """
+        model = lorafa.prepare(adapted(lora_dropout=0.1))
+        made = trainer(tmp_path, model, optimizers=(lorafa.LoraFA(model), None))
+        found = lp.preflight(made, gpu="rtx4090", engine=engine).only
+        assert (found.run.method.name, found.run.resolved_optimizer) == ("lora-fa", "lorafa")
+        (tmp_path / "config.json").write_text(model.config.to_json_string())
+        said = lp.predict(
+            str(tmp_path / "config.json"), engine=engine, gpus="rtx4090", method="lora-fa", bs=1, seq=LONGEST, rank=4,
+            dropout=0.1, clip=True, targets=sorted(model.peft_config["default"].target_modules),
+        ).only  # fmt: skip
+        assert found.memory == said.memory
+
+    def test_an_optimizer_that_is_to_be_made(self, tmp_path: Path) -> None:
+        """A class that the Trainer was given says as much as the optimizer itself; the callback sees the one made."""
+        model = lorafa.prepare(adapted())
+        callback: Any = lp.preflight_callback(gpu="rtx4090", engine="analytic")
+        made = trainer(
+            tmp_path, model, [callback], optimizer_cls_and_kwargs=(lorafa.LoraFA, {"model": model, "lr": 1e-4})
+        )
+        assert lp.preflight(made, gpu="rtx4090", engine="analytic").only.run.optimizer == "lorafa"
+        made.train()
+        assert callback.predictions.only.run.optimizer == "lorafa"
+        assert callback.predictions.only.run.method.name == "lora-fa"
+
+    def test_pefts_optimizer(self, tmp_path: Path) -> None:
+        """It freezes A itself; its state counts as `lora-fa-peft` has it."""
+        model = adapted()
+        optimizer = create_lorafa_optimizer(model, r=4, lora_alpha=8, lr=1e-4)
+        made = trainer(tmp_path, model, optimizers=(optimizer, None))
+        found = lp.preflight(made, gpu="rtx4090", engine="analytic").only
+        assert (found.run.method.name, found.run.resolved_optimizer) == ("lora-fa-peft", "lorafa-peft")
+
+    def test_adamw_over_prepared_layers(self, tmp_path: Path) -> None:
+        """LoRA-FA without the correction is modelled: what the arguments ask for trains it."""
+        run = lp.preflight(trainer(tmp_path, lorafa.prepare(adapted())), gpu="rtx4090", engine="analytic").only.run
+        assert (run.method.name, run.resolved_optimizer) == ("lora-fa", "adamw")
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"dropout": "mask"}, "dropout='mask'.* is not modelled: dropout='recompute' is"),
+            ({"products": "adapter"}, "products='adapter'"),
+            ({"trains": "A"}, "trains='A'"),
+        ],
+    )
+    def test_layers_prepared_otherwise(self, tmp_path: Path, options: Any, words: str) -> None:
+        """What the engines do not know of `prepare` is refused with the argument's name."""
+        model = lorafa.prepare(adapted(), **options)
+        with pytest.raises(UnsupportedError, match=words):
+            lp.preflight(trainer(tmp_path, model), gpu="rtx4090")
+
+    def test_layers_of_both_kinds(self, tmp_path: Path) -> None:
+        """A layer that PEFT made anew among prepared ones."""
+        model = lorafa.prepare(adapted())
+        layer = next(module for module in model.modules() if hasattr(module, "one_sided"))
+        layer.one_sided.clear()
+        with pytest.raises(UnsupportedError, match=r"of 14 layers with adapters lorafa\.prepare has made 13"):
+            lp.preflight(trainer(tmp_path, model), gpu="rtx4090")
+
+    def test_an_optimizer_stepped_otherwise(self, tmp_path: Path) -> None:
+        """Without the fused kernel it has other temporaries."""
+        model = lorafa.prepare(adapted())
+        made = trainer(tmp_path, model, optimizers=(lorafa.LoraFA(model, fused=False), None))
+        with pytest.raises(UnsupportedError, match="fused=False"):
+            lp.preflight(made, gpu="rtx4090")
+
+    def test_an_option_counts_before_an_optimizer_that_is_not_known(self, tmp_path: Path) -> None:
+        """As the refusal says."""
+        model = adapted()
+        made = trainer(tmp_path, model, optimizers=(torch.optim.RMSprop(model.parameters()), None))
+        with pytest.raises(UnsupportedError, match=r"RMSprop is not modelled .*say optimizer="):
+            lp.preflight(made, gpu="rtx4090")
+        assert lp.preflight(made, gpu="rtx4090", engine="analytic", optimizer="sgd").only.run.optimizer == "sgd"
 
 
 def test_it_stops_with_advice(tmp_path: Path) -> None:
