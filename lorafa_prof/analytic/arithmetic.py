@@ -76,3 +76,5 @@ class Move(NamedTuple):
     dtype: str
     read: tuple[Size, ...]
     written: tuple[Size, ...]
+    waits: bool = False
+    """Whether the host waits for what is written."""

@@ -73,19 +73,22 @@ def int8_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Tensor:
     if bias is not None:
         bias.dtype = dtype  # cast in the first forward, once and for all
     flops = ops.matmul_flops(x.shape[:-1], m, k)
+    product = Product("int8", (), x.shape[:-1], (m,), (k,))
     rows, scales = _quantised_rows(x)
-    out = _integer_product(x, k)
-    tape.count_flops("linear", flops)
+    out = _integer_product(x, k, product, scales)
     if tape.needs_grad(x):
         shape = x.shape
 
         def backward(g: Grads) -> list[Tensor | None]:
             dense = tape.new("int8 weight in 16 bits" if dtype != "fp32" else "int8 weight in fp32", (k, m), dtype)
+            tape.moved("_to_copy", [weight], [dense])
             factors = tape.new("scales / 127", (k, 1), "fp32")
+            tape.moved("mul", [factors], [factors])
+            tape.moved("mul_", [dense, factors], [dense])
             del factors
             grad = tape.new("gradient of linear input", shape, dtype)
             del dense
-            tape.count_flops("linear", flops, backward=True)
+            tape.count_flops("linear", flops, backward=True, of=product._replace(dtype=dtype).backwards[0])
             return [grad]
 
         tape.record("MatMul8bitLt", [x], out, [], backward, held=x)
@@ -97,21 +100,33 @@ def _quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return x in 8 bits and a scale for each row. It is looked for outliers inside, in fp16."""
     tape = x.tape
     half = ops.like(x, "fp16 input", "fp16") if x.dtype != "fp16" else x
+    if half is not x:
+        tape.moved("_to_copy", [x], [half])
     rows, scales = ops.like(x, "int8 input", "int8"), tape.new("scales of rows", x.shape[:-1], "fp32")
     magnitudes = ops.like(half, "outliers: magnitudes")
+    tape.moved("abs", [half], [magnitudes])
     beyond = ops.like(half, "outliers: mask", "bool")
+    tape.moved("ge", [magnitudes], [beyond])
     del magnitudes
+    tape.moved("any", [beyond], [Tensor(tape, None, (), "bool")], waits=True)
     columns = tape.new("outliers: mask of columns", x.shape[-1:], "bool")
+    tape.moved("int8_vectorwise_quant", [half], [rows, scales])
     del half, beyond, columns
     return rows, scales
 
 
-def _integer_product(x: Tensor, k: int) -> Tensor:
+def _integer_product(x: Tensor, k: int, product: Product, scales: Tensor) -> Tensor:
     """Return the product in x's dtype, made of one in 32-bit integers and, unless it is in fp16 itself, one in fp16."""
     tape, shape = x.tape, (*x.shape[:-1], k)
-    inside = [] if tape.takes_results else _inside(tape, shape, x.dtype)
+    held = [] if tape.takes_results else _inside(tape, shape, x.dtype)
     out = tape.result("linear output", shape, x.dtype)
-    del inside
+    tape.count_flops("linear", ops.matmul_flops(x.shape[:-1], int(product.k[0]), k), of=product)
+    if held:
+        half = held[1] if len(held) > 1 else out
+        tape.moved("scale", [held[0], scales, Tensor(tape, None, (k,), "fp32")], [half])
+        if half is not out:
+            tape.moved("_to_copy", [half], [out])
+    del held
     return out
 
 

@@ -48,22 +48,26 @@ class Record:
 
     # -- memory that operations move ------------------------------------------------------------------------------
 
-    def moved(self, op: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+    def moved(self, op: str, read: Sequence[Tensor], written: Sequence[Tensor], *, waits: bool = False) -> None:
         """Note what an operator reads and writes, if that is asked for: to be called when it has run.
 
         Args:
             op: as PyTorch names it.
             read: each tensor once.
             written: its results.
+            waits: whether the host waits for them.
         """
         if self.moves is None:
             return
         sizes = tuple(size_of(x.shape, x.dtype) for x in read)
-        self._move(op, written[0].dtype, sizes, tuple(size_of(x.shape, x.dtype) for x in written))
+        self._move(op, written[0].dtype, sizes, tuple(size_of(x.shape, x.dtype) for x in written), waits=waits)
 
-    def _move(self, op: str, dtype: str, read: tuple[Size, ...], written: tuple[Size, ...]) -> None:
+    def _move(
+        self, op: str, dtype: str, read: tuple[Size, ...], written: tuple[Size, ...], *, waits: bool = False
+    ) -> None:
         assert self.moves is not None, "somebody has asked"
-        self.moves.append(Move(len(self.events), len(self.flops), self.phase, self.module, op, dtype, read, written))
+        where = (len(self.events), len(self.flops), self.phase, self.module)
+        self.moves.append(Move(*where, op, dtype, read, written, waits))
 
     def _moved_backward(self, node: Node, grads: Grads, born: int) -> None:
         """Note what a formula of the backward has made: the first kernel reads the gradients and what was saved, each

@@ -150,7 +150,7 @@ def _sum(sizes: Iterable[Size], values: Mapping[str, Any]) -> int:
 def _moved(move: Move, values: Mapping[str, Any]) -> OpWork:
     return OpWork(
         op=move.op, kind="memory", phase=_phase(move.phase, move.module), module=move.module, dtype=move.dtype,
-        flops=0, read_bytes=_sum(move.read, values), written_bytes=_sum(move.written, values),
+        flops=0, read_bytes=_sum(move.read, values), written_bytes=_sum(move.written, values), waits=move.waits,
     )  # fmt: skip
 
 
@@ -163,10 +163,11 @@ def _multiplied(of: Product, phase: str, module: str, values: Mapping[str, Any])
     if of.groups:
         return _grouped(of, (m, k, n), phase, module)
     added = number(of.added) if of.added else 0
+    result = ITEMSIZE["int32" if of.dtype == "int8" else of.dtype]  # products of integers are added up in 32 bits
     return OpWork(
         op=("aten.bmm" if of.batch else "aten.addmm" if of.added else "aten.mm"), kind="matmul", phase=phase,
         module=module, dtype=of.dtype, flops=2 * batch * m * k * n,
-        read_bytes=(batch * (m * k + k * n) + added) * size, written_bytes=batch * m * n * size,
+        read_bytes=(batch * (m * k + k * n) + added) * size, written_bytes=batch * m * n * result,
         product=MatrixProduct(batch=batch, m=m, n=n, k=k),
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from lorafa_prof import specs
 from lorafa_prof.analytic import predict
+from lorafa_prof.catalog import load_device
 from lorafa_prof.catalog.families import FAMILIES
 from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.specs import METHODS, RunSpec
@@ -110,8 +111,8 @@ def technique_run(option: str, value: Any) -> RunSpec:
 
 
 def analytic(run: RunSpec) -> None:
-    """Predict by closed forms."""
-    predict(run)
+    """Predict by closed forms, step time among the rest."""
+    predict(run, [load_device("a100-80gb")], timed=True)
 
 
 def simulate(run: RunSpec) -> None:

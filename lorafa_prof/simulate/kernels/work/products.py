@@ -115,6 +115,23 @@ def gemm_4bit(call: KernelCall) -> list[Part]:
     return parts
 
 
+@register("bitsandbytes.int8_vectorwise_quant")
+def int8_vectorwise_quant(call: KernelCall) -> list[Part]:
+    """Each row, after its outliers: where a threshold asks, a mask is made, and the host asks whether there are any."""
+    inputs = call.argument(0, "A")
+    rows, scales = call.outputs[:2]
+    quantise = Part(what="quantise", read=size(inputs), written=whole(rows) + whole(scales), dtype=inputs.dtype)
+    if not call.argument(1, "threshold", 0.0):
+        return [quantise]
+    given, mask = size(inputs), inputs.numel()
+    return [
+        Part(what="magnitudes", read=given, written=given, dtype=inputs.dtype),
+        Part(what="outliers", read=given, written=mask, dtype=inputs.dtype),
+        Part(what="whether there are any", read=mask, written=1, dtype=inputs.dtype, waits=True),
+        quantise,
+    ]
+
+
 @register("bitsandbytes.int8_scaled_mm")
 def int8_scaled_mm(call: KernelCall) -> list[Part]:
     """The integer product, and its scaling into float16; into another dtype by a copy."""
@@ -138,7 +155,7 @@ def _int8_product(call: KernelCall, a: torch.Tensor, b: torch.Tensor) -> list[Pa
             kind="matmul", read=size(a) + size(b), written=integers, dtype=torch.int8, product=product,
             flops=2 * rows * k * n,
         ),
-        Part(what="scale", read=integers + (rows + n) * FP32, written=halves),
+        Part(what="scale", read=integers + (rows + n) * FP32, written=halves, dtype=torch.float16),
     ]  # fmt: skip
     if out.dtype is not torch.float16:
         parts.append(Part(what="cast", read=halves, written=whole(out)))
