@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from lorafa_prof.errors import BadInputError, ContradictionError, UnsupportedError
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import PAGED, RunSpec
 
 #: Optimizers whose arithmetic refuses FSDP2's sharded tensors, and what it is that does.
 _NOT_SHARDED = {
     "lorafa-peft": "PEFT's LoRA-FA optimizer mixes them with whole tensors",
     **dict.fromkeys(("lora-pro", "lora-pro-full"), "LoRA-Pro multiplies whole adapters with each other"),
-    **dict.fromkeys(("adamw-8bit", "paged-adamw-8bit"), "bitsandbytes' 8-bit AdamW has no way to update them"),
+    **dict.fromkeys(("adamw-8bit", *PAGED), "bitsandbytes' AdamW has no way to update them"),
     "adafactor": "transformers' Adafactor makes whole states of its own for them",
 }
 

@@ -44,11 +44,22 @@ def eight_bit(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
         if not t.trained:
             continue
         if t.numel < SMALLEST_8BIT:
-            both = t.nbytes + 2 * _FP32 * t.numel
-            yield _work("bitsandbytes.optimizer_update_32bit", t.dtype, t.nbytes + both, both)
+            yield _in_fp32(t)
         else:
             both = t.nbytes + 2 * t.numel + 2 * _FP32 * -(-t.numel // BLOCK_8BIT)
             yield _work("bitsandbytes.optimizer_update_8bit_blockwise", t.dtype, t.nbytes + both + _TABLES, both)
+
+
+def thirty_two_bit(tensors: Iterable[Tensor]) -> Iterator[OpWork]:
+    """Yield the steps of bitsandbytes' PagedAdamW: a kernel a parameter, all moments in fp32."""
+    for t in tensors:
+        if t.trained:
+            yield _in_fp32(t)
+
+
+def _in_fp32(t: Tensor) -> OpWork:
+    both = t.nbytes + 2 * _FP32 * t.numel
+    return _work("bitsandbytes.optimizer_update_32bit", t.dtype, t.nbytes + both, both)
 
 
 def adafactor(tensors: Iterable[Tensor]) -> Iterator[OpWork]:

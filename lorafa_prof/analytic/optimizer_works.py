@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 from lorafa_prof.analytic import lora_fa
 from lorafa_prof.analytic.builder import BUFFERS, Held
-from lorafa_prof.analytic.optimizer_tensors import Tensor, adafactor, eight_bit, importances, lora_fa_peft
+from lorafa_prof.analytic.optimizer_tensors import (
+    Tensor,
+    adafactor,
+    eight_bit,
+    importances,
+    lora_fa_peft,
+    thirty_two_bit,
+)
 from lorafa_prof.specs import ITEMSIZE, RunSpec
 from lorafa_prof.speed.launches import launches
 from lorafa_prof.speed.work import MatrixProduct, OpWork
@@ -49,7 +56,8 @@ _STEPS: dict[str, tuple[_Pass, ...]] = {
 }  # fmt: skip
 #: Those that go through the parameters one by one.
 _ONE_BY_ONE = {
-    "adamw-8bit": eight_bit, "paged-adamw-8bit": eight_bit, "adafactor": adafactor, "lorafa-peft": lora_fa_peft,
+    "adamw-8bit": eight_bit, "paged-adamw": thirty_two_bit, "paged-adamw-8bit": eight_bit, "adafactor": adafactor,
+    "lorafa-peft": lora_fa_peft,
 }  # fmt: skip
 
 

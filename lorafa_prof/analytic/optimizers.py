@@ -96,7 +96,7 @@ def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
         numel = h.parameter.numel
         small = numel < SMALLEST_8BIT
         for i in (1, 2):
-            states.append(StateTensor(h.parameter.name, f"state{i}", (numel,), "fp32" if small else "uint8", h.count))
+            states.append(_flat(h, i, "fp32" if small else "uint8"))
             if not small:
                 blocks = -(-numel // BLOCK_8BIT)
                 states.append(StateTensor(h.parameter.name, f"absmax{i}", (blocks,), "fp32", h.count))
@@ -107,14 +107,27 @@ def adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
 SMALLEST_PAGED = 100_000
 
 
+def paged_adamw(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
+    """bitsandbytes' PagedAdamW: moments in fp32, whatever the parameters are in, large ones in managed memory."""
+    return _paged(trained, [_flat(h, i, "fp32") for h in trained for i in (1, 2)])
+
+
 def paged_adamw_8bit(trained: Sequence[Held], run: RunSpec) -> OptimizerCost:
     """bitsandbytes' PagedAdamW8bit: as AdamW8bit, but the moments of large parameters are in managed memory.
 
     Scales, code tables and small states are in the allocator's memory.
     """
+    return _paged(trained, adamw_8bit(trained, run).states)
+
+
+def _flat(h: Held, number: int, dtype: str) -> StateTensor:
+    return StateTensor(h.parameter.name, f"state{number}", (h.parameter.numel,), dtype, h.count)
+
+
+def _paged(trained: Sequence[Held], states: Iterable[StateTensor]) -> OptimizerCost:
     large = {h.parameter.name for h in trained if h.parameter.numel >= SMALLEST_PAGED}
     of_each: dict[bool, list[StateTensor]] = {True: [], False: []}
-    for state in adamw_8bit(trained, run).states:
+    for state in states:
         of_each[state.parameter in large and state.name in ("state1", "state2")].append(state)
     return OptimizerCost(tuple(of_each[False]), (), managed=tuple(of_each[True]))
 
@@ -249,9 +262,9 @@ def with_importances(cost: OptimizerCost, trained: Sequence[Held]) -> OptimizerC
 
 
 _RULES: dict[str, Rule] = {
-    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw-8bit": paged_adamw_8bit,
-    "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa, "lorafa-peft": lorafa_peft, "lora-pro": lora_pro,
-    "lora-pro-full": lora_pro_full,
+    "adamw": adamw, "adamw-fused": adamw_fused, "adamw-8bit": adamw_8bit, "paged-adamw": paged_adamw,
+    "paged-adamw-8bit": paged_adamw_8bit, "sgd": sgd, "adafactor": adafactor, "lorafa": lorafa,
+    "lorafa-peft": lorafa_peft, "lora-pro": lora_pro, "lora-pro-full": lora_pro_full,
 }  # fmt: skip
 
 
@@ -278,9 +291,7 @@ def clipping(trained: Sequence[Held]) -> tuple[StateTensor, ...]:
 
 def _cost_of(run: RunSpec, trained: Sequence[Held]) -> OptimizerCost:
     name = run.resolved_optimizer
-    if run.method.name == "lora-plus":
-        if name != "adamw":
-            raise UnsupportedError(f"LoRA+ is modelled with --optimizer adamw, not with {name}")
+    if run.method.name == "lora-plus" and name == "adamw":
         return lora_plus(trained, run)
     if name not in _RULES:
         known = ", ".join(_RULES)

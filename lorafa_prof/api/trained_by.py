@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 from lorafa_prof.errors import UnsupportedError
 
 #: Optimizers that a class alone tells; AdamW is told apart by its switches.
-_CLASSES = {
-    "SGD": "sgd", "Adafactor": "adafactor", "AdamW8bit": "adamw-8bit", "PagedAdamW8bit": "paged-adamw-8bit",
-    "LoraFA": "lorafa", "LoraFAOptimizer": "lorafa-peft",
-}  # fmt: skip
+_CLASSES = {"SGD": "sgd", "Adafactor": "adafactor", "LoraFA": "lorafa", "LoraFAOptimizer": "lorafa-peft"}
+#: bitsandbytes' AdamW, by bits and whether paged. Its classes set these; the Trainer sets them of the plain class.
+_BITSANDBYTES = {(8, False): "adamw-8bit", (8, True): "paged-adamw-8bit", (32, True): "paged-adamw"}
 #: How `lorafa.prepare` and `LoraFA` are modelled, by the argument: as they are without it, on a GPU.
 _PREPARED = {"trains": ("B",), "dropout": ("recompute",), "products": ("input",)}
 _STEPS = {"fused": (None, True), "batched": (None, True)}
@@ -40,22 +39,29 @@ def optimizer_name(optimizer: Any) -> str:
     Raises:
         UnsupportedError: one that no engine models.
     """
-    if isinstance(optimizer, Planned):
-        kind, options = optimizer
-    else:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        kind, options = type(inner), {name: getattr(inner, name, None) for name in _STEPS} | inner.defaults
-    if kind.__name__ == "AdamW" and kind.__module__.startswith("torch."):
+    kind, options = optimizer if isinstance(optimizer, Planned) else _made(getattr(optimizer, "optimizer", optimizer))
+    name = kind.__name__
+    if name == "AdamW" and kind.__module__.startswith("torch."):
         return "adamw-fused" if options.get("fused") else "adamw"
-    if kind.__name__ not in _CLASSES:
+    if "AdamW" in name and kind.__module__.startswith("bitsandbytes."):
+        bits = 8 if "8bit" in name else 32 if "32bit" in name else options.get("optim_bits", 32)
+        paged = name.startswith("Paged") or bool(options.get("is_paged"))
+        if (bits, paged) in _BITSANDBYTES:
+            return _BITSANDBYTES[bits, paged]
+        name = f"{name} of {bits} bits, not paged"
+    if name not in _CLASSES:
         known = ", ".join(("AdamW", *_CLASSES))
-        raise UnsupportedError(
-            f"optimizer {kind.__name__} is not modelled ({known} are); say optimizer= what to take instead"
-        )
-    name = _CLASSES[kind.__name__]
-    if name == "lorafa":
+        raise UnsupportedError(f"optimizer {name} is not modelled ({known} are); say optimizer= what to take instead")
+    if _CLASSES[name] == "lorafa":
         _require("LoraFA", _STEPS, options)
-    return name
+    return _CLASSES[name]
+
+
+def _made(optimizer: Any) -> Planned:
+    """Return the class of an optimizer and what it was made with, as far as it remembers."""
+    kept = {name: getattr(optimizer, name, None) for name in (*_STEPS, "is_paged")}
+    kept["optim_bits"] = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
+    return Planned(type(optimizer), kept | optimizer.defaults)
 
 
 def is_prepared(model: Any, adapter: str) -> bool:

@@ -21,7 +21,8 @@ _FAMILIES = {
 }  # fmt: skip
 _BUILDER = re.compile(r"torchtune\.models\.(\w+)\.(qlora_|lora_)?(\w+?)(?:_(?:base|instruct))?")
 _OPTIMIZERS = {
-    "bitsandbytes.optim.PagedAdamW8bit": "paged-adamw-8bit", "bitsandbytes.optim.AdamW8bit": "adamw-8bit",
+    "bitsandbytes.optim.PagedAdamW": "paged-adamw", "bitsandbytes.optim.PagedAdamW8bit": "paged-adamw-8bit",
+    "bitsandbytes.optim.AdamW8bit": "adamw-8bit",
     "torch.optim.SGD": "sgd",
 }  # fmt: skip
 #: torchtune's names of a block's projections, as transformers has them.

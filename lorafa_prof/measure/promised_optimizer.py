@@ -14,8 +14,8 @@ from lorafa_prof.workload.naming import tensors_in
 #: What the classes of the optimizers that a run can ask for are called.
 CLASSES = {
     "adamw": "AdamW", "adamw-fused": "AdamW", "sgd": "SGD", "adamw-8bit": "AdamW8bit", "lorafa": "LoraFA",
-    "lorafa-peft": "LoraFAOptimizer", "paged-adamw-8bit": "PagedAdamW8bit", "adafactor": "Adafactor",
-    "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
+    "lorafa-peft": "LoraFAOptimizer", "paged-adamw": "PagedAdamW", "paged-adamw-8bit": "PagedAdamW8bit",
+    "adafactor": "Adafactor", "lora-pro": "LoraPro", "lora-pro-full": "LoraPro",
 }  # fmt: skip
 #: Of what LoRA-Pro's optimizer keeps moments.
 _MOMENTS = {"lora-pro": "adapters", "lora-pro-full": "weights"}
@@ -77,14 +77,14 @@ def _small(found: Any, parameter: Any) -> bool:
 def _dtype(asked: str, found: Any, parameter: Any) -> torch.dtype:
     if asked in _8BIT:
         return torch.float32 if _small(found, parameter) else torch.uint8
-    if asked == "adafactor" or (asked == "lorafa" and parameter.dtype != torch.float64):
+    if asked in ("adafactor", "paged-adamw") or (asked == "lorafa" and parameter.dtype != torch.float64):
         return torch.float32
     dtype: torch.dtype = parameter.dtype
     return dtype
 
 
 def _bytes(asked: str, found: Any, parameter: Any) -> int:
-    """Two moments of a parameter: as wide as it is; or a byte each and a scale a block; none for plain SGD.
+    """Two moments of a parameter: as wide as it is, or in fp32; or a byte each and a scale a block; none for plain SGD.
 
     Adafactor has fp32 means of a matrix's rows and columns, or a full second moment.
     """
@@ -98,4 +98,6 @@ def _bytes(asked: str, found: Any, parameter: Any) -> int:
         return 2 * 4 * elements if _small(found, parameter) else 2 * elements + 2 * 4 * -(-elements // _8BIT_BLOCK)
     if asked == "lorafa":  # of a 16-bit parameter a copy too
         return 4 * elements * (2 if parameter.dtype == torch.float32 else 3)
+    if asked == "paged-adamw":
+        return 2 * 4 * elements
     return 2 * nbytes(parameter)

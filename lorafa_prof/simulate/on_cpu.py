@@ -23,7 +23,7 @@ from lorafa_prof.simulate.record import record
 from lorafa_prof.simulate.refusals import described
 from lorafa_prof.simulate.trace import Trace
 from lorafa_prof.simulate.works import checkpointing_lines, step_throughput, step_works
-from lorafa_prof.specs import ModelSpec, RunSpec
+from lorafa_prof.specs import PAGED, ModelSpec, RunSpec
 from lorafa_prof.speed import step
 from lorafa_prof.speed.profile import DeviceProfile
 from lorafa_prof.speed.work import OpWork
@@ -76,8 +76,8 @@ def predict_on_cpu(run: RunSpec, threads: int, profile: DeviceProfile | None = N
     """
     if run.resolved_quant == "int8":
         raise UnsupportedError("a step with int8 weights is not simulated for the CPU, only for CUDA")
-    if run.resolved_optimizer == "paged-adamw-8bit":
-        raise paged_on_cpu()
+    if run.resolved_optimizer in PAGED:
+        raise paged_on_cpu(run.resolved_optimizer)
     platform = Cpu(threads)
     with without_onednn():
         recording = record(run, platform, build_for_cpu, notes_all=profile is not None)

@@ -260,6 +260,7 @@ class RunSpec:
 
         Raises:
             ContradictionError: an optimizer of adapters that this method does not have, or LoRA-Pro without its own.
+            UnsupportedError: LoRA+ with an optimizer whose groups of parameters no engine models.
         """
         name, method = self.resolved_optimizer, self.method.name
         goes_with = OPTIMIZERS_OF_ADAPTERS.get(name)
@@ -270,6 +271,8 @@ class RunSpec:
             raise ContradictionError(
                 f"LoRA-Pro is its optimizer, lora-pro or lora-pro-full: with {name} it is LoRA (--method lora)"
             )
+        if method == "lora-plus" and name == "adafactor":
+            raise UnsupportedError("LoRA+ is not modelled with Adafactor; with --optimizer adamw it is")
 
     @property
     def resolved_quant(self) -> Quantization:

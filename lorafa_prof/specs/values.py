@@ -17,9 +17,11 @@ Checkpointing = Literal["none", "full", "selective"]
 KeptGroup = Literal["products", "attention", "functions", "softmax", "casts"]
 Quantization = Literal["none", "nf4", "nf4-dq", "int8"]
 Optimizer = Literal[
-    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw-8bit", "sgd", "adafactor", "lorafa",
+    "auto", "adamw", "adamw-fused", "adamw-8bit", "paged-adamw", "paged-adamw-8bit", "sgd", "adafactor", "lorafa",
     "lorafa-peft", "lora-pro", "lora-pro-full",
 ]  # fmt: skip
+#: bitsandbytes' optimizers whose large states are in CUDA's managed memory.
+PAGED = ("paged-adamw", "paged-adamw-8bit")
 KbitPreparation = Literal["none", "peft", "trl"]
 Loss = Literal["hf", "fused"]
 Shard = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp-grad-op", "frozen"]

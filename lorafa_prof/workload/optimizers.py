@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import transformers
 
 from lorafa_prof.errors import MissingComponentError, UnsupportedError
 from lorafa_prof.lorafa import LoraFA
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import PAGED, RunSpec
 from lorafa_prof.workload.lora_pro import LoraPro, adapter_pairs
 from lorafa_prof.workload.methods import follow_steps
 from lorafa_prof.workload.models import DTYPES
@@ -24,21 +24,25 @@ def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _adamw(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
-    del run
-    return torch.optim.AdamW(
-        _trained(model), lr=_RATE, foreach=True
-    )  # CUDA's default; elsewhere it has to be asked for
+def _plain(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
+    trained = _trained(model)
+    kind, options = _kind(run.resolved_optimizer, trained)
+    optimizer: torch.optim.Optimizer = kind(trained, lr=_RATE, **options)
+    return optimizer
 
 
-def _adamw_fused(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
-    del run
-    return torch.optim.AdamW(_trained(model), lr=_RATE, fused=True)
+def _kind(name: str, trained: Sequence[torch.nn.Parameter]) -> tuple[Any, dict[str, Any]]:
+    """Return the class of an optimizer that has one for all, and what it is called with beside parameters and rate.
 
-
-def _sgd(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
-    del run
-    return torch.optim.SGD(_trained(model), lr=_RATE, foreach=True)
+    Raises:
+        MissingComponentError: bitsandbytes is not installed.
+        UnsupportedError: paged states on the CPU, where bitsandbytes would fall back to states that are not paged.
+    """
+    if name in _OF_TORCH:
+        return _OF_TORCH[name]
+    if name in PAGED and any(parameter.device.type == "cpu" for parameter in trained):
+        raise paged_on_cpu(name)
+    return getattr(_bitsandbytes(), _OF_BITSANDBYTES[name]), {}
 
 
 def _adafactor(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
@@ -47,27 +51,12 @@ def _adafactor(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
     return transformers.Adafactor(_trained(model), lr=_RATE, scale_parameter=False, relative_step=False)
 
 
-def _adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
-    del run
-    optimizer: torch.optim.Optimizer = _bitsandbytes().AdamW8bit(_trained(model), lr=_RATE)
-    return optimizer
-
-
-def _paged_adamw_8bit(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
-    """bitsandbytes' PagedAdamW8bit, which on the CPU would fall back to states that are not paged."""
-    del run
-    trained = _trained(model)
-    if any(parameter.device.type == "cpu" for parameter in trained):
-        raise paged_on_cpu()
-    optimizer: torch.optim.Optimizer = _bitsandbytes().PagedAdamW8bit(trained, lr=_RATE)
-    return optimizer
-
-
-def paged_on_cpu() -> UnsupportedError:
+def paged_on_cpu(name: str) -> UnsupportedError:
     """Return the refusal of paged states on the CPU, real or simulated."""
+    instead = "adamw-8bit keeps the same" if name == "paged-adamw-8bit" else "adamw keeps such"
     return UnsupportedError(
-        "the optimizer paged-adamw-8bit keeps its states in CUDA's managed memory, which the CPU does not have; "
-        "--optimizer adamw-8bit keeps the same states in the device's own memory"
+        f"the optimizer {name} keeps its states in CUDA's managed memory, which the CPU does not have; --optimizer "
+        f"{instead} states in the device's own memory"
     )
 
 
@@ -75,7 +64,9 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes.optim as bnb_optim
     except ImportError:
-        raise MissingComponentError("8-bit optimizers need bitsandbytes: pip install 'lorafa-prof[qlora]'") from None
+        raise MissingComponentError(
+            "8-bit and paged optimizers need bitsandbytes: pip install 'lorafa-prof[qlora]'"
+        ) from None
     return bnb_optim
 
 
@@ -107,9 +98,16 @@ def _lora_pro(model: torch.nn.Module, run: RunSpec) -> torch.optim.Optimizer:
     return LoraPro(pairs, others, lr=_RATE, moments="weights", moments_dtype=DTYPES[run.dtype])
 
 
+#: Class and options; foreach is CUDA's default, elsewhere it has to be asked for.
+_OF_TORCH: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adamw": (torch.optim.AdamW, {"foreach": True}), "adamw-fused": (torch.optim.AdamW, {"fused": True}),
+    "sgd": (torch.optim.SGD, {"foreach": True}),
+}  # fmt: skip
+_OF_BITSANDBYTES = {
+    "adamw-8bit": "AdamW8bit", "paged-adamw": "PagedAdamW", "paged-adamw-8bit": "PagedAdamW8bit",
+}  # fmt: skip
 _MAKERS: dict[str, Make] = {
-    "adamw": _adamw, "adamw-fused": _adamw_fused, "adamw-8bit": _adamw_8bit,
-    "paged-adamw-8bit": _paged_adamw_8bit, "sgd": _sgd, "adafactor": _adafactor, "lorafa": _lorafa,
+    **dict.fromkeys((*_OF_TORCH, *_OF_BITSANDBYTES), _plain), "adafactor": _adafactor, "lorafa": _lorafa,
     "lorafa-peft": _lorafa_peft, "lora-pro": _lora_pro, "lora-pro-full": _lora_pro,
 }  # fmt: skip
 
@@ -119,14 +117,13 @@ REPLACING_STATES = ("adafactor",)
 
 
 def _lora_plus(model: Any, run: RunSpec) -> torch.optim.Optimizer:
-    """LoRA+: AdamW with a larger rate for B, 16 times A's as its authors advise; PEFT makes the groups."""
-    if run.resolved_optimizer != "adamw":
-        raise UnsupportedError(f"LoRA+ is built with --optimizer adamw, not with {run.resolved_optimizer}")
+    """LoRA+: an optimizer with a larger rate for B, 16 times A's as its authors advise; PEFT makes the groups."""
     try:
         from peft.optimizers import create_loraplus_optimizer
     except ImportError:
         raise UnsupportedError("the installed peft has no LoRA+ optimizer; 0.14 has it") from None
-    return create_loraplus_optimizer(model, torch.optim.AdamW, lr=_RATE, loraplus_lr_ratio=16.0, foreach=True)
+    kind, options = _kind(run.resolved_optimizer, _trained(model))
+    return create_loraplus_optimizer(model, kind, lr=_RATE, loraplus_lr_ratio=16.0, **options)
 
 
 def managed_bytes(optimizer: torch.optim.Optimizer) -> int | None:

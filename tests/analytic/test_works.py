@@ -135,6 +135,8 @@ def test_the_optimizer_moves_what_it_moves(optimizer: str) -> None:
 ONE_BY_ONE = [
     ("llama", "lora", {"optimizer": "adamw-8bit", "rank": 128}), ("llama", "lora", {"optimizer": "adamw-8bit"}),
     ("llama", "lora", {"optimizer": "paged-adamw-8bit", "rank": 3000}),
+    ("llama", "lora", {"optimizer": "paged-adamw", "rank": 3000}), ("llama-bias", "full", {"optimizer": "paged-adamw"}),
+    ("llama", "lora-plus", {"optimizer": "adamw-8bit"}),
     ("llama-bias", "full", {"optimizer": "adafactor"}), ("llama", "lora", {"optimizer": "adafactor"}),
     ("llama", "lora-fa-peft", {}),
     ("llama", "lora-fa-peft", {"adapter_dtype": "bf16"}), ("llama", "adalora", {}),
@@ -144,7 +146,7 @@ ONE_BY_ONE = [
 @pytest.mark.parametrize(("family", "method", "options"), ONE_BY_ONE)
 def test_the_optimizer_moves_what_it_moves_tensor_by_tensor(family: str, method: str, options: dict[str, Any]) -> None:
     """Every operator that moves anything, with its shapes, its bytes and its kernels."""
-    if "8bit" in options.get("optimizer", ""):
+    if options.get("optimizer", "").endswith(("8bit", "paged-adamw")):
         pytest.importorskip("bitsandbytes")
     run = run_of(family, method, **options)
     seen = recorded_works(record(run, Cuda(A100, "2.13.0"), notes_all=True), A100)

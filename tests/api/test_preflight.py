@@ -178,6 +178,22 @@ class TestLoraFA:
         with pytest.raises(UnsupportedError, match="fused=False"):
             lp.preflight(made, gpu="rtx4090")
 
+    @pytest.mark.parametrize(
+        ("optim", "name"),
+        [("adamw_8bit", "adamw-8bit"), ("paged_adamw_8bit", "paged-adamw-8bit"), ("paged_adamw_32bit", "paged-adamw")],
+    )
+    def test_bitsandbytes_as_the_trainer_makes_it(self, tmp_path: Path, optim: str, name: str) -> None:
+        """Its plain AdamW, told how many bits and whether to page; and bitsandbytes' own classes."""
+        bitsandbytes = pytest.importorskip("bitsandbytes")
+        made = trainer(tmp_path, adapted(), optim=optim)
+        made.create_optimizer()
+        assert type(made.optimizer) is bitsandbytes.optim.AdamW
+        assert lp.preflight(made, gpu="rtx4090", engine="analytic").only.run.optimizer == name
+        kinds = {"adamw-8bit": "AdamW8bit", "paged-adamw-8bit": "PagedAdamW8bit", "paged-adamw": "PagedAdamW"}
+        kind = getattr(bitsandbytes.optim, kinds[name])
+        own = trainer(tmp_path, adapted(), optimizer_cls_and_kwargs=(kind, {"lr": 1e-4}))
+        assert lp.preflight(own, gpu="rtx4090", engine="analytic").only.run.optimizer == name
+
     def test_an_option_counts_before_an_optimizer_that_is_not_known(self, tmp_path: Path) -> None:
         """As the refusal says."""
         model = adapted()

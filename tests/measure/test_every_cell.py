@@ -20,7 +20,7 @@ from lorafa_prof.errors import LorafaProfError
 from lorafa_prof.measure.harness import Options, measure
 from lorafa_prof.results import PART_FIELDS, Measurement, Prediction
 from lorafa_prof.simulate.on_cpu import predict_on_cpu
-from lorafa_prof.specs import METHODS, RunSpec
+from lorafa_prof.specs import METHODS, PAGED, RunSpec
 from lorafa_prof.workload.versions import release
 from tests.measure.test_measure import FAMILIES, METHODS as METHODS_THERE, THREADS
 from tests.support.profiled import kernels_of_known_size
@@ -60,7 +60,7 @@ def _is_elsewhere(option: str, value: Any) -> bool:
 
     Paged states: the CPU has none, and `test_optimizers` sees to it that both say so.
     """
-    return (option == "shard" and value != "none") or value in ("int8", "paged-adamw-8bit")
+    return (option == "shard" and value != "none") or value in ("int8", *PAGED)
 
 
 @pytest.fixture(autouse=True)

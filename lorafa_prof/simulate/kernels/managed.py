@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from lorafa_prof.specs import RunSpec
+from lorafa_prof.specs import PAGED, RunSpec
 
 
 def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
@@ -34,7 +34,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 @contextlib.contextmanager
 def managed_memory(run: RunSpec) -> Iterator[None]:
     """Let bitsandbytes take managed memory where there is no CUDA, while entered, for a run that wants it."""
-    if run.resolved_optimizer != "paged-adamw-8bit" or importlib.util.find_spec("bitsandbytes") is None:
+    if run.resolved_optimizer not in PAGED or importlib.util.find_spec("bitsandbytes") is None:
         yield
         return
     with contextlib.ExitStack() as stack:
