@@ -10,7 +10,8 @@ from lorafa_prof.configs.draft import Draft
 #: `TrainingArguments(optim=...)` as the run option has it.
 OPTIMIZERS = {
     "adamw_torch": "adamw", "adamw_torch_fused": "adamw-fused", "adamw_bnb_8bit": "adamw-8bit",
-    "adamw_8bit": "adamw-8bit", "paged_adamw_8bit": "paged-adamw-8bit", "paged_adamw_32bit": "paged-adamw", "sgd": "sgd", "adafactor": "adafactor",
+    "adamw_8bit": "adamw-8bit", "paged_adamw_8bit": "paged-adamw-8bit", "paged_adamw_32bit": "paged-adamw",
+    "sgd": "sgd", "adafactor": "adafactor",
 }  # fmt: skip
 #: transformers' attention code as the run option has it.
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash"}
