@@ -13,6 +13,7 @@ from lorafa_prof.analytic.builder import Held
 from lorafa_prof.analytic.sizes import Dim, Shape
 from lorafa_prof.analytic.tape import Tape
 from lorafa_prof.analytic.tensors import Tensor
+from lorafa_prof.errors import UnsupportedError
 
 #: What eigenvalues are found in.
 WIDE = "fp32"
@@ -35,11 +36,18 @@ class Pair:
 
 
 def paired(trained: Sequence[Held]) -> tuple[list[Pair], list[Held]]:
-    """Return the pairs of adapters among the trained parameters, and what belongs to none."""
+    """Return the pairs of adapters among the trained parameters, and what belongs to none.
+
+    Raises:
+        UnsupportedError: one over fused experts, which is no pair of matrices for one weight.
+    """
     named = {held.parameter.name: held for held in trained}
     pairs, others = [], []
     for name, held in named.items():
         partner = named.get(name.replace(".lora_B.", ".lora_A."))
+        if ".experts." in name and ".lora_B." in name:
+            path = name.partition(".lora_B.")[0]
+            raise UnsupportedError(f"LoRA-Pro's optimizer knows adapters of a single matrix, not that of {path}")
         if ".lora_B." in name and partner is not None:
             (rank, m), k = partner.parameter.shape, held.parameter.shape[0]
             pairs.append(Pair(name, rank, (k, m), held.parameter.dtype, held.count))

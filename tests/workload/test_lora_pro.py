@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorafa_prof.analytic import predict
 from lorafa_prof.errors import ContradictionError, UnsupportedError
 from lorafa_prof.workload import Workload
 from lorafa_prof.workload.lora_pro import AdapterPair, LoraPro, adapter_pairs, adjusted_gradients, equivalent_gradient
@@ -227,7 +228,12 @@ def test_what_does_not_go_together(method: str, optimizer: Any, message: str) ->
         Workload.build(run_of(method=method, family="llama", optimizer=optimizer), "meta")
 
 
-def test_adapters_of_fused_experts_are_refused() -> None:
-    """They are one pair for many matrices."""
-    with pytest.raises(UnsupportedError, match="adapters of a single matrix"):
-        Workload.build(run_of("mixtral", "lora-pro"), "meta")
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("lora-pro", "auto"), ("lora", "lora-pro"), ("lora", "lora-pro-full")]
+)
+def test_adapters_of_fused_experts_are_refused(method: str, optimizer: Any) -> None:
+    """They are one pair for many matrices: so say the real step and the closed forms."""
+    run = run_of("mixtral", method, optimizer=optimizer)
+    for refused in (lambda: Workload.build(run, "meta"), lambda: predict(run)):
+        with pytest.raises(UnsupportedError, match="adapters of a single matrix"):
+            refused()
