@@ -33,7 +33,8 @@ def model_names() -> list[str]:
 def model_entry(name: str) -> dict[str, Any]:
     """Return the catalog's entry for an alias or hub id, as its data file holds it.
 
-    Its keys are "name", "hub_id", "aliases", "source", "parameters", "parameters_source" and "config".
+    Its keys are "name", "hub_id", "aliases", "source", "parameters", "parameters_source" and "config"; "also" has the
+    hub ids of others with the same configuration: chat models that were made of it, and copies.
 
     Raises:
         UnknownNameError: not in the catalog.
@@ -105,8 +106,8 @@ def find_config(name: str, *, offline: bool | None = None) -> PublishedConfig:
 
 
 def hub_ids() -> dict[str, str]:
-    """Return the hub id of each model of the catalog that has one, by its alias."""
-    return {str(entry["name"]): str(entry["hub_id"]) for entry in _entries() if entry.get("hub_id")}
+    """Return the alias of the catalog's model of each hub id that it knows, in small letters."""
+    return {hub_id.casefold(): str(entry["name"]) for entry in _entries() for hub_id in _hub_ids_of(entry)}
 
 
 def _find_entry(name: str) -> dict[str, Any] | None:
@@ -123,7 +124,11 @@ def _entries() -> Iterator[dict[str, Any]]:
 
 
 def _names_of(entry: dict[str, Any]) -> list[str]:
-    return [entry["name"], *entry.get("aliases", ()), *filter(None, [entry.get("hub_id")])]
+    return [entry["name"], *entry.get("aliases", ()), *_hub_ids_of(entry)]
+
+
+def _hub_ids_of(entry: dict[str, Any]) -> list[str]:
+    return [*filter(None, [entry.get("hub_id")]), *entry.get("also", ())]
 
 
 def _unknown(name: str) -> UnknownNameError:

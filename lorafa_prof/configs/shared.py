@@ -73,7 +73,7 @@ def _namesake(name: str) -> str | None:
     """Return the catalog's model that another owner's is called like, as mirrors are; None where there is none."""
     if "/" not in name:
         return None
-    of_name = {hub_id.casefold(): alias for alias, hub_id in hub_ids().items()}
+    of_name = hub_ids()
     if name.casefold() in of_name:
         return None
     ending = f"/{name.rpartition('/')[2].casefold()}"

@@ -18,14 +18,14 @@ from lorafa_prof.catalog import model_catalog
 
 FOLDER = Path(model_catalog.__file__).with_name("models")
 NAMES = [
-    "bert-base", "deepseek-v2-lite", "gemma2-2b", "gemma2-9b", "gemma3-1b", "gemma3-4b", "gpt2", "gpt2-large",
-    "gpt2-medium", "gpt2-xl", "llama-13b", "llama-33b", "llama-65b", "llama-7b", "llama2-13b",
-    "llama2-70b", "llama2-7b", "llama3-70b", "llama3-8b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b",
-    "llama3.2-3b", "mistral-7b", "mistral-7b-v0.3", "mixtral-8x7b", "phi-4", "powerlm-3b", "qwen1.5-moe-a2.7b",
-    "qwen2.5-0.5b",
-    "qwen2.5-1.5b", "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-3b", "qwen2.5-72b", "qwen2.5-7b", "qwen3-0.6b",
-    "qwen3-1.7b", "qwen3-14b", "qwen3-30b-a3b", "qwen3-32b", "qwen3-4b", "qwen3-8b", "roberta-base", "roberta-large",
-    "santacoder-1.1b", "t5-3b", "t5-base", "t5-large", "t5-small",
+    "bert-base", "codellama-13b", "codellama-34b", "codellama-7b", "deepseek-v2-lite", "gemma-2b", "gemma-7b",
+    "gemma2-27b", "gemma2-2b", "gemma2-9b", "gemma3-1b", "gemma3-4b", "gpt2", "gpt2-large", "gpt2-medium", "gpt2-xl",
+    "llama-13b", "llama-33b", "llama-65b", "llama-7b", "llama2-13b", "llama2-70b", "llama2-7b", "llama3-70b",
+    "llama3-8b", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "llama3.2-1b", "llama3.2-3b", "mistral-7b",
+    "mistral-7b-v0.3", "mixtral-8x7b", "phi-4", "powerlm-3b", "qwen1.5-moe-a2.7b", "qwen2.5-0.5b", "qwen2.5-1.5b",
+    "qwen2.5-14b", "qwen2.5-32b", "qwen2.5-3b", "qwen2.5-72b", "qwen2.5-7b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-14b",
+    "qwen3-30b-a3b", "qwen3-32b", "qwen3-4b", "qwen3-8b", "roberta-base", "roberta-large", "santacoder-1.1b",
+    "smollm2-1.7b", "smollm2-135m", "smollm2-360m", "t5-3b", "t5-base", "t5-large", "t5-small", "tinyllama-1.1b",
 ]  # fmt: skip
 
 #: The keys of a file, in their order, and the type of each.
@@ -33,6 +33,8 @@ FORM = {
     "name": str, "hub_id": str, "aliases": list, "source": str, "parameters": int, "parameters_source": str,
     "config": dict,
 }  # fmt: skip
+#: What a file may have beside that, after its aliases: hub ids of others with the same configuration.
+ALSO = "also"
 
 #: What a configuration holds whatever its type; the keys of a size differ between families.
 SIZES = (
@@ -74,6 +76,13 @@ PUBLISHED = {
     "roberta-large": 355_412_057,
     "santacoder-1.1b": 1_124_886_528,
     "t5-3b": 2_851_598_336,
+    "gemma-7b": 8_537_680_896,
+    "gemma2-27b": 27_227_128_320,
+    "llama3.1-405b": 405_853_388_800,
+    "tinyllama-1.1b": 1_100_048_384,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
 }
 
 
@@ -99,6 +108,9 @@ class TestTheFiles:
     def test_a_file_has_the_form_of_an_entry(self, name: str) -> None:
         """Every key is there, in order and of its type; nothing that is text is empty."""
         entry = entry_of(name)
+        also = entry.pop(ALSO, ["a/b"])
+        assert also
+        assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) for hub_id in also)
         assert {key: type(value) for key, value in entry.items()} == FORM
         assert list(entry) == list(FORM)
         assert entry["name"] == name
@@ -138,7 +150,7 @@ class TestTheFiles:
         names = Counter(
             called.casefold()
             for entry in map(entry_of, NAMES)
-            for called in (entry["name"], entry["hub_id"], *entry["aliases"])
+            for called in (entry["name"], entry["hub_id"], *entry["aliases"], *entry.get(ALSO, ()))
         )
         assert [name for name, times in names.items() if times > 1] == []
 

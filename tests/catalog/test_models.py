@@ -54,10 +54,10 @@ class TestEntries:
 
     @pytest.mark.parametrize("name", model_names())
     def test_found_by_every_name(self, name: str) -> None:
-        """The alias, the hub id and each further alias lead to the same entry, in any case."""
+        """The alias, the hub id, each further alias and those of copies lead to the same entry, in any case."""
         entry = model_entry(name)
         assert entry["source"]
-        for other in [entry["hub_id"], *entry["aliases"]]:
+        for other in [entry["hub_id"], *entry["aliases"], *entry.get("also", ())]:
             assert model_entry(other)["name"] == name
             assert load_model(other.upper()) == load_model(name)
 
