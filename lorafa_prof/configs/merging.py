@@ -68,7 +68,7 @@ def _as_it_runs(reading: Reading, *, zero: bool) -> Reading:
     unmodelled = list(reading.unmodelled)
     if shared is not None and shared.value == "fsdp" and "amp" in settings and settings["amp"].value:
         unmodelled.append(
-            f"{shared.source}: under FSDP with bf16 accelerate gathers weights in bf16; here they are gathered as kept"
+            f"{shared.source}: under FSDP with bf16 weights are gathered in bf16; here they are gathered as kept"
         )
         if "method" in settings and settings["method"].value == "full" and "dtype" in settings:
             settings["dtype"] = replace(settings["dtype"], value="fp32")
@@ -82,5 +82,5 @@ def _as_it_runs(reading: Reading, *, zero: bool) -> Reading:
         and not clip.explicit
     ):
         del settings["clip"]
-        notes.append(f"clipping, which is the Trainer's default, is not counted with {shared.value}")
+        notes.append(f"clipping, which is the tool's default, is not counted with {shared.value}")
     return replace(reading, settings=settings, notes=tuple(notes), unmodelled=tuple(unmodelled))

@@ -276,7 +276,7 @@ fsdp_config:
     "--shard fsdp",
     more="--gpus 4",
     says=(
-        "under FSDP with bf16 accelerate gathers weights in bf16", "flash_attn_fuse_mlp: fused kernels",
+        "under FSDP with bf16 weights are gathered in bf16", "flash_attn_fuse_mlp: fused kernels",
         "model_config: values in the place",
     ),
 )  # fmt: skip
