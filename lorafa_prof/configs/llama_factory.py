@@ -121,7 +121,7 @@ def _method(draft: Draft) -> None:
     draft.set("method", method, key, explicit=explicit or key != "finetuning_type")
     shared.positive(draft, "rank", "lora_rank", 8)
     shared.dropout(draft, "lora_dropout")
-    if not shared.targets(draft, "lora_target", everything=("all",)):
+    if not shared.targets(draft, "lora_target", everything=("all",), pattern=False):
         draft.set("targets", "all-linear", "lora_target", explicit=False)
     shared.saved_modules(draft, "additional_target")
 

@@ -301,7 +301,7 @@ def _adapters(draft: Draft) -> None:
     draft.set("method", method, "use_peft")
     shared.positive(draft, "rank", "lora_r", 16)
     shared.dropout(draft, "lora_dropout", 0.05)
-    if not shared.targets(draft, "lora_target_modules", everything=("all-linear",)):
+    if not shared.targets(draft, "lora_target_modules", everything=("all-linear",), single=True):
         draft.set("targets", "qv", "lora_target_modules", explicit=False)
     shared.saved_modules(draft, "lora_modules_to_save")
     shared.no(draft, ("lora_target_parameters",), "adapters on parameters that are no layers' weights")
