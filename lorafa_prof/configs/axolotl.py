@@ -41,7 +41,7 @@ _HARMLESS = (
     "ray_num_workers", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "use_swanlab", "swanlab_project",
     "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_log_completions", "do_causal_lm_eval",
     "eval_causal_lm_metrics", "eval_table_max_new_tokens", "streaming_multipack_buffer_size", "accelerator_config",
-    "flex_attn_compile_kwargs",
+    "flex_attn_compile_kwargs", "cls_model_config", "pretrain_multipack_attn",
 )  # fmt: skip
 #: How many GPUs a sequence, a layer or an expert is split over, and how many have copies of a shard.
 _SPLITS = (
@@ -112,21 +112,27 @@ def _stage(draft: Draft) -> None:
 
 
 def _precision(draft: Draft) -> None:
-    """Take the dtypes: bf16 is autocast over weights in bf16, bfloat16 those weights without autocast."""
-    if draft.switch("fp16") or draft.switch("float16"):
-        draft.refuse("amp", "fp16", "fp16 with scaled gradients is not modelled; take --amp or --no-amp, in bf16")
-        draft.ignore(["bf16", "bfloat16"])
-        return
+    """Take the dtypes: bf16 and bfloat16 are autocast over weights in bf16, and float16 weights without autocast.
+
+    bf16 counts before the others, but where it is "auto", as it is where the file says nothing, fp16 does.
+    """
     value = draft.take("bf16")
     if value not in (None, True, False, "auto", "full"):
         draft.refuse_value("bf16", "true, false, auto or full")
-    explicit, pure = value is not None, draft.switch("bfloat16")
+    fp16 = draft.take("fp16") != "auto" and bool(draft.switch("fp16"))
+    half, pure = bool(draft.switch("float16")), bool(draft.switch("bfloat16"))
+    explicit = value is not None or half or pure
+    narrow = pure or (not fp16 if value in (None, "auto") else bool(value))
+    if fp16 and not narrow:
+        draft.refuse("amp", "fp16", "fp16 with scaled gradients is not modelled; take --amp or --no-amp, in bf16")
+        draft.ignore(["float32"])
+        return
     if value == "auto":
         draft.note("bf16 auto: taken as on a card that has it")
     # "full" is bf16 evaluation, without autocast in training: TrainingArguments' bf16 is not set then.
-    draft.set("amp", value != "full" and (value is not False or bool(pure)), "bf16", explicit=explicit)
-    narrow = value is not False or bool(pure)
-    draft.set("dtype", "bf16" if narrow else "fp32", "bf16", explicit=explicit)
+    draft.set("amp", narrow and value != "full", "bf16", explicit=explicit)
+    wide = "fp16" if half or draft.switch("load_in_8bit") else "fp32"
+    draft.set("dtype", "bf16" if narrow else wide, "bf16", explicit=explicit)
     draft.ignore(["float32"])
 
 
@@ -198,13 +204,14 @@ def _adapters(draft: Draft) -> None:
 def _method(draft: Draft, adapter: str) -> None:
     draft.take("peft")
     other = shared.initialisation(draft, "peft_init_lora_weights")
-    key = "adapter"
+    key = "adapter" if other is None else "peft_init_lora_weights"
+    plus = draft.number("loraplus_lr_ratio") is not None
     if draft.switch("peft_use_dora"):
         other, key = "dora", "peft_use_dora"
-    elif other is not None:
-        key = "peft_init_lora_weights"
-    elif draft.number("loraplus_lr_ratio") is not None:
+    elif other is None and plus:
         other, key = "lora-plus", "loraplus_lr_ratio"
+    if plus and other != "lora-plus":
+        draft.unused("loraplus_lr_ratio", "groups of learning rates are modelled of LoRA itself")
     if "method" not in draft.refusals:
         draft.set("method", other or adapter, key)
 

@@ -112,12 +112,18 @@ def _method(draft: Draft) -> None:
         return
     quant = _quantisation(draft)
     method, key = "lora" if quant is None or quant == "int8" else "qlora", "finetuning_type"
-    if draft.switch("use_dora"):
+    dora, pissa = draft.switch("use_dora"), draft.switch("pissa_init")
+    plus = draft.number("loraplus_lr_ratio") is not None
+    if dora:
         method, key = "dora", "use_dora"
-    elif draft.switch("pissa_init"):
+    elif pissa:
         method, key = "pissa", "pissa_init"
-    elif draft.number("loraplus_lr_ratio") is not None:
+    elif plus:
         method, key = "lora-plus", "loraplus_lr_ratio"
+    if dora and pissa:
+        draft.unused("pissa_init", "first values of adapters: a step has the same tensors as DoRA's")
+    if plus and method != "lora-plus":
+        draft.unused("loraplus_lr_ratio", "groups of learning rates are modelled of LoRA itself")
     draft.set("method", method, key, explicit=explicit or key != "finetuning_type")
     shared.positive(draft, "rank", "lora_rank", 8)
     shared.dropout(draft, "lora_dropout")
