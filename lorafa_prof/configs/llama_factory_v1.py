@@ -137,12 +137,8 @@ def _lora(section: Draft, *, quantised: str | None) -> None:
     dora = bool(section.switch(f"{key}.use_dora"))
     method = "dora" if dora else "qlora" if (quantised or "").startswith("nf4") else "lora"
     section.set("method", method, f"{key}.use_dora" if dora else f"{key}.name")
-    names = section.take(f"{key}.target_modules")
-    if isinstance(names, str) and set(names) & set("^$*+?()|\\["):
-        # v1 makes a list of a text, in which PEFT looks for no pattern.
-        reason = "a pattern is nothing to v1, which takes it for a name; name suffixes of modules with --targets"
-        section.refuse("targets", f"{key}.target_modules", reason)
-    elif not shared.targets(section, f"{key}.target_modules", everything=("all",)):
+    # v1 makes a list of a text, in which PEFT looks for no pattern.
+    if not shared.targets(section, f"{key}.target_modules", everything=("all",), pattern=False):
         section.set("targets", "all-linear", f"{key}.target_modules", explicit=False)
     shared.saved_modules(section, f"{key}.modules_to_save")
     trained = f"{key}.adapter_name_or_path"
@@ -237,7 +233,9 @@ def _distribution(draft: Draft, *, adapters: bool) -> str:
         section.refuse("shard", "dist_config.name", "'fsdpturbo' is not modelled; --shard fsdp is nearest")
         section.ignore([f"dist_config.{key}" for key in ("ep_dispatcher", "fsdp_implementation", "dcp_path")])
     elif section is not None and name == "deepspeed":
-        section.unused_if(("dist_config.config_file",), "another file, which is not opened: give it with --config")
+        reason = "it says how GPUs share the work, and is not opened: give it with --config as well, or say --shard"
+        section.refuse("shard", "dist_config.config_file", reason)
+        section.unused("dist_config.config_file", "another file, which is not opened")
         draft.set("amp", False, "dist_config.name", explicit=False)
         draft.note("under DeepSpeed weights are in bf16, unless its file turns it off (--dtype fp32)")
         draft.unused_if(("bf16",), "under DeepSpeed its own file says")

@@ -138,12 +138,13 @@ def test_files_that_contradict_each_other_are_named(capsys: pytest.CaptureFixtur
         ("peft_config: {name: lora, export_dir: out}", "it writes a merged model, and trains none"),
         ("peft_config: {name: lora, modules_to_save: [lm_head]}", "lm_head would be copied and trained whole"),
         ("model: llama2-7b\npeft_config: {name: lora, adapter_name_or_path: out}", "the adapter's own counts"),
-        ("model: llama2-7b\npeft_config: {name: lora, target_modules: '.*q_proj'}", "a pattern is nothing to v1"),
+        ("model: llama2-7b\npeft_config: {name: lora, target_modules: '.*q_proj'}", "a pattern is nothing to this"),
         ("model: llama2-7b\nquant_config: {name: bnb, quantization_bit: 2}", "bnb nf4 of 2 bits is not modelled"),
         ("model: llama2-7b\noptim_config: {name: muon}", "'muon' is not modelled; say with --optimizer"),
         ("dist_config: {name: fsdp2, offload_params: true}", "dist_config.offload_params is not modelled"),
         ("model: llama2-7b\ndist_config: {name: fsdp2}\nbf16: false\npeft_config: {name: lora}",
          "in fp32 that it keeps as stored"),
+        ("model: llama2-7b\ndist_config: {name: deepspeed, config_file: ds.json}", "give it with --config as well"),
         ("dist_config: {name: fsdpturbo, ep_size: 4}", "experts are split over GPUs"),
         ("model: llama2-7b\ndist_config: {name: fsdpturbo}", "'fsdpturbo' is not modelled; --shard fsdp is nearest"),
         ("model_class: llm\ncp_size: 2", "cp_size is not modelled: it splits sequences"),
@@ -168,6 +169,22 @@ def test_an_option_that_is_not_modelled_can_be_given(folder: Path, capsys: pytes
     (folder / "f.yml").write_text("base_model: llama2-7b\nsequence_len: 256\noptimizer: muon")
     (found,), _ = predicted(capsys, "--config", "f.yml", "--optimizer", "adamw")
     assert (found["run"]["optimizer"], found["run"]["seq"]) == ("adamw", 256)
+
+
+def test_a_file_of_v1_and_its_deepspeed_file_are_one_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """v1 says what is trained, DeepSpeed's file how GPUs share it; gradients are not clipped by v1 then."""
+    (folder / "f.yml").write_text(
+        "model: llama3.2-1b\ntrain_dataset: a\nmicro_batch_size: 4\ncutoff_len: 512\n"
+        "dist_config: {name: deepspeed, config_file: ds_config.json}\n"
+    )
+    more = ("--gpus", "4", "--method", "lora")
+    (found,), said = predicted(capsys, "--config", "f.yml", "--config", DEEPSPEED.name, *more)
+    (wanted,), _ = predicted(
+        capsys, "--model", "llama3.2-1b", "--bs", "4", "--seq", "512", "--attn", "sdpa", "--checkpointing", "full",
+        "--optimizer", "adamw", "--shard", "zero2", *more,
+    )  # fmt: skip
+    assert (found["run"], found["memory"]) == (wanted["run"], wanted["memory"])
+    assert "(another file, which is not opened): dist_config.config_file" in said
 
 
 def test_other_files_are_not_opened(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
