@@ -41,7 +41,7 @@ _HARMLESS = (
     "ray_num_workers", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "use_swanlab", "swanlab_project",
     "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_log_completions", "do_causal_lm_eval",
     "eval_causal_lm_metrics", "eval_table_max_new_tokens", "streaming_multipack_buffer_size", "accelerator_config",
-    "flex_attn_compile_kwargs", "cls_model_config", "pretrain_multipack_attn",
+    "flex_attn_compile_kwargs", "cls_model_config", "pretrain_multipack_attn", "peft_ensure_weight_tying",
 )  # fmt: skip
 #: How many GPUs a sequence, a layer or an expert is split over, and how many have copies of a shard.
 _SPLITS = (
@@ -98,10 +98,12 @@ def _stage(draft: Draft) -> None:
     shared.no(draft, ("rl", "trl", "ebft"), "more than one model, or generation, in a step")
     shared.no(draft, ("reward_model", "process_reward_model"), "a reward model's loss")
     shared.no(
-        draft, ("qat", "quantization", "fp8", "gptq", "model_quantization_config", "quantize_moe_experts"),
+        draft, ("qat", "fp8", "gptq", "model_quantization_config", "quantize_moe_experts"),
         "a form of weights that no engine knows",
     )  # fmt: skip
-    shared.no(draft, ("unfrozen_parameters", "relora", "lisa_n_layers"), "it trains parts of the model by turns")
+    draft.unused_if(("quantization",), "weights are quantised after training, by a command of its own")
+    shared.no(draft, ("relora", "lisa_n_layers"), "it trains parts of the model by turns")
+    shared.no(draft, ("unfrozen_parameters",), "a part of the weights is trained, and no adapters")
     shared.no(draft, ("activation_offloading", "layer_offloading"), "it would be kept in the host's memory")
     shared.no(draft, ("diffusion",), "a diffusion model's loss")
     shared.no(draft, ("use_onebitllms", "llama4_linearized_experts"), "a form of weights that no engine knows")
@@ -184,12 +186,14 @@ def _adapters(draft: Draft) -> None:
     else:
         shared.positive(draft, "rank", "lora_r")
     shared.dropout(draft, "lora_dropout")
+    draft.unused_if(("lora_model_dir",), shared.GOES_ON)
     _targets(draft)
     shared.layers(draft, "peft_layers_to_transform")
     shared.saved_modules(draft, "lora_modules_to_save")
     shared.no(
         draft,
-        ("lora_target_parameters", "lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices"),
+        ("lora_target_parameters", "lora_rank_pattern", "lora_exclude_modules", "peft_layer_replication",
+         "peft_trainable_token_indices"),
         "no engine knows of it",
     )  # fmt: skip
     if draft.switch("peft_autocast_adapter_dtype") is False:

@@ -37,7 +37,7 @@ class Format:
 
 FORMATS = (
     Format(tool=axolotl.TOOL, signs=axolotl.SIGNS, read=axolotl.read, covers=axolotl.COVERS),
-    Format(tool=llama_factory.TOOL, signs=llama_factory.SIGNS, read=llama_factory.read, covers=trainer.TRAINER_SIGNS),
+    Format(tool=llama_factory.TOOL, signs=llama_factory.SIGNS, read=llama_factory.read, covers=llama_factory.COVERS),
     Format(
         tool=llama_factory_v1.TOOL,
         signs=llama_factory_v1.SIGNS,

@@ -16,6 +16,8 @@ OPTIMIZERS = {
 }  # fmt: skip
 #: transformers' attention code as the run option has it.
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash"}
+#: Why the path of an adapter that is trained further is not used.
+GOES_ON = "training goes on with that adapter, whose own rank and modules count: its adapter_config.json has them"
 DTYPES = {
     "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "float32": "fp32", "fp32": "fp32",
     "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",

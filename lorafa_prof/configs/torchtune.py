@@ -114,7 +114,9 @@ def _memory(draft: Draft) -> None:
     shared.no(draft, ("enable_activation_offloading",), "activations would be kept in the host's memory")
     shared.no(draft, ("fsdp_cpu_offload",), "parameters would be kept in the host's memory")
     shared.no(draft, ("optimizer_in_bwd",), "the optimizer would step within the backward")
-    shared.no(draft, ("tensor_parallel_plan", "quantizer", "fp8", "enable_fp8_training"), "no engine knows of it")
+    shared.no(draft, ("quantizer",), "weights are rounded in every forward, to train for a narrower form (QAT)")
+    shared.no(draft, ("tensor_parallel_plan",), "layers are split over GPUs")
+    shared.no(draft, ("fp8", "enable_fp8_training"), "no engine knows of it")
     compiled = draft.take("compile")  # a switch, or one for each part
     parts = compiled.values() if isinstance(compiled, dict) else [draft.switch("compile")]
     if any(part not in (None, False) for part in parts):

@@ -8,6 +8,7 @@ import pytest
 
 from lorafa_prof.configs import Reading, read_configs
 from lorafa_prof.configs.draft import NOT_KNOWN
+from lorafa_prof.configs.shared import GOES_ON
 from lorafa_prof.errors import LorafaProfError
 
 
@@ -45,6 +46,11 @@ TORCHTUNE = "model: {_component_: torchtune.models.llama2.lora_llama2_7b, lora_a
         (LORA + "loraplus_lr_ratio:\npeft_use_dora: false", {"method": "lora"}),
         (LORA + "loraplus_lr_ratio: 16\npeft_use_dora: true", {"method": "dora"}),
         (LLAMA_FACTORY + "loraplus_lr_ratio: 16\nuse_dora: true\npissa_init: true", {"method": "dora"}),
+        # what is trained whole is in fp32, also where nothing is said of precision
+        ("cutoff_len: 64\nfinetuning_type: full", {"amp": False, "dtype": "fp32"}),
+        ("cutoff_len: 64\nfinetuning_type: full\npure_bf16: true", {"amp": False, "dtype": "bf16"}),
+        (LLAMA_FACTORY + "bf16: true\nresize_vocab: false", {"amp": True, "dtype": "bf16"}),
+        (AXOLOTL + "quantization: {weight_dtype: int4}", {"method": "full", "dtype": "bf16"}),
         # a dtype that is denied is the checkpoint's, and one that is not there is the tool's default
         (TRL + "dtype: null", {"dtype": None}),
         (TRL + "torch_dtype:", {"dtype": None}),
@@ -75,6 +81,14 @@ def test_a_key_means_what_its_tool_makes_of_it(text: str, options: dict[str, obj
         (TRL + "loss_type: apo_zero", "'apo_zero' is no loss of SFT, which has nll, chunked_nll, dft"),
         (TRL + "loss_type: [sigmoid, nll]", "'sigmoid' is no loss of SFT"),
         (TRL + "num_generations: 8", "num_generations is not modelled"),
+        (LLAMA_FACTORY + "resize_vocab: true", "embeddings and head would be copied and trained whole"),
+        (
+            LLAMA_FACTORY + "mixed_precision: bf16_mixed\nuse_megatron_bridge: true",
+            "use_megatron_bridge is not modelled",
+        ),
+        (LORA + "lora_exclude_modules: [q_proj]", "lora_exclude_modules is not modelled"),
+        (AXOLOTL + "unfrozen_parameters: [lm_head]", "a part of the weights is trained"),
+        (TORCHTUNE % "lora_rank: 4" + "quantizer: {groupsize: 32}", "rounded in every forward"),
         (TORCHTUNE % "lora_rank: 4" + "early_exit_loss: {scale: 1.0}", "losses of several layers"),
         (TORCHTUNE % "lora_rank: 4" + "fsdp: {cpu_offload: true}", "fsdp.cpu_offload is not modelled"),
         (TORCHTUNE % "lora_rank: 4" + "data_parallel_replicate_dim: 2", "copies of shards"),
@@ -111,6 +125,51 @@ def test_an_option_is_left_to_the_command_line(text: str, option: str, words: st
 def test_what_is_not_counted_is_said(text: str, words: str, tmp_path: Path) -> None:
     """Among what is not modelled."""
     assert any(words in line for line in read(tmp_path, text).unmodelled)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (LORA + "lora_model_dir: saved", "lora_model_dir"),
+        (LLAMA_FACTORY + "adapter_name_or_path: saved", "adapter_name_or_path"),
+    ],
+)
+def test_an_adapter_that_is_trained_further_has_settings_of_its_own(text: str, key: str, tmp_path: Path) -> None:
+    """They are in another file, which is not opened."""
+    reading = read(tmp_path, text)
+    assert [unused.reason for unused in reading.unused if unused.key == key] == [GOES_ON]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "finetuning_type: full\ncutoff_len: 64\nbf16: true",
+        "model_name_or_path: a/b\nmax_length: 64\nbf16: true\ndtype: float32",
+        "model_name_or_path: a/b\nmax_length: 64\nbf16: true",
+        AXOLOTL + "bf16: true",
+        "distributed_type: DEEPSPEED\nmixed_precision: bf16\nnum_processes: 2",
+    ],
+)
+@pytest.mark.parametrize(
+    "zero",
+    [
+        '{"zero_optimization": {"stage": 2}}',
+        '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}',
+        '{"zero_optimization": {"stage": 3}, "bf16": {"enabled": true}}',
+    ],
+)
+def test_deepspeed_casts_all_to_bf16(text: str, zero: str, tmp_path: Path) -> None:
+    """Whatever weights are loaded in: accelerate hands it the Trainer's bf16, where its own file says nothing."""
+    files = []
+    for name, content in (("a.yml", text), ("z.json", zero)):
+        (tmp_path / name).write_text(content)
+        files.append(str(tmp_path / name))
+    if "DEEPSPEED" in text:
+        files = files[:1]
+    for order in (files, files[::-1]):
+        reading = read_configs(order)
+        assert (reading.options["dtype"], reading.options["amp"]) == ("bf16", False)
+        assert any("no autocast" in note for note in reading.notes)
 
 
 def test_a_recipe_of_several_gpus_is_said_to_be_one(tmp_path: Path) -> None:
