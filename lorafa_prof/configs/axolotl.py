@@ -57,6 +57,18 @@ _UNCOUNTED = {
     "freeze_mm_modules": "parts of a model of several modalities that are not trained",
     "neftune_noise_alpha": "noise is added to the embeddings",
 }
+#: axolotl's own plugins that other keys say all about, or that only report.
+_PLUGINS = frozenset(
+    {"liger", "cut_cross_entropy", "kernels", "expert_parallel", "llm_compressor", "swanlab", "lm_eval"}
+)
+_OTHER_STEPS = {
+    "kd": "the loss has a teacher's logits",
+    "spectrum": "a part of the weights is trained, and no adapters",
+    "grokfast": "averages of all gradients are kept beside them",
+    "hatchery": "it is trained by a service, and not here",
+    "diffusion": "a diffusion model's loss",
+    "nemo_gym": "generation in a step",
+}
 _FUSED = ("flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_mlp", "flash_attn_fuse_qkv")
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 
@@ -72,8 +84,7 @@ def read(draft: Draft) -> Reading:
     shared.model(draft, "base_model")
     shared.positive(draft, "bs", "micro_batch_size", 1)
     shared.positive(draft, "seq", "sequence_len", 512)
-    shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
-    draft.unused_if(("batch_size",), "over all micro-batches; the micro-batch is micro_batch_size")
+    _accumulation(draft)
     trainer.clipping(draft)
     optimizer = draft.text("optimizer")
     if optimizer is None:
@@ -92,6 +103,22 @@ def read(draft: Draft) -> Reading:
         draft.note("sequences are taken as long as sequence_len; axolotl pads to the longest of a batch")
     draft.ignore(_HARMLESS)
     return draft.finish()
+
+
+def _accumulation(draft: Draft) -> None:
+    """Take the micro-batches of a step.
+
+    batch_size, of all of them on one GPU, counts only where their number is null: left out, axolotl has it be 1.
+    """
+    key = "batch_size"
+    together, each = draft.integer(key), draft.options["bs"].value
+    if together is None or not draft.is_null("gradient_accumulation_steps"):
+        shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
+        draft.unused_if((key,), "gradient_accumulation_steps, or its default of 1, counts before it")
+    elif not isinstance(each, int) or together < each:
+        draft.refuse_value(key, f"micro_batch_size, {each}, or more")
+    else:
+        draft.set("accumulation", together // each, key)
 
 
 def _stage(draft: Draft) -> None:
@@ -242,8 +269,26 @@ def _targets(draft: Draft) -> None:
         draft.refuse("targets", "lora_target_modules", "the file names none; name them with --targets")
 
 
-def _loss(draft: Draft) -> None:
+def _plugins(draft: Draft) -> list[str]:
+    """Take the plugins, of which some make another step than a fine-tuning's.
+
+    Raises:
+        UnsupportedError: such a one.
+    """
     plugins = draft.words("plugins") or []
+    for plugin in plugins:
+        parts = set(plugin.lower().split("."))
+        for name, reason in _OTHER_STEPS.items():
+            if name in parts:
+                draft.give_up("plugins", f"{name}: {reason}")
+        if parts.isdisjoint(_PLUGINS):
+            draft.uncounted("plugins", f"{plugin[:60]} is not known here, and may keep or make other tensors")
+    shared.no(draft, ("kd_trainer", "spectrum_top_fraction", "hatchery"), "another step than a fine-tuning's")
+    return plugins
+
+
+def _loss(draft: Draft) -> None:
+    plugins = _plugins(draft)
     if any("liger" in plugin.lower() for plugin in plugins):
         if draft.switch("liger_fused_linear_cross_entropy"):
             draft.set("loss", "fused", "liger_fused_linear_cross_entropy")

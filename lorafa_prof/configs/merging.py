@@ -73,7 +73,7 @@ def _as_it_runs(reading: Reading, *, zero: bool, autocast: bool) -> Reading:
         )
     shared = settings.get("shard")
     unmodelled = list(reading.unmodelled)
-    if shared is not None and shared.value == "fsdp" and "amp" in settings and settings["amp"].value:
+    if shared is not None and shared.value in ("fsdp", "fsdp-grad-op") and "amp" in settings and settings["amp"].value:
         unmodelled.append(
             f"{shared.source}: under FSDP with bf16 weights are gathered in bf16; here they are gathered as kept"
         )

@@ -46,6 +46,9 @@ TORCHTUNE = "model: {_component_: torchtune.models.llama2.lora_llama2_7b, lora_a
         (LORA + "loraplus_lr_ratio:\npeft_use_dora: false", {"method": "lora"}),
         (LORA + "loraplus_lr_ratio: 16\npeft_use_dora: true", {"method": "dora"}),
         (LLAMA_FACTORY + "loraplus_lr_ratio: 16\nuse_dora: true\npissa_init: true", {"method": "dora"}),
+        # axolotl's default of one micro-batch counts before batch_size, and null does not
+        (AXOLOTL + "batch_size: 4", {"accumulation": 1}),
+        (AXOLOTL + "batch_size: 4\ngradient_accumulation_steps:", {"accumulation": 4}),
         # what is trained whole is in fp32, also where nothing is said of precision
         ("cutoff_len: 64\nfinetuning_type: full", {"amp": False, "dtype": "fp32"}),
         ("cutoff_len: 64\nfinetuning_type: full\npure_bf16: true", {"amp": False, "dtype": "bf16"}),
@@ -81,6 +84,11 @@ def test_a_key_means_what_its_tool_makes_of_it(text: str, options: dict[str, obj
         (TRL + "loss_type: apo_zero", "'apo_zero' is no loss of SFT, which has nll, chunked_nll, dft"),
         (TRL + "loss_type: [sigmoid, nll]", "'sigmoid' is no loss of SFT"),
         (TRL + "num_generations: 8", "num_generations is not modelled"),
+        (AXOLOTL + "batch_size: 0\ngradient_accumulation_steps:", "batch_size must be micro_batch_size, 1, or more"),
+        (AXOLOTL + "plugins: [axolotl.integrations.kd.KDPlugin]", "kd: the loss has a teacher's logits"),
+        (AXOLOTL + "plugins: [axolotl.integrations.hatchery.HatcheryPlugin]", "hatchery: it is trained by a service"),
+        (AXOLOTL + "hatchery: {backend: tinker}", "hatchery is not modelled"),
+        (AXOLOTL + "plugins: [axolotl.integrations.spectrum.SpectrumPlugin]", "a part of the weights is trained"),
         (LLAMA_FACTORY + "resize_vocab: true", "embeddings and head would be copied and trained whole"),
         (
             LLAMA_FACTORY + "mixed_precision: bf16_mixed\nuse_megatron_bridge: true",
@@ -117,6 +125,7 @@ def test_an_option_is_left_to_the_command_line(text: str, option: str, words: st
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (AXOLOTL + "plugins: [some.thing.Plugin]", "some.thing.Plugin is not known here"),
         (TORCHTUNE % "lora_rank: 4" + "layer_dropout: {prob: 0.2}", "samples that leave out a layer"),
         (TORCHTUNE % "lora_rank: 4" + "compile: {model: true, loss: false}", "compiled code"),
         (TORCHTUNE % "lora_rank: 4" + "compile: true", "compiled code"),
@@ -170,6 +179,20 @@ def test_deepspeed_casts_all_to_bf16(text: str, zero: str, tmp_path: Path) -> No
         reading = read_configs(order)
         assert (reading.options["dtype"], reading.options["amp"]) == ("bf16", False)
         assert any("no autocast" in note for note in reading.notes)
+
+
+@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP"])
+def test_full_fine_tuning_under_fsdp_is_in_fp32(strategy: str, tmp_path: Path) -> None:
+    """accelerate casts what is trained, whichever of the two it is."""
+    fsdp = f"fsdp_config: {{fsdp_sharding_strategy: {strategy}}}"
+    reading = read(tmp_path, AXOLOTL + f"bf16: true\nfsdp: [full_shard]\n{fsdp}")
+    assert (reading.options["dtype"], reading.options["amp"]) == ("fp32", True)
+
+
+def test_known_plugins_are_taken_in_silence(tmp_path: Path) -> None:
+    """Those that report, and those of which other keys say all."""
+    reading = read(tmp_path, AXOLOTL + "plugins: [axolotl.integrations.swanlab.SwanLabPlugin]")
+    assert reading.unmodelled == ()
 
 
 def test_a_recipe_of_several_gpus_is_said_to_be_one(tmp_path: Path) -> None:
