@@ -56,6 +56,7 @@ _UNCOUNTED = {
     "model_config": "values in the place of those of the model's own configuration",
     "freeze_mm_modules": "parts of a model of several modalities that are not trained",
     "neftune_noise_alpha": "noise is added to the embeddings",
+    "gemma4_hybrid_attn_impl": "another kernel of attention in some layers",
 }
 #: axolotl's own plugins that other keys say all about, or that only report.
 _PLUGINS = frozenset(

@@ -96,6 +96,9 @@ def _stage(draft: Draft) -> None:
     for key in _MEGATRON:
         if draft.take(key) not in (None, False, 1):
             draft.give_up(key, "it splits layers, sequences or experts over GPUs, as Megatron does")
+    for key in ("mixed_precision", "overlap_grad_reduce", "overlap_param_gather", "use_packed_sequences"):
+        if draft.has(key):
+            draft.give_up(key, "a recipe of Megatron-Bridge, whose trainer is another")
     shared.no(draft, ("use_unsloth", "use_unsloth_gc"), "Unsloth's kernels, and checkpoints in the host's memory")
 
 

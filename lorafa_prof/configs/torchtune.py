@@ -145,6 +145,7 @@ def _several_gpus(draft: Draft) -> None:
     if section is not None:
         shared.no(section, ("fsdp.cpu_offload",), "parameters would be kept in the host's memory")
         draft.absorb(section)
+    draft.unused_if(("memory_efficient_fsdp_wrap",), "layers are gathered one by one here")
     signs = [key for key in ("custom_sharded_layers", "fsdp_cpu_offload", "fsdp") if draft.has(key)]
     if signs and "shard" not in draft.options:
         draft.note(f"{signs[0]}: a recipe of several GPUs, with FSDP2: --gpus N --shard fsdp; here one GPU is taken")

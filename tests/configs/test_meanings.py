@@ -94,6 +94,7 @@ def test_a_key_means_what_its_tool_makes_of_it(text: str, options: dict[str, obj
             LLAMA_FACTORY + "mixed_precision: bf16_mixed\nuse_megatron_bridge: true",
             "use_megatron_bridge is not modelled",
         ),
+        (LLAMA_FACTORY + "stage: sft\nmixed_precision: bf16_mixed", "a recipe of Megatron-Bridge"),
         (LORA + "lora_exclude_modules: [q_proj]", "lora_exclude_modules is not modelled"),
         (AXOLOTL + "unfrozen_parameters: [lm_head]", "a part of the weights is trained"),
         (TORCHTUNE % "lora_rank: 4" + "quantizer: {groupsize: 32}", "rounded in every forward"),
@@ -129,6 +130,7 @@ def test_an_option_is_left_to_the_command_line(text: str, option: str, words: st
         (TORCHTUNE % "lora_rank: 4" + "layer_dropout: {prob: 0.2}", "samples that leave out a layer"),
         (TORCHTUNE % "lora_rank: 4" + "compile: {model: true, loss: false}", "compiled code"),
         (TORCHTUNE % "lora_rank: 4" + "compile: true", "compiled code"),
+        ('{"zero_optimization": {"stage": 1}, "compile": {"disable": false}}', "compiled code"),
     ],
 )
 def test_what_is_not_counted_is_said(text: str, words: str, tmp_path: Path) -> None:
