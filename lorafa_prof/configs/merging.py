@@ -77,7 +77,8 @@ def _as_it_runs(reading: Reading, *, zero: bool, autocast: bool) -> Reading:
         unmodelled.append(
             f"{shared.source}: under FSDP with bf16 weights are gathered in bf16; here they are gathered as kept"
         )
-        if "method" in settings and settings["method"].value == "full" and "dtype" in settings:
+        full = "method" in settings and settings["method"].value == "full"
+        if full and "dtype" in settings and settings["dtype"].value != "fp32":
             settings["dtype"] = replace(settings["dtype"], value="fp32")
             notes.append("under FSDP with bf16 accelerate casts what is trained to fp32")
     clip = settings.get("clip")
