@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args
 
 from lorafa_prof.errors import BadInputError, ContradictionError, MissingComponentError, UnsupportedError
 from lorafa_prof.layers import ALL, Layers, parse_layers
+from lorafa_prof.patterns import is_pattern
 from lorafa_prof.specs import (
     KEPT_BY_DEFAULT,
     METHODS,
@@ -104,12 +105,20 @@ def run_spec(
 
     Raises:
         BadInputError: a value out of range, or an empty target.
+        ContradictionError: options that exclude each other.
+        UnsupportedError: targets that are a pattern, as PEFT takes a text, and choose what --targets cannot say.
     """
     require_choice("method", method, METHODS)
-    names = tuple(name.strip() for name in targets.split(","))
-    if not all(names):
-        raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
-    adapted = layers_of(layers, model)
+    if is_pattern(targets):
+        from lorafa_prof.pattern_targets import chosen_by
+
+        chosen = chosen_by(targets.strip(), model, method, layers)
+        names, adapted = chosen.targets, chosen.layers
+    else:
+        names = tuple(name.strip() for name in targets.split(","))
+        if not all(names):
+            raise BadInputError(f"--targets holds an empty name: {targets[:60]!r}")
+        adapted = layers_of(layers, model)
     spec = MethodSpec(name=method, rank=rank, targets=names, dropout=dropout, layers=adapted)
     return RunSpec(model=model, method=spec, keep=kept_operators(keep), **options)
 

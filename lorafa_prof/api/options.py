@@ -40,7 +40,7 @@ class RunOptions(TypedDict, total=False):
     rank: int
     """Rank r of the adapters. 64."""
     targets: str | Sequence[str]
-    """"all-linear", "qv", or suffixes of module names. "all-linear"."""
+    """"all-linear", "qv", suffixes of module names, or a pattern of whole names. "all-linear"."""
     layers: str | int | Sequence[int]
     """Layers with adapters: "all", the last so many (8, "50%"), or their numbers from 0 on. "all"."""
     dtype: Dtype

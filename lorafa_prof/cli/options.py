@@ -179,7 +179,7 @@ _SIZES = (
 _OPTIONS = (
     _Option(
         names=("--targets", "targets"), default="all-linear", kind=str,
-        help="all-linear, qv, or a comma list of module-name suffixes.",
+        help="all-linear, qv, a comma list of module-name suffixes, or a regular expression of whole names.",
     ),
     _Option(
         names=("--layers", "layers"), default="all", kind=str,

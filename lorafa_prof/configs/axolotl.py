@@ -41,7 +41,7 @@ _HARMLESS = (
     "ray_num_workers", "use_otel_metrics", "otel_metrics_host", "otel_metrics_port", "use_swanlab", "swanlab_project",
     "swanlab_experiment_name", "swanlab_description", "swanlab_mode", "swanlab_log_completions", "do_causal_lm_eval",
     "eval_causal_lm_metrics", "eval_table_max_new_tokens", "streaming_multipack_buffer_size", "accelerator_config",
-    "flex_attn_compile_kwargs",
+    "flex_attn_compile_kwargs", "cls_model_config", "pretrain_multipack_attn", "peft_ensure_weight_tying",
 )  # fmt: skip
 #: How many GPUs a sequence, a layer or an expert is split over, and how many have copies of a shard.
 _SPLITS = (
@@ -56,6 +56,19 @@ _UNCOUNTED = {
     "model_config": "values in the place of those of the model's own configuration",
     "freeze_mm_modules": "parts of a model of several modalities that are not trained",
     "neftune_noise_alpha": "noise is added to the embeddings",
+    "gemma4_hybrid_attn_impl": "another kernel of attention in some layers",
+}
+#: axolotl's own plugins that other keys say all about, or that only report.
+_PLUGINS = frozenset(
+    {"liger", "cut_cross_entropy", "kernels", "expert_parallel", "llm_compressor", "swanlab", "lm_eval"}
+)
+_OTHER_STEPS = {
+    "kd": "the loss has a teacher's logits",
+    "spectrum": "a part of the weights is trained, and no adapters",
+    "grokfast": "averages of all gradients are kept beside them",
+    "hatchery": "it is trained by a service, and not here",
+    "diffusion": "a diffusion model's loss",
+    "nemo_gym": "generation in a step",
 }
 _FUSED = ("flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_mlp", "flash_attn_fuse_qkv")
 _KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
@@ -72,8 +85,7 @@ def read(draft: Draft) -> Reading:
     shared.model(draft, "base_model")
     shared.positive(draft, "bs", "micro_batch_size", 1)
     shared.positive(draft, "seq", "sequence_len", 512)
-    shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
-    draft.unused_if(("batch_size",), "over all micro-batches; the micro-batch is micro_batch_size")
+    _accumulation(draft)
     trainer.clipping(draft)
     optimizer = draft.text("optimizer")
     if optimizer is None:
@@ -94,14 +106,32 @@ def read(draft: Draft) -> Reading:
     return draft.finish()
 
 
+def _accumulation(draft: Draft) -> None:
+    """Take the micro-batches of a step.
+
+    batch_size, of all of them on one GPU, counts only where their number is null: left out, axolotl has it be 1.
+    """
+    key = "batch_size"
+    together, each = draft.integer(key), draft.options["bs"].value
+    if together is None or not draft.is_null("gradient_accumulation_steps"):
+        shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
+        draft.unused_if((key,), "gradient_accumulation_steps, or its default of 1, counts before it")
+    elif not isinstance(each, int) or together < each:
+        draft.refuse_value(key, f"micro_batch_size, {each}, or more")
+    else:
+        draft.set("accumulation", together // each, key)
+
+
 def _stage(draft: Draft) -> None:
     shared.no(draft, ("rl", "trl", "ebft"), "more than one model, or generation, in a step")
     shared.no(draft, ("reward_model", "process_reward_model"), "a reward model's loss")
     shared.no(
-        draft, ("qat", "quantization", "fp8", "gptq", "model_quantization_config", "quantize_moe_experts"),
+        draft, ("qat", "fp8", "gptq", "model_quantization_config", "quantize_moe_experts"),
         "a form of weights that no engine knows",
     )  # fmt: skip
-    shared.no(draft, ("unfrozen_parameters", "relora", "lisa_n_layers"), "it trains parts of the model by turns")
+    draft.unused_if(("quantization",), "weights are quantised after training, by a command of its own")
+    shared.no(draft, ("relora", "lisa_n_layers"), "it trains parts of the model by turns")
+    shared.no(draft, ("unfrozen_parameters",), "a part of the weights is trained, and no adapters")
     shared.no(draft, ("activation_offloading", "layer_offloading"), "it would be kept in the host's memory")
     shared.no(draft, ("diffusion",), "a diffusion model's loss")
     shared.no(draft, ("use_onebitllms", "llama4_linearized_experts"), "a form of weights that no engine knows")
@@ -112,21 +142,27 @@ def _stage(draft: Draft) -> None:
 
 
 def _precision(draft: Draft) -> None:
-    """Take the dtypes: bf16 is autocast over weights in bf16, bfloat16 those weights without autocast."""
-    if draft.switch("fp16") or draft.switch("float16"):
-        draft.refuse("amp", "fp16", "fp16 with scaled gradients is not modelled; take --amp or --no-amp, in bf16")
-        draft.ignore(["bf16", "bfloat16"])
-        return
+    """Take the dtypes: bf16 and bfloat16 are autocast over weights in bf16, and float16 weights without autocast.
+
+    bf16 counts before the others, but where it is "auto", as it is where the file says nothing, fp16 does.
+    """
     value = draft.take("bf16")
     if value not in (None, True, False, "auto", "full"):
         draft.refuse_value("bf16", "true, false, auto or full")
-    explicit, pure = value is not None, draft.switch("bfloat16")
+    fp16 = draft.take("fp16") != "auto" and bool(draft.switch("fp16"))
+    half, pure = bool(draft.switch("float16")), bool(draft.switch("bfloat16"))
+    explicit = value is not None or half or pure
+    narrow = pure or (not fp16 if value in (None, "auto") else bool(value))
+    if fp16 and not narrow:
+        draft.refuse("amp", "fp16", "fp16 with scaled gradients is not modelled; take --amp or --no-amp, in bf16")
+        draft.ignore(["float32"])
+        return
     if value == "auto":
         draft.note("bf16 auto: taken as on a card that has it")
     # "full" is bf16 evaluation, without autocast in training: TrainingArguments' bf16 is not set then.
-    draft.set("amp", value != "full" and (value is not False or bool(pure)), "bf16", explicit=explicit)
-    narrow = value is not False or bool(pure)
-    draft.set("dtype", "bf16" if narrow else "fp32", "bf16", explicit=explicit)
+    draft.set("amp", narrow and value != "full", "bf16", explicit=explicit)
+    wide = "fp16" if half or draft.switch("load_in_8bit") else "fp32"
+    draft.set("dtype", "bf16" if narrow else wide, "bf16", explicit=explicit)
     draft.ignore(["float32"])
 
 
@@ -178,12 +214,14 @@ def _adapters(draft: Draft) -> None:
     else:
         shared.positive(draft, "rank", "lora_r")
     shared.dropout(draft, "lora_dropout")
+    draft.unused_if(("lora_model_dir",), shared.GOES_ON)
     _targets(draft)
     shared.layers(draft, "peft_layers_to_transform")
     shared.saved_modules(draft, "lora_modules_to_save")
     shared.no(
         draft,
-        ("lora_target_parameters", "lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices"),
+        ("lora_target_parameters", "lora_rank_pattern", "lora_exclude_modules", "peft_layer_replication",
+         "peft_trainable_token_indices"),
         "no engine knows of it",
     )  # fmt: skip
     if draft.switch("peft_autocast_adapter_dtype") is False:
@@ -198,13 +236,14 @@ def _adapters(draft: Draft) -> None:
 def _method(draft: Draft, adapter: str) -> None:
     draft.take("peft")
     other = shared.initialisation(draft, "peft_init_lora_weights")
-    key = "adapter"
+    key = "adapter" if other is None else "peft_init_lora_weights"
+    plus = draft.number("loraplus_lr_ratio") is not None
     if draft.switch("peft_use_dora"):
         other, key = "dora", "peft_use_dora"
-    elif other is not None:
-        key = "peft_init_lora_weights"
-    elif draft.number("loraplus_lr_ratio") is not None:
+    elif other is None and plus:
         other, key = "lora-plus", "loraplus_lr_ratio"
+    if plus and other != "lora-plus":
+        draft.unused("loraplus_lr_ratio", "groups of learning rates are modelled of LoRA itself")
     if "method" not in draft.refusals:
         draft.set("method", other or adapter, key)
 
@@ -231,8 +270,26 @@ def _targets(draft: Draft) -> None:
         draft.refuse("targets", "lora_target_modules", "the file names none; name them with --targets")
 
 
-def _loss(draft: Draft) -> None:
+def _plugins(draft: Draft) -> list[str]:
+    """Take the plugins, of which some make another step than a fine-tuning's.
+
+    Raises:
+        UnsupportedError: such a one.
+    """
     plugins = draft.words("plugins") or []
+    for plugin in plugins:
+        parts = set(plugin.lower().split("."))
+        for name, reason in _OTHER_STEPS.items():
+            if name in parts:
+                draft.give_up("plugins", f"{name}: {reason}")
+        if parts.isdisjoint(_PLUGINS):
+            draft.uncounted("plugins", f"{plugin[:60]} is not known here, and may keep or make other tensors")
+    shared.no(draft, ("kd_trainer", "spectrum_top_fraction", "hatchery"), "another step than a fine-tuning's")
+    return plugins
+
+
+def _loss(draft: Draft) -> None:
+    plugins = _plugins(draft)
     if any("liger" in plugin.lower() for plugin in plugins):
         if draft.switch("liger_fused_linear_cross_entropy"):
             draft.set("loss", "fused", "liger_fused_linear_cross_entropy")

@@ -21,12 +21,13 @@ _OPTIMIZERS = {"adam": "adamw", "adamw": "adamw", "torch_adam": "adamw"}
 _HARMLESS = (
     "steps_per_print", "wall_clock_breakdown", "scheduler", "zero_allow_untested_optimizer", "tensorboard", "wandb",
     "csv_monitor", "comms_logger", "dump_state", "memory_breakdown", "flops_profiler", "prescale_gradients",
-    "gradient_predivide_factor", "zero_force_ds_cpu_optimizer", "checkpoint", "elasticity", "seed",
+    "gradient_predivide_factor", "zero_force_ds_cpu_optimizer", "checkpoint", "elasticity", "seed", "_comment",
 )  # fmt: skip
 _BUCKETS = (
     "overlap_comm", "contiguous_gradients", "sub_group_size", "reduce_bucket_size", "allgather_bucket_size",
     "allgather_partitions", "reduce_scatter", "round_robin_gradients", "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_param_persistence_threshold", "stage3_max_live_parameters", "max_live_parameters", "max_reuse_distance",
+     "stage3_max_reuse_distance",
     "ignore_unused_parameters", "gather_16bit_weights_on_model_save",
     "stage3_gather_16bit_weights_on_model_save", "load_from_fp32_weights",
 )  # fmt: skip
@@ -80,6 +81,9 @@ def take(draft: Draft, prefix: str) -> None:
         name = f"{prefix}activation_checkpointing"
         shared.no(checkpointing, (f"{name}.cpu_checkpointing",), "checkpoints would be kept in the host's memory")
         draft.unused(name, "it sets up DeepSpeed's own checkpointing, which a model must call; --checkpointing says")
+    compiled = draft.take(f"{prefix}compile")
+    if isinstance(compiled, dict) and not compiled.get("disable", False):
+        draft.uncounted(f"{prefix}compile", "compiled code keeps and makes other tensors")
     for key in ("compression_training", "data_efficiency", "curriculum_learning", "tensor_parallel", "amp"):
         value = draft.take(f"{prefix}{key}")
         if isinstance(value, dict) and value.get("enabled", True):

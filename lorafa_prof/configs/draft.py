@@ -30,6 +30,7 @@ class Draft:
     def __init__(self, file: str, tool: str, data: Mapping[str, Any]) -> None:
         self.file, self.tool = file, tool
         self._data = {key: value for key, value in data.items() if value is not None}
+        self._nulls = data.keys() - self._data.keys()
         self._taken: set[str] = set()
         self._settings: dict[str, Setting] = {}
         self._refused: dict[str, str] = {}
@@ -42,6 +43,10 @@ class Draft:
     def has(self, key: str) -> bool:
         """Return whether the file says something under a key, without taking it."""
         return key in self._data
+
+    def is_null(self, key: str) -> bool:
+        """Return whether the file has a key without a value, where a tool's default is one."""
+        return key in self._nulls
 
     def take(self, key: str) -> Any:
         """Return what is under a key, of whatever type; None where it is not there."""
@@ -148,8 +153,7 @@ class Draft:
             BadInputError: always.
         """
         value = self._data.get(key)
-        shown = repr(one_line(value, 40)) if isinstance(value, str) else one_line(kind_or_number(value), 40)
-        raise BadInputError(f"{self.file}: {one_line(key, 60)} must be {wanted}, not {shown}")
+        raise BadInputError(f"{self.file}: {one_line(key, 60)} must be {wanted}, not {kind_or_text(value)}")
 
     # -- saying what they mean -----------------------------------------------------------------------------------
 
@@ -234,3 +238,8 @@ def kind_or_number(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value) if not isinstance(value, int) or value.bit_length() < 256 else "a huge number"
     return kind_of(value)
+
+
+def kind_or_text(value: object) -> str:
+    """Return a short text as it is, and in words what anything else is."""
+    return repr(one_line(value, 40)) if isinstance(value, str) else one_line(kind_or_number(value), 40)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafa_prof.catalog.json_files import one_line
-from lorafa_prof.configs import accelerate, axolotl, deepspeed, llama_factory, peft, torchtune, trainer
+from lorafa_prof.configs import (
+    accelerate,
+    axolotl,
+    deepspeed,
+    llama_factory,
+    llama_factory_v1,
+    peft,
+    torchtune,
+    trainer,
+)
 from lorafa_prof.configs.draft import Draft
 from lorafa_prof.configs.files import read_mapping, shown_name
 from lorafa_prof.configs.reading import Reading
@@ -28,7 +37,13 @@ class Format:
 
 FORMATS = (
     Format(tool=axolotl.TOOL, signs=axolotl.SIGNS, read=axolotl.read, covers=axolotl.COVERS),
-    Format(tool=llama_factory.TOOL, signs=llama_factory.SIGNS, read=llama_factory.read, covers=trainer.TRAINER_SIGNS),
+    Format(tool=llama_factory.TOOL, signs=llama_factory.SIGNS, read=llama_factory.read, covers=llama_factory.COVERS),
+    Format(
+        tool=llama_factory_v1.TOOL,
+        signs=llama_factory_v1.SIGNS,
+        read=llama_factory_v1.read,
+        covers=llama_factory_v1.COVERS,
+    ),
     Format(tool=torchtune.TOOL, signs=frozenset(), read=torchtune.read),
     Format(tool=trainer.TOOL, signs=trainer.SIGNS, read=trainer.read),
     Format(tool=peft.TOOL, signs=peft.SIGNS, read=peft.read),

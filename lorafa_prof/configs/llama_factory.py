@@ -14,6 +14,8 @@ TOOL = "LLaMA-Factory"
 SIGNS = frozenset(
     {"finetuning_type", "stage", "cutoff_len", "lora_target", "lora_rank", "template", "quantization_bit"}
 )
+#: Keys of other formats: the Trainer's, and one of Megatron-Bridge that accelerate has too.
+COVERS = trainer.TRAINER_SIGNS | {"mixed_precision"}
 _ATTENTION = {"sdpa": "sdpa", "fa2": "flash", "disabled": "eager"}
 _UNCOUNTED = {
     "upcast_layernorm": "norms are cast to fp32",
@@ -38,12 +40,13 @@ _HARMLESS = (
     "enable_thinking", "ignore_pad_token_for_loss", "eval_num_beams", "eval_on_each_dataset", "plot_loss", "cache_dir",
     "use_fast_tokenizer", "split_special_tokens", "model_revision", "low_cpu_mem_usage", "hf_hub_token", "ms_hub_token",
     "om_hub_token", "print_param_status", "trust_remote_code", "lora_alpha", "use_rslora", "loraplus_lr_embedding",
-    "pissa_iter", "pissa_convert", "create_new_adapter", "compute_accuracy", "disable_shuffling",
+    "pissa_iter", "pissa_convert", "create_new_adapter", "adapter_name_or_path", "train_from_scratch",
+    "compute_accuracy", "disable_shuffling",
     "predict_with_generate",
     "early_stopping_steps", "include_effective_tokens_per_second", "infer_backend", "infer_dtype", "use_swanlab",
     "swanlab_project", "swanlab_run_name", "swanlab_mode", "ray_num_workers", "flash_attn", "offload_folder",
     "use_kv_cache", "video_fps", "video_maxlen", "image_min_pixels", "video_min_pixels",
-    "freeze_vision_tower", "freeze_multi_modal_projector", "adapter_name_or_path",
+    "freeze_vision_tower", "freeze_multi_modal_projector",
 )  # fmt: skip
 
 
@@ -93,6 +96,9 @@ def _stage(draft: Draft) -> None:
     for key in _MEGATRON:
         if draft.take(key) not in (None, False, 1):
             draft.give_up(key, "it splits layers, sequences or experts over GPUs, as Megatron does")
+    for key in ("mixed_precision", "overlap_grad_reduce", "overlap_param_gather", "use_packed_sequences"):
+        if draft.has(key):
+            draft.give_up(key, "a recipe of Megatron-Bridge, whose trainer is another")
     shared.no(draft, ("use_unsloth", "use_unsloth_gc"), "Unsloth's kernels, and checkpoints in the host's memory")
 
 
@@ -112,18 +118,37 @@ def _method(draft: Draft) -> None:
         return
     quant = _quantisation(draft)
     method, key = "lora" if quant is None or quant == "int8" else "qlora", "finetuning_type"
-    if draft.switch("use_dora"):
+    dora, pissa = draft.switch("use_dora"), draft.switch("pissa_init")
+    plus = draft.number("loraplus_lr_ratio") is not None
+    if dora:
         method, key = "dora", "use_dora"
-    elif draft.switch("pissa_init"):
+    elif pissa:
         method, key = "pissa", "pissa_init"
-    elif draft.number("loraplus_lr_ratio") is not None:
+    elif plus:
         method, key = "lora-plus", "loraplus_lr_ratio"
+    if dora and pissa:
+        draft.unused("pissa_init", "first values of adapters: a step has the same tensors as DoRA's")
+    if plus and method != "lora-plus":
+        draft.unused("loraplus_lr_ratio", "groups of learning rates are modelled of LoRA itself")
     draft.set("method", method, key, explicit=explicit or key != "finetuning_type")
     shared.positive(draft, "rank", "lora_rank", 8)
     shared.dropout(draft, "lora_dropout")
-    if not shared.targets(draft, "lora_target", everything=("all",)):
+    if not shared.targets(draft, "lora_target", everything=("all",), pattern=False):
         draft.set("targets", "all-linear", "lora_target", explicit=False)
-    shared.saved_modules(draft, "additional_target")
+    if draft.has("additional_target") or not draft.switch("resize_vocab"):
+        shared.saved_modules(draft, "additional_target")
+    else:
+        draft.give_up("resize_vocab", "embeddings and head would be copied and trained whole beside the adapters")
+    _goes_on(draft)
+
+
+def _goes_on(draft: Draft) -> None:
+    """Say of an adapter that is trained further that its own settings count."""
+    key = "adapter_name_or_path"
+    if draft.switch("create_new_adapter"):
+        draft.unused_if((key,), "it is merged into the weights, and a new one trained")
+    else:
+        draft.unused_if((key,), shared.GOES_ON)
 
 
 def _quantisation(draft: Draft) -> str | None:
@@ -142,14 +167,14 @@ def _quantisation(draft: Draft) -> str | None:
 
 def _dtypes(draft: Draft, *, pure: bool) -> None:
     """Set the weights' dtype: that of the computation for what is frozen, fp32 for what is trained."""
-    amp = draft.options.get("amp")
+    amp, method = draft.options.get("amp"), draft.options.get("method")
     if pure:
         draft.set("dtype", "bf16", "pure_bf16")
-    elif amp is not None and not amp.value:
-        draft.unused("bf16", "off: as the checkpoint is stored, which --dtype says")
-    elif draft.options.get("method") and draft.options["method"].value == "full":
+    elif method is not None and method.value == "full":
         draft.set("dtype", "fp32", "bf16")
         draft.note("LLaMA-Factory casts what is trained to fp32, unless pure_bf16")
+    elif amp is not None and not amp.value:
+        draft.unused("bf16", "off: as the checkpoint is stored, which --dtype says")
     elif amp is not None:
         draft.set("dtype", "bf16", "bf16")
 

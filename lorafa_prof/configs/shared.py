@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from lorafa_prof.catalog.model_catalog import hub_ids
 from lorafa_prof.configs.draft import Draft
+from lorafa_prof.patterns import is_pattern
 
 #: `TrainingArguments(optim=...)` as the run option has it.
 OPTIMIZERS = {
@@ -15,6 +16,8 @@ OPTIMIZERS = {
 }  # fmt: skip
 #: transformers' attention code as the run option has it.
 ATTENTION = {"eager": "eager", "sdpa": "sdpa", "flash_attention_2": "flash"}
+#: Why the path of an adapter that is trained further is not used.
+GOES_ON = "training goes on with that adapter, whose own rank and modules count: its adapter_config.json has them"
 DTYPES = {
     "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "float32": "fp32", "fp32": "fp32",
     "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",
@@ -100,20 +103,31 @@ def dropout(draft: Draft, key: str, default: float = 0.0) -> None:
     draft.set("dropout", float(default if value is None else value), key, explicit=value is not None)
 
 
-def targets(draft: Draft, key: str, *, everything: tuple[str, ...]) -> bool:
+def targets(draft: Draft, key: str, *, everything: tuple[str, ...], pattern: bool = True, single: bool = False) -> bool:
     """Set the adapted modules; say whether the file names any.
 
     Args:
         draft: the file.
         key: where it names them.
         everything: words by which it names all linear layers.
+        pattern: whether a text is a pattern to the tool, as it is to PEFT, and no list of names.
+        single: whether the only name of a list is taken for a text.
     """
-    if isinstance(draft.take(key), str) and set(str(draft.take(key))) & set("^$*+?()|\\["):
-        draft.refuse("targets", key, "a pattern is not read; name suffixes of modules with --targets")
+    value = draft.take(key)
+    if isinstance(value, list) and len(value) == 1 and single:
+        value = value[0]
+    if isinstance(value, str) and is_pattern(value):
+        if not pattern:
+            draft.refuse("targets", key, "a pattern is nothing to this tool; name suffixes of modules with --targets")
+        else:
+            draft.set("targets", value.strip(), key)
         return True
     names = draft.words(key)
     if names is None:
         return False
+    if any(is_pattern(name) for name in names):
+        draft.refuse("targets", key, "a pattern in a list is nothing to PEFT; name suffixes of modules with --targets")
+        return True
     draft.set("targets", "all-linear" if set(names) & set(everything) else ",".join(names), key)
     return True
 

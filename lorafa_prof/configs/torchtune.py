@@ -35,7 +35,8 @@ _HARMLESS = (
     "lr_scheduler", "metric_logger", "log_every_n_steps", "log_peak_memory_stats", "log_level", "device", "profiler",
     "resume_from_checkpoint", "save_adapter_weights_only", "low_cpu_ram", "batch_size_val", "run_val_every_n_steps",
     "enable_async_checkpointing", "custom_sharded_layers", "cudnn_deterministic_mode", "collate_fn", "model_type",
-    "epochs_to_save", "save_every_n_epochs", "dataloader",
+    "epochs_to_save", "save_every_n_epochs", "dataloader", "save_every_n_steps", "resize_token_embeddings", "name",
+    "data_parallel_shard_dim", "context_parallel_rotate_method",
 )  # fmt: skip
 _TOKENIZER = (
     COMPONENT, "path", "merges_file", "merges_path", "vocab_path", "prompt_template", "special_tokens_path",
@@ -58,13 +59,16 @@ def read(draft: Draft) -> Reading:
     _recipe(draft)
     shared.positive(draft, "bs", "batch_size", 1)
     shared.positive(draft, "accumulation", "gradient_accumulation_steps", 1)
-    norm = draft.number("clip_grad_norm")
-    draft.set("clip", norm is not None, "clip_grad_norm", explicit=norm is not None)
+    clip = draft.has("clip_grad_norm")
+    if str(draft.take("clip_grad_norm")) != "inf":  # which takes the norm to show it, and multiplies all the same
+        draft.number("clip_grad_norm")
+    draft.set("clip", clip, "clip_grad_norm", explicit=clip)
     dtype = draft.text("dtype")
     if dtype is not None:
         shared.mapped(draft, "dtype", "dtype", dtype, shared.DTYPES)
     draft.set("amp", False, "dtype", explicit=False)
     _memory(draft)
+    _several_gpus(draft)
     _model(draft)
     _optimizer(draft)
     _sequence(draft)
@@ -94,6 +98,7 @@ def _recipe(draft: Draft) -> None:
         (("ref_checkpointer", "reward_functions", "grpo_samples", "ppo_epochs", "forward_batch_size", "orchestration"),
          "more than one model, or generation, in a step"),
         (("tasks", "max_new_tokens", "prompt"), "it evaluates or generates, and trains nothing"),
+        (("early_exit_loss",), "losses of several layers, each with its logits"),
     ):  # fmt: skip
         for key in keys:
             if draft.has(key):
@@ -109,12 +114,41 @@ def _memory(draft: Draft) -> None:
     shared.no(draft, ("enable_activation_offloading",), "activations would be kept in the host's memory")
     shared.no(draft, ("fsdp_cpu_offload",), "parameters would be kept in the host's memory")
     shared.no(draft, ("optimizer_in_bwd",), "the optimizer would step within the backward")
-    shared.no(draft, ("tensor_parallel_plan", "quantizer", "fp8", "enable_fp8_training"), "no engine knows of it")
+    shared.no(draft, ("quantizer",), "weights are rounded in every forward, to train for a narrower form (QAT)")
+    shared.no(draft, ("tensor_parallel_plan",), "layers are split over GPUs")
+    shared.no(draft, ("fp8", "enable_fp8_training"), "no engine knows of it")
+    compiled = draft.take("compile")  # a switch, or one for each part
+    parts = compiled.values() if isinstance(compiled, dict) else [draft.switch("compile")]
+    if any(part not in (None, False) for part in parts):
+        draft.uncounted("compile", "compiled code keeps and makes other tensors")
+    if draft.take("layer_dropout") is not None:
+        draft.uncounted("layer_dropout", "samples that leave out a layer keep nothing there; here none does")
+
+
+def _several_gpus(draft: Draft) -> None:
+    """Take what only the recipes of several GPUs have, which shard everything; that one is meant a file does not say.
+
+    Raises:
+        UnsupportedError: splits of anything but the state.
+    """
     for key in ("tensor_parallel_dim", "context_parallel_dim", "data_parallel_replicate_dim"):
         if draft.integer(key) not in (None, 1):
-            draft.give_up(key, "splits of a sequence or a layer over GPUs")
-    if draft.switch("compile"):
-        draft.uncounted("compile", "compiled code keeps and makes other tensors")
+            draft.give_up(key, "splits of a sequence or a layer over GPUs, or copies of shards")
+    kept = draft.switch("fsdp_reshard_after_forward") is False
+    gpus = draft.integer("data_parallel_shard_dim")
+    if gpus is not None and gpus > 1:
+        draft.set("gpus", gpus, "data_parallel_shard_dim")
+    if kept or (gpus is not None and gpus > 1):
+        key = "fsdp_reshard_after_forward" if kept else "data_parallel_shard_dim"
+        draft.set("shard", "fsdp-grad-op" if kept else "fsdp", key)
+    section = draft.section("fsdp")
+    if section is not None:
+        shared.no(section, ("fsdp.cpu_offload",), "parameters would be kept in the host's memory")
+        draft.absorb(section)
+    draft.unused_if(("memory_efficient_fsdp_wrap",), "layers are gathered one by one here")
+    signs = [key for key in ("custom_sharded_layers", "fsdp_cpu_offload", "fsdp") if draft.has(key)]
+    if signs and "shard" not in draft.options:
+        draft.note(f"{signs[0]}: a recipe of several GPUs, with FSDP2: --gpus N --shard fsdp; here one GPU is taken")
 
 
 def _model(draft: Draft) -> None:
@@ -159,15 +193,13 @@ def _adapters(section: Draft, prefix: str) -> None:
     shared.dropout(section, "model.lora_dropout")
     names = section.words("model.lora_attn_modules") or []
     unknown = [name for name in names if name not in _PROJECTIONS]
-    mlp = bool(section.switch("model.apply_lora_to_mlp"))
+    mlp, head = (bool(section.switch(f"model.apply_lora_to_{part}")) for part in ("mlp", "output"))
     if unknown:
         section.refuse("targets", "model.lora_attn_modules", f"{unknown[0][:40]!r} is not known; see --targets")
-    elif names or mlp:
-        wanted = [_PROJECTIONS[name] for name in names] + list(_MLP if mlp else ())
-        everything = mlp and set(names) == set(_PROJECTIONS)
+    elif names or mlp or head:
+        wanted = [_PROJECTIONS[name] for name in names] + list(_MLP if mlp else ()) + (["lm_head"] if head else [])
+        everything = mlp and set(names) == set(_PROJECTIONS) and not head
         section.set("targets", "all-linear" if everything else ",".join(wanted), "model.lora_attn_modules")
-    if section.switch("model.apply_lora_to_output"):
-        section.give_up("model.apply_lora_to_output", "an adapter on the output head")
     section.ignore(["model.lora_alpha"])
 
 

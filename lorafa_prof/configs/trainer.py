@@ -7,7 +7,7 @@ theirs says that they are meant.
 from __future__ import annotations
 
 from lorafa_prof.configs import deepspeed, shared
-from lorafa_prof.configs.draft import Draft
+from lorafa_prof.configs.draft import Draft, kind_or_text
 from lorafa_prof.configs.reading import Reading
 
 TOOL = "TRL or transformers"
@@ -22,7 +22,16 @@ _TRL = (
     "use_peft", "max_length", "max_seq_length", "packing", "packing_strategy", "padding_free", "dataset_name",
     "dataset_text_field", "loss_type", "completion_only_loss", "assistant_only_loss", "model_name_or_path",
 )  # fmt: skip
+#: Keys of TRL's trainers that SFT's has not: of preferences, of rewards, of generation, of a teacher.
+_OTHER_TRAINERS = (
+    "beta", "max_prompt_length", "max_completion_length", "ref_model_init_kwargs", "precompute_ref_log_probs",
+    "reference_free", "sync_ref_model", "rpo_alpha", "desirable_weight", "undesirable_weight", "simpo_gamma",
+    "cpo_alpha", "num_generations", "reward_weights", "reward_funcs", "reward_model_path", "use_vllm",
+    "center_rewards_coefficient", "teacher_model_name_or_path", "num_ppo_epochs", "response_length",
+)  # fmt: skip
+_SFT_LOSSES = ("nll", "chunked_nll", "dft")
 _TRL_HARMLESS = (
+    "dataset_mixture", "dataset_mixer", "dataset_splits", "chat_template", "hub_model_revision",
     "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming", "datasets",
     "dataset_text_field", "dataset_kwargs", "dataset_num_proc", "eos_token", "pad_token", "chat_template_path",
     "truncation_mode", "shuffle_dataset", "eval_packing", "completion_only_loss", "assistant_only_loss",
@@ -37,12 +46,29 @@ def read(draft: Draft) -> Reading:
         BadInputError: a value of the wrong kind.
         UnsupportedError: what no engine models and no option mends.
     """
+    _stage(draft)
     trl = any(draft.has(key) for key in _TRL)
     training_arguments(draft, trl=trl)
     if trl:
         _sft(draft)
     draft.ignore(_TRL_HARMLESS)
     return draft.finish()
+
+
+def _stage(draft: Draft) -> None:
+    """Refuse the arguments of TRL's other trainers, which a file does not name.
+
+    Raises:
+        UnsupportedError: preferences, rewards or a teacher.
+    """
+    for key in _OTHER_TRAINERS:
+        if draft.has(key):
+            draft.give_up(key, "preferences, rewards or a teacher: another loss than SFT's, or more than one model")
+    losses = draft.take("loss_type")
+    named = losses if isinstance(losses, list) else [losses]
+    other = next((name for name in named if name is not None and name not in _SFT_LOSSES), None)
+    if other is not None:
+        draft.give_up("loss_type", f"{kind_or_text(other)} is no loss of SFT, which has {', '.join(_SFT_LOSSES)}")
 
 
 def training_arguments(draft: Draft, *, trl: bool) -> None:
@@ -272,7 +298,9 @@ def _sft(draft: Draft) -> None:
 def _loading(draft: Draft, prefix: str, *, default: str | None) -> None:
     key = f"{prefix}torch_dtype" if draft.has(f"{prefix}torch_dtype") else f"{prefix}dtype"
     dtype = draft.text(key)
-    if dtype == "auto":
+    if dtype is None and (draft.is_null(f"{prefix}torch_dtype") or draft.is_null(f"{prefix}dtype")):
+        draft.note(f"{key} null: as the checkpoint is stored, which --dtype says")
+    elif dtype == "auto":
         draft.unused(key, "auto: as the checkpoint is stored, which --dtype says")
     elif dtype is not None:
         shared.mapped(draft, "dtype", key, dtype, shared.DTYPES)
@@ -301,7 +329,7 @@ def _adapters(draft: Draft) -> None:
     draft.set("method", method, "use_peft")
     shared.positive(draft, "rank", "lora_r", 16)
     shared.dropout(draft, "lora_dropout", 0.05)
-    if not shared.targets(draft, "lora_target_modules", everything=("all-linear",)):
+    if not shared.targets(draft, "lora_target_modules", everything=("all-linear",), single=True):
         draft.set("targets", "qv", "lora_target_modules", explicit=False)
     shared.saved_modules(draft, "lora_modules_to_save")
     shared.no(draft, ("lora_target_parameters",), "adapters on parameters that are no layers' weights")

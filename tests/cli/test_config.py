@@ -11,7 +11,8 @@ import pytest
 
 from lorafa_prof.cli import main
 from tests.support.configs import tiny_configs
-from tests.support.tool_files import ADAPTER, AXOLOTL_QLORA, DEEPSPEED, PARTS, TRAINING_ARGUMENTS, WHOLE, ToolFile
+from tests.support.tool_file import ToolFile
+from tests.support.tool_files import ADAPTER, AXOLOTL_QLORA, DEEPSPEED, PARTS, TRAINING_ARGUMENTS, WHOLE
 
 #: What the files that name no model are given beside them.
 MORE = ("--model", "llama3.2-1b", "--method", "lora,dora", "--seq", "512")
@@ -101,7 +102,7 @@ def test_files_that_contradict_each_other_are_named(capsys: pytest.CaptureFixtur
     ("text", "words"),
     [
         ("base_model: a/b\nmicro_batch_size: 1\nper_device_train_batch_size: 2", "keys of several formats"),
-        ("hello: 1", "of no format that is known (axolotl, LLaMA-Factory, torchtune"),
+        ("hello: 1", "of no format that is known (axolotl, LLaMA-Factory, LLaMA-Factory v1, torchtune"),
         ('{"model_type": "llama", "hidden_size": 8}', "give it with --model"),
         ("base_model: a/b\nmicro_batch_size: two", "f.yml: micro_batch_size must be a number, not 'two'"),
         ("base_model: a/b\nmicro_batch_size: 0", "micro_batch_size must be at least 1, not 0"),
@@ -129,6 +130,29 @@ def test_files_that_contradict_each_other_are_named(capsys: pytest.CaptureFixtur
         ("model: {_component_: a}\nteacher_model: {_component_: b}", "a second model, whose logits are distilled"),
         ("model: {_component_: a}\nprompt: hello", "it evaluates or generates, and trains nothing"),
         ("model: {_component_: a, image_size: 560}", "a model of text and images"),
+        ("model_class: cls\nmicro_batch_size: 1", "model_class is not modelled: cls scores tokens"),
+        ("model_class: llm\npref_loss: orpo", "pref_loss is not modelled: preferences"),
+        ("train_dataset: a\ncutoff_len: 9\nfinetuning_type: lora", "cutoff_len (LLaMA-Factory), train_dataset"),
+        ("peft_config: {r: 8}", "f.yml: peft_config.name must be a name"),
+        ("model: llama2-7b\npeft_config: {name: freeze}", "'freeze' is not modelled; say with --method"),
+        ("peft_config: {name: lora, export_dir: out}", "it writes a merged model, and trains none"),
+        ("peft_config: {name: lora, modules_to_save: [lm_head]}", "lm_head would be copied and trained whole"),
+        ("model: llama2-7b\npeft_config: {name: lora, adapter_name_or_path: out}", "the adapter's own counts"),
+        ("model: llama2-7b\npeft_config: {name: lora, target_modules: '.*q_proj'}", "a pattern is nothing to this"),
+        ("model: llama2-7b\nquant_config: {name: bnb, quantization_bit: 2}", "bnb nf4 of 2 bits is not modelled"),
+        ("model: llama2-7b\noptim_config: {name: muon}", "'muon' is not modelled; say with --optimizer"),
+        ("dist_config: {name: fsdp2, offload_params: true}", "dist_config.offload_params is not modelled"),
+        ("model: llama2-7b\ndist_config: {name: fsdp2}\nbf16: false\npeft_config: {name: lora}",
+         "in fp32 that it keeps as stored"),
+        ("model: llama2-7b\ndist_config: {name: deepspeed, config_file: ds.json}", "give it with --config as well"),
+        ("dist_config: {name: fsdpturbo, ep_size: 4}", "experts are split over GPUs"),
+        ("model: llama2-7b\ndist_config: {name: fsdpturbo}", "'fsdpturbo' is not modelled; --shard fsdp is nearest"),
+        ("model_class: llm\ncp_size: 2", "cp_size is not modelled: it splits sequences"),
+        ("model_class: llm\nmp_replicate_size: 2", "mp_replicate_size is not modelled"),
+        ("model_class: llm\ndp_size: 2\nmp_shard_size: 4", "mp_shard_size must be dp_size, 2, not 4"),
+        ("model: llama2-7b\nmodel_class: llm\nglobal_batch_size: 16", "how many micro-batches of 1 a step has"),
+        ("model_class: llm\ndp_size: 2\nglobal_batch_size: 3", "a multiple of micro_batch_size times the GPUs, 2"),
+        ("model_class: llm\nbatching_strategy: packed", "batching_strategy must be one of normal, padding_free"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_taken_is_refused(
@@ -145,6 +169,22 @@ def test_an_option_that_is_not_modelled_can_be_given(folder: Path, capsys: pytes
     (folder / "f.yml").write_text("base_model: llama2-7b\nsequence_len: 256\noptimizer: muon")
     (found,), _ = predicted(capsys, "--config", "f.yml", "--optimizer", "adamw")
     assert (found["run"]["optimizer"], found["run"]["seq"]) == ("adamw", 256)
+
+
+def test_a_file_of_v1_and_its_deepspeed_file_are_one_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """v1 says what is trained, DeepSpeed's file how GPUs share it; gradients are not clipped by v1 then."""
+    (folder / "f.yml").write_text(
+        "model: llama3.2-1b\ntrain_dataset: a\nmicro_batch_size: 4\ncutoff_len: 512\n"
+        "dist_config: {name: deepspeed, config_file: ds_config.json}\n"
+    )
+    more = ("--gpus", "4", "--method", "lora")
+    (found,), said = predicted(capsys, "--config", "f.yml", "--config", DEEPSPEED.name, *more)
+    (wanted,), _ = predicted(
+        capsys, "--model", "llama3.2-1b", "--bs", "4", "--seq", "512", "--attn", "sdpa", "--checkpointing", "full",
+        "--optimizer", "adamw", "--shard", "zero2", *more,
+    )  # fmt: skip
+    assert (found["run"], found["memory"]) == (wanted["run"], wanted["memory"])
+    assert "(another file, which is not opened): dist_config.config_file" in said
 
 
 def test_other_files_are_not_opened(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToolFile:
-    name: str
-    text: str
-    flags: str
-    """What the command line would be told in its place."""
-    more: str = ""
-    """What is given beside the file, and beside the flags."""
-    says: tuple[str, ...] = ()
-    """Parts of lines that have to be said about it."""
-
+from tests.support.tool_file import ToolFile
+from tests.support.v1_tool_files import LLAMA_FACTORY_V1, LLAMA_FACTORY_V1_FULL, LLAMA_FACTORY_V1_QLORA
 
 AXOLOTL_QLORA = ToolFile(
     name="qlora.yml",
@@ -276,7 +264,7 @@ fsdp_config:
     "--shard fsdp",
     more="--gpus 4",
     says=(
-        "under FSDP with bf16 accelerate gathers weights in bf16", "flash_attn_fuse_mlp: fused kernels",
+        "under FSDP with bf16 weights are gathered in bf16", "flash_attn_fuse_mlp: fused kernels",
         "model_config: values in the place",
     ),
 )  # fmt: skip
@@ -427,7 +415,8 @@ DEEPSPEED_PLAIN = ToolFile(
 )
 WHOLE = (
     AXOLOTL_QLORA, AXOLOTL_FULL, AXOLOTL_8BIT, AXOLOTL_FSDP, LLAMA_FACTORY, LLAMA_FACTORY_FULL,
-    LLAMA_FACTORY_LORA_PLUS, TORCHTUNE, TORCHTUNE_QLORA, TRL, TRL_QLORA, ADAPTER, VERA,
+    LLAMA_FACTORY_LORA_PLUS, LLAMA_FACTORY_V1, LLAMA_FACTORY_V1_FULL, LLAMA_FACTORY_V1_QLORA, TORCHTUNE,
+    TORCHTUNE_QLORA, TRL, TRL_QLORA, ADAPTER, VERA,
 )  # fmt: skip
 """Files that name a model."""
 PARTS = (TRAINING_ARGUMENTS, ACCELERATE, ACCELERATE_DDP, ACCELERATE_ZERO, DEEPSPEED, DEEPSPEED_PLAIN)
