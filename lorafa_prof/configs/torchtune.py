@@ -17,7 +17,7 @@ TOOL = "torchtune"
 COMPONENT = "_component_"
 _FAMILIES = {
     "llama2": "llama2", "llama3": "llama3", "llama3_1": "llama3.1", "llama3_2": "llama3.2", "qwen2_5": "qwen2.5",
-    "qwen3": "qwen3", "gemma2": "gemma2", "mistral": "mistral", "phi4": "phi-4",
+    "qwen3": "qwen3", "gemma": "gemma", "gemma2": "gemma2", "mistral": "mistral", "phi4": "phi-4",
 }  # fmt: skip
 _BUILDER = re.compile(r"torchtune\.models\.(\w+)\.(qlora_|lora_)?(\w+?)(?:_(?:base|instruct))?")
 _OPTIMIZERS = {
