@@ -228,6 +228,7 @@ def test_the_simulation_takes_files(capsys: pytest.CaptureFixture[str], folder: 
     assert "not taken from the files" not in said
 
 
+@pytest.mark.slow
 def test_measure_takes_files(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     """Real steps of the file's run, whose peak the flags' run has as well."""
     (folder / "config.json").write_text(json.dumps(tiny_configs()["llama"] | {"max_position_embeddings": 512}))

@@ -51,7 +51,7 @@ def script(folder: Path, text: str, name: str = "train.py") -> str:
 @pytest.mark.parametrize(
     ("name", "tokens"),
     [
-        ("plain_loop", 3 * TOKENS),
+        pytest.param("plain_loop", 3 * TOKENS, marks=pytest.mark.slow),
         ("with_trainer", 2 * 2 * TOKENS),  # whose loop is accelerate's
         pytest.param("with_accelerate", 2 * 3 * TOKENS, marks=pytest.mark.slow),
     ],
@@ -110,7 +110,11 @@ def test_a_process_that_is_gone_leaves_what_it_had_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "text"), [("raise", "ValueError: the data are wrong"), ("shape", "RuntimeError: mat1 and mat2 shapes")]
+    ("end", "text"),
+    [
+        pytest.param("raise", "ValueError: the data are wrong", marks=pytest.mark.slow),
+        ("shape", "RuntimeError: mat1 and mat2 shapes"),
+    ],
 )
 def test_a_script_that_raises(tmp_path: Path, end: str, text: str) -> None:
     """Its traceback is Python's own, also from within its model, and what was seen up to there is kept."""

@@ -296,6 +296,7 @@ def test_the_light_half_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_real_harness_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing pretended: a tiny model on the CPU, whose device and versions agree with those found beforehand."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -157,7 +157,11 @@ BATCHES = ((3, 37, True), (2, 32, False), (3, 48, True), (1, 40, True))
 
 @pytest.mark.parametrize(
     ("family", "method", "options"),
-    [("llama", "lora", {}), ("llama", "full", {"attn": "eager"}), ("gpt2", "lora-fb", {"checkpointing": "full"})],
+    [
+        ("llama", "lora", {}),
+        pytest.param("llama", "full", {"attn": "eager"}, marks=pytest.mark.slow),
+        ("gpt2", "lora-fb", {"checkpointing": "full"}),
+    ],
 )
 def test_real_steps_of_different_lengths(family: str, method: str, options: dict[str, Any]) -> None:
     """The peak of every step, and what is left after it, as PyTorch's profiler hears it from the CPU's allocator."""
